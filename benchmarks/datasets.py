@@ -1,7 +1,7 @@
 """Measure how good models of datasets other than MNIST are, and how long they train.
 
     python -m benchmarks.datasets fashion /usr/share/datasets/fashion-mnist
-    python -m benchmarks.datasets stamps /usr/share/tuxpaint/stamps      # beside scikit-learn
+    python -m benchmarks.datasets stamps /usr/share/tuxpaint/stamps      # compared with scikit-learn
     python -m benchmarks.datasets finetune                               # 500 rotated digits
 
 The first two are in Debian's packages dataset-fashion-mnist and tuxpaint-stamps-default. Everything is real:
@@ -43,7 +43,7 @@ from worker.learning.training import save
 #: How the digits of `finetune` are rotated, in degrees.
 ROTATION: Final = 35
 
-#: How many rotated digits are learnt, for validation among them, and tested.
+#: How many rotated digits are learnt, how many of these are for validation, and how many are tested.
 LEARNT, VALIDATION, TESTED = 500, 50, 3_000
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -84,7 +84,7 @@ def stamps(
         int, typer.Option(min=1, help="How many random divisions of the images to average.")
     ] = 3,
 ) -> None:
-    """Train a `cnn` on photographs of many sizes, beside scikit-learn on 32x32 colour pixels."""
+    """Train a `cnn` on photographs of many sizes; compare it with scikit-learn on 32x32 colour pixels."""
     load_average = os.getloadavg()[0]
     drop_developer_settings()
     rows = []
@@ -109,9 +109,9 @@ def finetune(
         list[str] | None, typer.Option("--network", help="mlp or cnn; may be given twice. Left out: both.")
     ] = None,
 ) -> None:
-    """Fine-tune champions of `mnist` on 500 rotated digits, beside training from scratch.
+    """Fine-tune champions of `mnist` on 500 rotated digits, and compare that with training from scratch.
 
-    That is done twice: by the same recipe, and by the recipe for training from scratch, which is longer.
+    Networks are trained from scratch twice: by the same recipe, and by their own recipe, which is longer.
     """
     load_average = os.getloadavg()[0]
     settings = Settings.load()
@@ -142,7 +142,7 @@ def finetune(
 
 @contextmanager
 def _client() -> Iterator[tuple[Client, Path]]:
-    """Return a client of an empty state folder, and that folder."""
+    """Yield a client of an empty state folder, and the temporary folder around it."""
     with short_folder() as home:
         settings = Settings.load(home=home / "home", ledger_url=None, store_url=None, broker_url=None)
         open_ledger(settings).close()

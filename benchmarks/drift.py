@@ -1,11 +1,11 @@
-"""Measure whether the learning loop closes: images change, people correct some, and a retraining follows.
+"""Measure whether the learning loop works: images change, people correct some, and a training run follows.
 
     python -m benchmarks.drift shift --kind rotated --corrections 1500
     python -m benchmarks.drift same                     # 20 repeats in which nothing has changed
 
 Everything is real: the stack runs, changed MNIST test digits arrive as a job, some of them are corrected, and
-`retrain` trains, judges and promotes. Other test digits, changed in the same way, show what was gained.
-Unchanged digits are training digits.
+`retrain` trains, judges and promotes. Other test digits, changed in the same way, show what was gained. If
+nothing changes, the digits are training digits.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def same(
     repeats: Annotated[int, typer.Option(min=1, help="Retrainings after the first.")] = 20,
     corrections: Annotated[int, typer.Option(min=1, max=7_000)] = 1_500,
 ) -> None:
-    """Confirm unchanged digits, then retrain with other seeds; count the promotions, all of them mistakes."""
+    """Confirm unchanged digits, then retrain with other seeds; each promotion is a mistake."""
     load_average = os.getloadavg()[0]
     data = _data()
     with _running(data, "unchanged", corrections) as loop:

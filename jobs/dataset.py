@@ -1,6 +1,7 @@
 """A dataset: a named, versioned collection of labelled images.
 
-`jobs.manifest` lists a version's images, `labelmill.datasets` adds versions, `worker.learning` learns them.
+`jobs.manifest` lists a version's images, `labelmill.datasets` adds versions, and `worker.learning` trains on
+them.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ def describe_version(dataset: str, version: int | None) -> str:
 
 
 def describe_accuracy(accuracy: float | None, dataset: str, version: int | None) -> str:
-    """Return an accuracy and the images that it is about: "0.8123 on birds version 3"; a dash if None."""
+    """Return an accuracy and the data it was measured on: "0.8123 on birds version 3"; a dash if None."""
     return "-" if accuracy is None else f"{accuracy:.4f} on {describe_version(dataset, version)}"
 
 
 def dataset_option(dataset: str) -> str:
-    """Return what to append to a command so that it means this dataset; nothing for the default one."""
+    """Return what to append to a command to name this dataset; nothing for the default one."""
     return "" if dataset == MNIST else f" --dataset {dataset}"
 
 

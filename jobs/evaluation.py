@@ -23,10 +23,10 @@ CALIBRATION_BINS: Final = 15
 #: The standard normal distribution's 97.5th percentile, for 95 % intervals.
 _Z_95: Final = 1.959963984540054
 
-#: Number of mistakes that are kept to be shown: one page of them.
+#: The number of mistakes that are kept to be shown: one page.
 MISTAKES: Final = 48
 
-#: Stands for a class in answers if the model gave none.
+#: The class index in stored answers if the model gave no answer.
 NO_ANSWER: Final = 65_535
 
 #: Bytes of one image in stored answers: the predicted class index and the true one, uint16, little-endian.
@@ -204,6 +204,6 @@ class GateLimits:
     min_class_recall: float | None  # of each class, 0 to 1
     significance: float  # the two-sided p value of McNemar's exact test must be below
     margin: float  # how much lower its accuracy on the test set may be if the live set decides, 0 to 1
-    live_margin: float  # and the other way round
+    live_margin: float  # how much lower on the live set if the test set decides, 0 to 1
     max_calibration_error: float | None  # 0 to 1
     max_image_microseconds: float | None

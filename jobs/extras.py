@@ -10,7 +10,7 @@ from jobs.errors import UserError
 def install_hint(*extras: str) -> str:
     """Return how to install these extras, to follow a colon, without a full stop.
 
-    It is true for a checkout and for a release.
+    The hint holds for a checkout and for a release.
     """
     named = " and ".join(repr(extra) for extra in extras)
     word = "extra" if len(extras) == 1 else "extras"
@@ -19,6 +19,6 @@ def install_hint(*extras: str) -> str:
 
 
 def require_decoders(what: str) -> None:
-    """Raise UserError if images cannot be decoded here. `what` is what needs that."""
+    """Raise UserError if images cannot be decoded here. `what` names the feature that decodes them."""
     if find_spec("numpy") is None or find_spec("PIL") is None:
         raise UserError(f"{what} needs the decoders of images: {install_hint('worker')}.")

@@ -23,10 +23,10 @@ _VERSION: Final = 1
 
 _SPLITS: Final = {split.value: split for split in Split}
 
-#: The file begins with the BLAKE3 of the rest.
+#: The file begins with the BLAKE3 digest of the rest.
 _DIGEST_BYTES: Final = 32
 
-#: Of a SHA-256 in hex.
+#: The length of a SHA-256 in hex.
 _HASH_CHARACTERS: Final = 64
 
 

@@ -61,7 +61,7 @@ _CLASSES: Final = {
     **OPERATIONS,
 }
 
-#: Values that a config writes as objects without a module. Keras makes them of numbers and names alone.
+#: Values that a config writes as objects without a module. Keras makes them from numbers and names only.
 _VALUES: Final = frozenset(("__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"))
 
 #: The type of an array or tensor in a config, such as float32.
@@ -204,13 +204,13 @@ def _check_object(value: dict[str, Any]) -> None:
         what = ".".join(str(part)[:60] for part in (module, named) if part)
         raise ModelRefused(
             f"Its config names {what}, which is not a layer or function that may be loaded. Only Keras's "
-            "own layers and operations on tensors are: build the model of these, copy the weights, and save "
-            "it again."
+            "own layers and operations on tensors may be: build the model from these, copy the weights, and "
+            "save it again."
         )
 
 
 def _check_value(name: str, config: Any) -> None:
-    """Check that an array or tensor has a type that is a plain name. Raises ModelRefused."""
+    """Check that the type of an array or tensor is a plain name, not `object`. Raises ModelRefused."""
     if name not in ("__numpy__", "__tensor__"):
         return
     dtype = config.get("dtype") if isinstance(config, dict) else None

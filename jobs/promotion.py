@@ -33,7 +33,7 @@ EVALUATE: Final = "labelmill models evaluate"
 TEST_SET: Final = "test set"
 LIVE_SET: Final = "live set"
 
-#: The names of the checks for a minimum accuracy. People read them before the comparison with the champion.
+#: The names of the checks for a minimum accuracy. They are shown before the comparison with the champion.
 FLOORS: Final = ("accuracy", "class recall")
 
 #: The name of the check that fails if the champion is pinned.
@@ -165,7 +165,7 @@ class Compared:
 
     @property
     def loss_bound(self) -> float:
-        """Return how much lower the challenger's accuracy may be, at most, with 95 % confidence.
+        """Return how much lower the challenger's accuracy can be at most, with 95 % confidence.
 
         It is the upper end of the one-sided score interval for the difference of two paired proportions:
         T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
@@ -280,7 +280,7 @@ def _checks(
     challenger: StoredEvaluation | None,
     champion: Model | None,
 ) -> tuple[Check, ...]:
-    """Run all checks, in the order in which people read them."""
+    """Run all checks, in the order in which they are shown."""
     if challenger is None:
         return (Check("comparable", False, "it was not evaluated"),)
     limited = check_limits(limits, challenger.evaluation)
@@ -289,7 +289,7 @@ def _checks(
     floors = tuple(check for check in limited if check.name in FLOORS)
     others = tuple(check for check in limited if check.name not in FLOORS)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
-    # Not only its evaluation decides: earlier versions evaluated any model with the same classes.
+    # Its evaluation alone proves nothing: earlier versions evaluated any model with the same classes.
     unfit = why_unfit(champion, model.classes)
     if unfit is not None:
         text = (

@@ -23,7 +23,7 @@ from producer.sources import SourceImage
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: Folders that are named if they are not classes, and that are counted to find the most frequent ones.
+#: How many folders that are not classes are named, and how many are counted to find the most frequent ones.
 _NAMED_FOLDERS: Final = 5
 _COUNTED_FOLDERS: Final = 1_000
 
@@ -91,7 +91,7 @@ def compare_with_folders(
             if each.label not in (None, truth):
                 yield LabelledMistake(each.index, each.name, truth, each.label or "", each.confidence or 0.0)
 
-    # It counts while it looks for the worst mistakes, because the predictions can be read only once.
+    # `mistakes` also counts, because the predictions can be read only once.
     worst = heapq.nsmallest(MISTAKES, mistakes(), key=lambda mistake: (-mistake.confidence, mistake.index))
     if not counts:
         raise UserError(_no_label(model, left_out, folders))
@@ -143,7 +143,7 @@ def classify_images(
 
 
 def _windows(images: Iterable[SourceImage]) -> Iterator[tuple[list[str], list[bytes | ImageError]]]:
-    """Yield the images' names and contents, as many at a time as memory should hold."""
+    """Yield the images' names and contents, a limited number of images and bytes at a time."""
     names: list[str] = []
     contents: list[bytes | ImageError] = []
     size = 0

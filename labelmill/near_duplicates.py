@@ -1,7 +1,7 @@
 """Recognise near-duplicates: images that look the same, although their bytes differ.
 
-A difference hash has a bit for each of 16 x 16 places: whether the image gets brighter there, from left to
-right. It hardly changes if an image is stored as JPEG, made brighter, noisier or smaller.
+A difference hash has a bit for each of 16 x 16 places. It is set if the image gets brighter there, from left
+to right. The hash hardly changes if an image is stored as JPEG, made brighter, noisier or smaller.
 """
 
 from __future__ import annotations

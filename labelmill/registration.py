@@ -1,4 +1,4 @@
-"""Registering a model that was trained elsewhere: check its file, try it out, and store it."""
+"""Register a model that was trained elsewhere: check its file, try it out, and store it."""
 
 from __future__ import annotations
 

@@ -18,11 +18,10 @@ from jobs.store import Store
 from jobs.store_identity import check_store
 from labelmill.job_images import THUMBNAIL_SIDE, read_images
 
-#: For each image wanted, so many are looked at: the others make up for near-duplicates.
+#: Candidates that are read for each image wanted: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
 
-
-#: Corrected images, the latest ones, whose near-duplicates are left out, too.
+#: The number of latest corrected images whose near-duplicates are left out, too.
 _CORRECTED_IMAGES: Final = 1_000
 
 
@@ -49,7 +48,7 @@ class Review:
 
 
 class _Preview(NamedTuple):
-    """How an image looks."""
+    """The difference hash of an image, and a small copy of it."""
 
     hash: int
     thumbnail: bytes
@@ -64,10 +63,12 @@ def review(
     limit: int,
     on_progress: Callable[[int, int], None],
 ) -> Review:
-    """Return at most `limit` images of a job to check. Those with an error or a correction are left out.
+    """Return at most `limit` images of a job to check, lowest confidence first.
 
-    So are those that look like another one of the list, or like one that was corrected lately: otherwise the
-    next of many equal images would come up each time. There are fewer if most candidates are near-duplicates.
+    Images with an error or a correction are left out. Images that look like another one of the list, or like
+    one that was corrected lately, are left out, too: otherwise each call would list the next of many equal
+    images. The list is shorter if most candidates are near-duplicates.
+
     Raises NotFound, Conflict if the job's images were purged, UserError without decoders, Unavailable.
     """
     require_decoders("Reviewing")
@@ -103,7 +104,10 @@ def review(
 
 
 def _hashes_of_copies(store: Store, settings: Settings, image_sha256s: list[str]) -> list[int]:
-    """Return how these corrected images look, without those whose copy is gone. Raises Unavailable."""
+    """Return the hashes of these corrected images. Images whose copy is gone are left out.
+
+    Raises Unavailable.
+    """
     from labelmill.near_duplicates import difference_hash
 
     hashes = []
@@ -116,7 +120,10 @@ def _hashes_of_copies(store: Store, settings: Settings, image_sha256s: list[str]
 def _previews(
     ledger: Ledger, store: Store, settings: Settings, job_id: str, candidates: list[Prediction]
 ) -> dict[int, _Preview]:
-    """Return how these images look, by index. Images that cannot be read are left out. Raises Unavailable."""
+    """Return a preview of each image, by index. Images that cannot be read are left out.
+
+    Raises Unavailable.
+    """
     from labelmill.near_duplicates import difference_hash
     from worker.predicting.decode import thumbnail
 

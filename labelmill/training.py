@@ -60,7 +60,7 @@ def train_with_progress(
     # Imported here: importing TensorFlow takes seconds, and --help should not wait for it.
     from worker.learning.retrain import begin_run, retrain
 
-    # On SIGTERM, the run is recorded as interrupted; otherwise it seems to go on until its lease expires.
+    # On SIGTERM, the run is recorded as interrupted. Otherwise it would look active until its lease expires.
     with sigterm_like_ctrl_c():
         claim = begin_run(settings, recipe, dataset=dataset, on_wait=report_silent_trainer)
         with ProgressLine("training") as progress:
@@ -93,7 +93,7 @@ def train_with_progress(
 
 
 def choice_line(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
-    """Return in one line what was chosen from the data: a run's recipe, and the input of its model."""
+    """Return one line about what was chosen from the data: a run's recipe, and the input of its model."""
     colours = "grey" if spec["mode"] == "L" else "colour"
     minutes = recipe.get("max_minutes")
     limit = f", at most {minutes:g} {'minute' if minutes == 1 else 'minutes'}" if minutes else ""
@@ -121,6 +121,6 @@ def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
 
 
 def require_tensorflow(what: str = "Training", *more: str) -> None:
-    """Raise UserError if TensorFlow is not installed. Its advice includes the `more` extras."""
+    """Raise UserError if TensorFlow is not installed. Its advice also names the extras in `more`."""
     if find_spec("tensorflow") is None:
         raise UserError(f"{what} needs TensorFlow: {install_hint('worker', *more)}.")

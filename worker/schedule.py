@@ -2,8 +2,8 @@
 
 A *slot* is a scheduled time. When it comes, beat requests a training run in the ledger, with dataset and slot
 in a unique index, so each slot has at most one run however many beats there are. A run that new corrections
-start has their number in such an index. The schedules are in the ledger too, so beat follows a change within
-seconds.
+trigger has the number of corrections in such an index. The schedules are in the ledger too, so beat follows a
+change within seconds.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ logger = logging.getLogger(__name__)
 #: asleep.
 GRACE: Final = timedelta(minutes=10)
 
-#: The pause between two looks at the schedules.
+#: How often beat reads the schedules.
 POLL_SECONDS: Final = 5.0
 
-#: In place of a cron line: at no fixed time.
+#: Replaces a cron line: train at no fixed time.
 NEVER: Final = "never"
 
-#: How far `next_slot` looks: 29 February may be eight years away.
+#: How many days ahead `next_slot` searches: 29 February may be eight years away.
 _MOST_DAYS: Final = 8 * 366
 
 
 def default_schedule(settings: Settings, changed_at: datetime) -> Schedule:
-    """Return the schedule of `mnist` by the settings, which applies if the ledger has none.
+    """Return the schedule of `mnist` from the settings, which applies if the ledger has none.
 
     Raises SettingsError if the cron line is invalid.
     """
@@ -116,10 +116,10 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The schedule by the settings counts from here: a slot before beat started has no run.
+        # The schedule from the settings starts here: a slot before beat started gets no run.
         self._started = datetime.now(UTC)
-        self._requested: dict[str, datetime] = {}  # the latest slot of each dataset that has its run
-        self._trouble = ""  # why the latest tick failed, for which one log line is enough
+        self._requested: dict[str, datetime] = {}  # by dataset, the latest slot for which a run was requested
+        self._trouble = ""  # why the latest tick failed; it is logged once
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Request the runs that are due. Return the seconds until the next call."""
@@ -196,7 +196,7 @@ def parse_cron(line: str) -> crontab:
 
 
 def _with_sunday_as_0(weekdays: str) -> str:
-    """Return cron's field for the day of the week with 0 for Sunday, because Celery does not accept 7.
+    """Return the field for the day of the week with 0 for Sunday, because Celery does not accept cron's 7.
 
     Celery handles a range from another day to Sunday, but not one from Sunday to Sunday, which means all
     days. The 7 of a step (`*/7`) is not a day.

@@ -26,7 +26,7 @@ _REFERENCES: Final = tuple(
 def rename_classes(connection: Connection, model_id: str, classes: tuple[str, ...]) -> Model:
     """Give the model's classes other names, in the order of its outputs, and return the model.
 
-    Its evaluations are removed, because they count under the old names. Its verdicts stay: they were true.
+    Its evaluations are removed, because they use the old names. Its verdicts stay as a record.
     Raises NotFound; UserError for another number of classes; Conflict if a job, a person's correction, a
     promotion, an alias or a training run depends on the names.
     """
@@ -72,7 +72,7 @@ def _lock(connection: Connection, model_id: str) -> None:
 
 
 def _used_by(connection: Connection, model_id: str, *, ignoring: sa.Table | None = None) -> str:
-    """Say how many rows of which tables refer to the model: `jobs (2), promotions (1)`, or nothing."""
+    """Return how many rows of which tables refer to the model: `jobs (2), promotions (1)`; empty if none."""
     counts: dict[str, int] = {}
     for column in _REFERENCES:
         if column.table is not ignoring:

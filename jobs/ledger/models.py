@@ -26,11 +26,10 @@ CHAMPION: Final = "champion"
 #: The alias of the challenger (`jobs.ledger.shadows`).
 SHADOW: Final = "shadow"
 
-
-#: By how many of the latest jobs `champions` determines which datasets are in use.
+#: The number of latest jobs from which `champions` determines which datasets are in use.
 _RECENT_JOBS: Final = 100
 
-#: The models, each with the version of its dataset that its accuracy is about.
+#: The models, each with the version of its dataset that its accuracy was measured on.
 _MODELS: Final = sa.select(
     models,
     sa.select(evaluations.c.dataset_version)
@@ -351,9 +350,9 @@ def move_champion(
 
 
 def pin_champion(connection: Connection, dataset: str = MNIST, *, pinned: bool) -> Model:
-    """Pin the dataset's champion, so that no training run replaces it, or release it; return it.
+    """Pin the dataset's champion, so that no training run replaces it, or release it. Return it.
 
-    A champion that is pinned already keeps its time. Raises NotFound.
+    A champion that is pinned already keeps the time of its pin. Raises NotFound.
     """
     lock_champion(connection, dataset)
     champion = model_or_champion(connection, None, dataset)
@@ -415,7 +414,7 @@ def champion_history(
 def champion_before(connection: Connection, dataset: str = MNIST) -> str:
     """Return the id of the dataset's champion before the present one, ignoring moves that were rolled back.
 
-    So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
+    Rolling back twice therefore goes two steps back, not back and forth. Raises Conflict if there is none.
     """
     champion_id = find_alias(connection, CHAMPION, dataset)
     if champion_id is None:

@@ -12,7 +12,7 @@ from jobs.ledger.database import Ledger
 from jobs.ledger.queries import PREDICTIONS, Prediction, job_status
 from jobs.schema import corrections, predictions
 
-#: Images that one statement looks at. The database sorts them, so memory here does not depend on it.
+#: How many images one statement reads. The database sorts them, so memory here does not depend on it.
 _PAGE_IMAGES: Final = 100_000
 
 

@@ -3,8 +3,8 @@
 Three unique indexes enforce the rules, each per dataset. `active` is 1 while a run is pending or running and
 empty afterwards, so there is one such run at a time. `slot` is the scheduled time that a run was made for,
 and `corrections_seen` the number of corrections that triggered it, so there is one run for each, however many
-beats are running. A trainer holds its run as a worker holds a chunk
-(`jobs.ledger.claims`): by a lease with a fencing token.
+beats are running. A trainer holds its run as a worker holds a chunk (`jobs.ledger.claims`): by a lease with a
+fencing token.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def request_run(
     slot: datetime | None = None,
     corrections_seen: int | None = None,
 ) -> RunState | None:
-    """Add a run that waits for a trainer. Return its state, or None if nothing is to be done.
+    """Add a run that waits for a trainer. Return its state, or None if nothing was stored.
 
-    If the slot, or the number of corrections, already has its run, nothing is to be done. If another run of
-    the dataset is active, a person's request raises Conflict, a scheduled run is stored as `skipped`, with
-    the reason, and for a number of corrections nothing is stored: ask again. A run whose trainer has died
-    stays active until it is ended: call `clear_expired_run` first.
+    Nothing is stored if the slot, or the number of corrections, already has its run. If another run of the
+    dataset is active, a person's request raises Conflict, a scheduled run is stored as `skipped`, with the
+    reason, and a request for a number of corrections is not stored: repeat it later. A run whose trainer has
+    died stays active until it is ended: call `clear_expired_run` first.
     """
     end_active_runs(connection, *STALE)
     asked = {

@@ -19,7 +19,7 @@ class Schedule:
 
     dataset: str
     cron: str | None  # five fields, in UTC; None: at no fixed time
-    after_corrections: int | None  # as soon as so many corrections are new; None: however many are new
+    after_corrections: int | None  # as soon as this many corrections are new; None: never for that reason
     request: dict[str, Any]  # what to train, as a person would request it
     changed_at: datetime
 

@@ -209,7 +209,7 @@ _CHALLENGER: Final = predictions.alias("challenger")
 
 
 def _compared(model_id: str, beside: str | None, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Return the query over all images to which both models gave a label."""
+    """Return a query of these columns for all images to which both models gave a label."""
     query = (
         sa.select(*columns)
         .select_from(jobs)

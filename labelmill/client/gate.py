@@ -15,7 +15,7 @@ from labelmill.client.session import Session, accept_numpy_numbers
 
 _NAMES: Final = tuple(field.name for field in fields(GateLimits))
 
-#: The gate compares with these whenever it compares two models.
+#: Limits that cannot be off: every comparison of two models needs them.
 _ALWAYS_ON: Final = ("significance", "margin", "live_margin")
 
 
@@ -35,10 +35,10 @@ class GateMethods(Session):
         """Set limits of the dataset's gate, and return all that apply now.
 
         - `limits`: fields of GateLimits. None switches one off; those that are left out stay as they are.
-        - `defaults`: first forget what was set for this dataset, so that the settings apply again.
+        - `defaults`: first remove what was set for this dataset, so that the settings apply again.
 
-        The next training run and the next `promote` are judged by them. Raises NotFound; UserError if a limit
-        is unknown, out of its range, or cannot be switched off. Example::
+        The next training run and the next `promote` use them. Raises NotFound; UserError if a limit is
+        unknown, out of its range, or cannot be switched off. Example::
 
             client.set_gate("birds", min_accuracy=0.9, margin=0.02)
         """

@@ -131,9 +131,9 @@ class ModelMethods(Session):
             return rename_classes(connection, model_named(connection, model).id, classes)
 
     def remove_model(self, model: str) -> Model:
-        """Remove a model that nothing refers to, with its file and its evaluations, and return what it was.
+        """Remove a model that nothing refers to, with its file and its evaluations. Return its last state.
 
-        Raises Conflict, which says what refers to it, Unavailable.
+        Raises Conflict, which says what refers to it; Unavailable.
         """
         found = self.model(model)
         check_store(self.ledger, self._store)
@@ -145,7 +145,7 @@ class ModelMethods(Session):
     ) -> Evaluation:
         """Evaluate a model on its dataset's test images, and store the figures for `promote` and `report`.
 
-        The images are those of the dataset's latest version. It is also evaluated on the held-out
+        The images are those of the dataset's latest version. The model is also evaluated on the held-out
         corrections, if there are any. The champion is evaluated as well, unless it has been evaluated on
         these images already. MNIST comes from LABELMILL_MNIST_DIR, the cache, or a download. Needs
         TensorFlow, and takes seconds.
@@ -307,7 +307,7 @@ class ModelMethods(Session):
         missing from the store or was changed.
         """
         found = self.model(model)
-        # Otherwise each worker would notice only when it loads the file, and report it only in its log.
+        # Without this check, each worker would notice only on loading the file, and only log it.
         read_stored(self._store, found)
         with self.ledger.transaction() as connection:
             return begin_shadow(connection, found.id)

@@ -15,7 +15,7 @@ from worker.learning.recipes import TrainingRequest
 
 @dataclass(frozen=True, slots=True)
 class ScheduleStatus:
-    """A dataset's schedule, and how far it is."""
+    """A dataset's schedule, its next time, and how many corrections are new."""
 
     schedule: Schedule
     next_slot: datetime | None  # None without a cron line
@@ -26,7 +26,7 @@ class ScheduleMethods(TrainingMethods):
     """The client's methods for schedules."""
 
     def schedules(self) -> list[ScheduleStatus]:
-        """Return the schedule of every dataset that has one, by name, that of the settings included."""
+        """Return the schedules of all datasets that have one, by name, including that of the settings."""
         from worker.schedule import all_schedules, default_schedule, next_slot, parse_cron
 
         now = datetime.now(UTC)

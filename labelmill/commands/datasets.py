@@ -64,7 +64,7 @@ def datasets(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the datasets; or show one, add to one, or remove one."""
+    """List the datasets, or show one, add to one, or remove one."""
     if context.invoked_subcommand is not None:
         return
     with Client() as client:
@@ -171,8 +171,8 @@ def show(
 def remove(name: Name, as_json: AsJson = False) -> None:
     """Remove a dataset with all its versions and images.
 
-    The models that were trained on it stay. It is refused while a champion or a challenger depends on the
-    dataset, or a training run is active.
+    The models that were trained on it stay. A dataset cannot be removed while it has a champion, a challenger
+    or an active training run.
     """
     with Client() as client:
         versions = client.remove_dataset(name)

@@ -60,7 +60,7 @@ def retrain(
     with Client() as client:
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
         stack = None
-        if wait and alone:  # before there is a run: if the stack cannot start, there is no run
+        if wait and alone:  # first, so that no run is requested if the stack cannot start
             require_tensorflow()
             stack = Stack(client.settings, worker=False, trainer=True)
         run_id = client.retrain(

@@ -110,7 +110,7 @@ def _training(status: ScheduleStatus) -> str:
     return ", ".join(form.format(asked[name]) for name, form in _SHOWN.items() if name in asked) or "default"
 
 
-#: How what a schedule trains is shown, in this order.
+#: The training options of a schedule in the order in which they are shown, and how.
 _SHOWN: Final = {
     "architecture": "{}",
     "profile": "{}",

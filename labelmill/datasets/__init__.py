@@ -1,5 +1,5 @@
 """Datasets: add versions from folders, archives, manifests and IDX files; show and remove them.
 
-`adding` is where to begin: it reads sources (`sources`), decodes (`examining`), merges with what is known
-(`merging`), and stores payloads (`packing`), manifest and row.
+Start reading at `adding`: it reads the sources (`sources`), decodes the images (`examining`), merges them
+with the previous version (`merging`), and stores the payloads, the manifest and the row.
 """

@@ -1,7 +1,7 @@
 """Add a version of a dataset: read, decode, merge, store. Nothing is stored unless all of it is.
 
-The images and their list go into a folder of the store that only this version has. The row comes last, and
-only the row makes the version exist. A folder without a row was left by a killed process.
+The images and their list go into a folder of the store that belongs to this version alone. The row comes
+last, and only the row makes the version exist. A folder without a row was left by a killed process.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def is_archive(path: str) -> bool:
 
 
 def scan_archive(path: str, limits: ArchiveLimits) -> Contents:
-    """Return where an archive has its classes, or its manifest.
+    """Return where an archive has its classes or its manifest.
 
     Raises SourceError if it cannot be read, UserError if it has several manifests or too many classes.
     """
@@ -82,7 +82,7 @@ def _only_manifest(path: str, manifests: dict[str, bytes]) -> Contents:
 def _find_classes(path: str, folders: Iterable[str]) -> Contents:
     """Find the classes among the folders that have images directly in them.
 
-    A folder that contains all folders with images is passed over: archives are often packed with one.
+    A folder that contains all other folders with images is skipped: archives are often packed with one.
     """
     parts = [tuple(folder.split("/")) if folder else () for folder in folders]
     level = 0

@@ -36,7 +36,7 @@ def check_usable(manifest: Manifest, classes: tuple[str, ...], merging: Merging,
             raise UserError(f"The class {name!r} has only one image: add more images of it, or leave it out.")
         if not to_train:
             raise UserError(
-                f"The class {name!r} has no training images, all {total} are in other splits: add more "
+                f"The class {name!r} has no training images: all {total} are in other splits. Add more "
                 "images of it."
             )
     for split, number in splits.items():

@@ -9,7 +9,7 @@ from labelmill.console import pluralize
 
 
 def added_lines(version: DatasetVersion, *, new: bool) -> list[str]:
-    """Return what adding to a dataset has done, and what was wrong with the sources."""
+    """Return lines that say what was added to a dataset, and what was wrong with the sources."""
     summary = version.summary
     name = f"dataset {version.dataset}"
     if not new:

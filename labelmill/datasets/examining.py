@@ -1,4 +1,4 @@
-"""Decode each image once, to find its pixels, its size and its mode, or its error."""
+"""Decode each image once, to find the hash of its pixels, its size and its mode, or its error."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from worker.predicting.decode import Picture, describe_many
 #: Decoding one image takes up to 1.3 GB (`jobs.limits`).
 _MAX_THREADS: Final = 4
 
-#: Images of this size together are one task of a thread.
+#: A thread decodes images of this many bytes as one task.
 _TASK_BYTES: Final = 256 * 1024
 
-#: Images that are smaller on average stay together: thousands of them are decoded faster in one go.
+#: Images that are smaller on average are not split into tasks: decoding thousands of them together is faster.
 _SMALL_BYTES: Final = 2 * 1024
 
 Examined: TypeAlias = Picture | ImageError
 
 
 class Examiner:
-    """Examines images, several at a time: Pillow decodes without holding Python's lock."""
+    """Threads that examine images in parallel: Pillow decodes without holding the GIL."""
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
@@ -38,15 +38,15 @@ class Examiner:
     def begin(self, contents: Sequence[bytes | ImageError]) -> Callable[[], list[Examined]]:
         """Begin to examine images. Return a function that waits for the results.
 
-        Images that are errors already stay so.
+        Images that could not be read stay errors.
         """
         readable = [content for content in contents if isinstance(content, bytes)]
         *groups, rest = _groups(readable)
         tasks = [self._threads.submit(describe_many, group, self._limits) for group in groups]
 
         def wait() -> list[Examined]:
-            # Not in a thread: small images are described by code that holds Python's lock, and two threads
-            # that take it from each other are slower than one.
+            # Not in a thread: the code for small images holds the GIL, and two threads that compete for it
+            # are slower than one.
             last = describe_many(rest, self._limits)
             described = chain(chain.from_iterable(task.result() for task in tasks), last)
             return [content if isinstance(content, ImageError) else next(described) for content in contents]

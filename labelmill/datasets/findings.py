@@ -1,4 +1,4 @@
-"""Images with something to report: how many there are, and the first of them."""
+"""Count the images that have something to report, and keep the first of them."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ class Findings:
             self.first.append(facts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return them for a summary."""
+        """Return the count and the first images, for a summary."""
         return {"count": self.count, "first": self.first}

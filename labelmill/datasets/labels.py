@@ -27,11 +27,11 @@ class Label(NamedTuple):
     """What a source says about an image."""
 
     name: str  # of its class
-    split: Split | None = None  # None: it is made by the hash of the image's pixels
+    split: Split | None = None  # None: the hash of the image's pixels decides
 
 
 def to_label(name: str, split: Split | None = None) -> Label:
-    """Return the label with this class. Raises UserError if a class cannot have this name."""
+    """Return the label for this class. Raises UserError if a class cannot have this name."""
     name = unicodedata.normalize("NFC", name)  # macOS writes file names in another form
     if not name.strip() or not is_plain(name) or len(name) > MAX_LABEL:
         raise UserError(
@@ -54,7 +54,7 @@ def check_class_count(classes: Collection[str], where: str) -> None:
 class FolderLabels:
     """The labels of images by their folders: `CLASS/...`, or `SPLIT/CLASS/...`."""
 
-    prefix: str  # the path of the folder that holds those of classes or splits, with a slash, or ""
+    prefix: str  # the path of the folder that holds the folders of classes or splits, with a slash, or ""
     with_splits: bool
     _known: dict[str, Label | None] = field(default_factory=dict)
 

@@ -21,10 +21,10 @@ _CSV: Final = (".csv",)
 _JSON_LINES: Final = (".jsonl", ".ndjson")
 _PARQUET: Final = (".parquet",)
 
-#: Far more than the longest path, a signed URL and a label.
+#: Far more than the longest path, a signed URL and a label need.
 _MAX_LINE_BYTES: Final = 1024 * 1024
 
-#: Rows of a Parquet file that are in memory at a time.
+#: The number of rows of a Parquet file that are in memory at a time.
 _PARQUET_ROWS: Final = 4_096
 
 _COLUMNS: Final = ("path", "url", "label", "split")

@@ -19,11 +19,12 @@ from worker.predicting.decode import Picture
 #: from an image that it is tested on.
 _PRECEDENCE: Final = (Split.TEST, Split.VALIDATION, Split.TRAIN)
 
-#: Made splits, by the first 64 bits of the hash: a tenth are test images, a tenth validation images.
+#: If the sources name no split, the first 64 bits of the hash decide: a tenth are test images, a tenth
+#: validation images.
 _TEST_BELOW: Final = 2**64 // 10
 _VALIDATION_BELOW: Final = 2 * 2**64 // 10
 
-#: If the sources name splits but no validation images, a ninth of the training images become some.
+#: If the sources name splits but no validation images, a ninth of the training images are used as these.
 _VALIDATION_OF_TRAIN: Final = 2**64 // 9
 
 
@@ -37,8 +38,7 @@ class Place(NamedTuple):
 class Merging:
     """The images of the version that is being made.
 
-    They are held as columns, because Python's garbage collector would visit an object per image again and
-    again.
+    They are held as columns, because the garbage collector would repeatedly visit an object per image.
     """
 
     def __init__(self, before: Manifest, classes: tuple[str, ...]) -> None:
@@ -143,9 +143,9 @@ class Merging:
 
 
 def split_by_hash(drawn: int) -> Split:
-    """Return the split of an image by 64 bits of its hash.
+    """Return the split of an image by the first 64 bits of its hash.
 
-    So an image keeps its split, whatever is added later.
+    An image therefore keeps its split, whatever is added later.
     """
     if drawn < _TEST_BELOW:
         return Split.TEST

@@ -1,4 +1,4 @@
-"""Remove datasets, and what killed processes left of them."""
+"""Remove datasets, and the folders that killed processes left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.ledger.datasets import manifests_of, remove_dataset
 from jobs.store import Store
 from jobs.store_identity import check_store
 
-#: A folder that no version has is removed once it is this old: until then a process may still fill it.
+#: A folder without a version is removed once it is this old: until then, a process may still write to it.
 _STRAY_SECONDS: Final = 24 * 3600
 
 
@@ -37,18 +37,21 @@ def remove(ledger: Ledger, store: Store, name: str) -> int:
 
 
 def remove_strays(ledger: Ledger, store: Store, name: str) -> None:
-    """Remove what killed processes left of this dataset, once it is a day old. Raises Unavailable."""
+    """Remove the folders that killed processes left of this dataset, once they are a day old.
+
+    Raises Unavailable.
+    """
     for key in stray_folders(ledger, store, name):
         store.remove_folder(key)
 
 
 def stray_folders(ledger: Ledger, store: Store, name: str) -> list[str]:
-    """Return the keys of the dataset's folders that no version has and that are a day old.
+    """Return the keys of the dataset's folders that belong to no version and are a day old.
 
     Raises Unavailable.
     """
     oldest = time.time() - _STRAY_SECONDS
-    # Folders are listed before rows are read: a listed folder has its row by then, or is young.
+    # Folders are listed before rows are read: a listed folder without a row is then a stray, or is young.
     folders = store.folders(dataset_folder(name))
     with ledger.reading() as connection:
         needed = {key.split("/")[-2] for key in manifests_of(connection, name)}

@@ -1,4 +1,4 @@
-"""Read the labelled images of the sources that a user names, in groups, one after the other.
+"""Read the labelled images of the sources that a user names, in groups, one source after the other.
 
 `producer.sources` reads the images. `labels` and `manifests` say what their classes are.
 """
@@ -50,7 +50,7 @@ class LabelledImages(NamedTuple):
 
 @dataclass(slots=True)
 class Skipped:
-    """What the sources hold beside labelled images."""
+    """What the sources hold besides labelled images."""
 
     files: int = 0  # not images by their names
     unlabelled: Findings = field(default_factory=Findings)  # images without a label
@@ -64,11 +64,11 @@ class LabelledSources:
     """The labelled images of several sources."""
 
     def __init__(self, sources: Sequence[str], settings: Settings) -> None:
-        """Find out what each source is. Raises SourceError for one that cannot be used."""
+        """Determine the kind of each source. Raises SourceError for one that cannot be used."""
         self._settings = settings
         self.skipped = Skipped()
         paths = list(map(local_source, sources))
-        # The file with the labels of another one is read with it.
+        # A file of labels is read together with its images.
         labels = {labels_beside(path) for path in paths}
         self._readers = [(path, self._reader(path)) for path in paths if path not in labels]
 
@@ -81,7 +81,7 @@ class LabelledSources:
             yield from reader(path)
 
     def _reader(self, path: str) -> Callable[[str], Iterator[LabelledImages]]:
-        """Return what reads this source. Raises SourceError if it has no labels."""
+        """Return the method that reads this source. Raises SourceError if it has no labels."""
         if os.path.isdir(path):
             return self._read_idx_folder if _idx_files(path) and not _subfolders(path) else self._read_folder
         if is_url(path):
@@ -142,7 +142,7 @@ class LabelledSources:
         yield from self._label(self._images(path), FolderLabels(prefix, with_splits))
 
     def _expect_class(self, name: str, source: str) -> None:
-        """Note a class that has a folder. Raises UserError if there are too many."""
+        """Record a class that has a folder. Raises UserError if there are too many."""
         self.skipped.classes.add(to_label(storable(name)).name)
         check_class_count(self.skipped.classes, shown(source))
 
@@ -243,7 +243,7 @@ def _one(image: SourceImage, label: Label) -> LabelledImages:
 
 
 def _subfolders(folder: str) -> list[str]:
-    """Return the names of the folders in a folder, in order. Raises UserError if they are too many."""
+    """Return the names of a folder's subfolders, in order. Raises UserError if there are too many."""
     found: set[str] = set()
     try:
         with os.scandir(folder) as entries:
@@ -257,7 +257,7 @@ def _subfolders(folder: str) -> list[str]:
 
 
 def _has_image(folder: str) -> bool:
-    """Return whether there is an image below a folder. Raises SourceError if that cannot be found out."""
+    """Return whether there is an image below a folder. Raises SourceError if it cannot be listed."""
 
     def fail(error: OSError) -> None:
         raise _unlisted(error.filename, error)

@@ -11,7 +11,7 @@ from jobs.manifest import Manifest
 from labelmill.datasets.merging import Merging
 from labelmill.datasets.sources import Skipped
 
-#: How many of the most frequent sizes are named.
+#: How many of the most frequent sizes are listed.
 _SIZES: Final = 10
 
 

@@ -176,7 +176,7 @@ def test_what_runs_code_or_opens_files_is_refused_wherever_it_stands(
     }[place]
     reason = refusal_of(config)
     assert "which is not a layer or function that may be loaded" in reason
-    assert "build the model of these" in reason
+    assert "build the model from these" in reason
     assert len(reason) < 350
 
 

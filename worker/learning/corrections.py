@@ -1,8 +1,8 @@
-"""Divide the corrected images: most are learnt, the others are the live set, which no model learns.
+"""Divide the corrected images: most are training images, the others the live set, which no model learns.
 
 The live set shows how good a model is on the images that people submit. A picture's content decides where it
-belongs, so it stays there in all training runs. No picture is on two sides: a correction replaces the same
-picture among the training images, and one of a test image is left out.
+belongs, so it stays there in all training runs. No picture is in two sets: a correction replaces the same
+picture among the training images, and a correction of a test image is left out.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def add_corrections(
 def _accept(
     correction: Correction, content: bytes, data: Data, limits: ImageLimits, live_share: float
 ) -> _Accepted:
-    """Decode a corrected image, and decide on which side it is. Raises _Unusable."""
+    """Decode a corrected image, and decide in which set it is. Raises _Unusable."""
     pixels, picture = _decoded(content, data.spec, limits)
     return _Accepted(
         correction.image_sha256,
@@ -100,7 +100,7 @@ def _accept(
 
 
 def _data_with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store, limits: ImageLimits) -> Data:
-    """Return the data with these images."""
+    """Return the data with these corrected images added."""
     # Sorted, because the order changes the training set's fingerprint and the trained model.
     ordered = sorted(accepted.values(), key=lambda each: each.image_sha256)
     learnt = [each for each in ordered if not each.is_live]
@@ -136,7 +136,7 @@ def _data_with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store,
 
 
 def _identities(labelled: Labelled) -> Iterable[str | bytes]:
-    """Return by what each picture is known: by the hash of its picture, else by its pixels."""
+    """Return what identifies each picture: its hash if it is known, otherwise its pixels."""
     if labelled.pictures is not None:
         return labelled.pictures
     return (image.tobytes() for images in labelled.windows(_WINDOW_IMAGES) for image in images)
@@ -164,7 +164,7 @@ class _Accepted(NamedTuple):
     """A corrected image that can be used."""
 
     image_sha256: str
-    identity: str | bytes  # equal for the same picture
+    identity: str | bytes  # the same for the same picture
     pixels: Uint8
     label: int
     is_live: bool
@@ -186,8 +186,8 @@ def _left_out_line(reason: str, corrections: Sequence[Correction]) -> str:
 def _one_per_image(corrections: Iterable[Correction], classes: Sequence[str]) -> list[Correction]:
     """Return one correction per image: the latest whose label is one of these classes, else the latest.
 
-    `corrections` are in the order latest first. So a correction for a model of other classes does not hide an
-    earlier one for this model.
+    `corrections` come latest first. A correction for a model of other classes does not hide an earlier one
+    for this model.
     """
     found: dict[str, Correction] = {}
     for correction in corrections:

@@ -1,7 +1,7 @@
-"""The images that a training run learns, chooses the best epoch by, and is evaluated on, for any dataset.
+"""The images of a training run, for any dataset: to learn, to choose the best epoch, and to evaluate on.
 
 `worker.learning.mnist` and `worker.learning.stored` load them, and `worker.learning.corrections` adds the
-corrected images. The images may be a memory-mapped file that is larger than the memory: take them by batches.
+corrected images. The images may be a memory-mapped file that is larger than the memory: read them in batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Uint16: TypeAlias = npt.NDArray[np.uint16]
 
 
 class Joined:
-    """Some rows of an array followed by all of another one, without a copy of either."""
+    """Some rows of an array followed by all rows of another one, without a copy of either."""
 
     def __init__(self, base: Uint8, rows: npt.NDArray[np.intp], added: Uint8) -> None:
         self._base = base
@@ -82,7 +82,7 @@ class Labelled:
 
 
 def no_images(spec: InputSpec) -> Labelled:
-    """Return no images."""
+    """Return an empty set of images for this input."""
     return Labelled(np.empty((0, *spec.shape), np.uint8), np.empty(0, np.uint16))
 
 
@@ -99,7 +99,7 @@ class Data:
     validation: Labelled  # empty if the recipe holds out training images instead
     test: Labelled
     live: Labelled  # held-out corrections
-    fingerprint: str  # of everything that is learnt or evaluated, before it is prepared
+    fingerprint: str  # of everything that is learnt or evaluated, before it is prepared for the input
     evaluation_fingerprints: dict[Part, str]  # of the test set, and of the live set if there is one
     #: Return the test set or the live set as models with another input see it. Raises UserError if the data
     #: cannot be prepared for it.

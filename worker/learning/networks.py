@@ -1,6 +1,6 @@
 """Build the networks, and prepare them for training.
 
-Each takes uint8 pixels and scales them itself, so that code that serves a model cannot forget to.
+Each network takes uint8 pixels and scales them itself, so that code that serves a model cannot forget it.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def make_training_copy(model: keras.Model, precision: str) -> keras.Model:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A trained model that a fine-tuning begins with."""
+    """A trained model that a fine-tuning starts from."""
 
     network: keras.Model
     classes: tuple[str, ...]
@@ -192,7 +192,7 @@ class Start:
     def continued(self, classes: tuple[str, ...]) -> tuple[keras.Model, bool]:
         """Return the network to train for these classes, and whether its last layer is new.
 
-        The last layer is new if the classes are others. Raises ModelRefused if the model has no last layer
+        The last layer is new if the classes differ. Raises ModelRefused if the model has no last layer
         that could be replaced.
         """
         network = self.network

@@ -79,7 +79,7 @@ class Recipe:
     held_out: float = 1 / 30
     augmentation: Augmentation | None = Augmentation(shift=1)
     #: Each corrected image is learnt several times per epoch, so that a few hundred among 60,000 make a
-    #: difference: at most so often, and until they are this share of the other images.
+    #: difference: at most this often, and until they are this share of the other images.
     correction_repeats: int = 10
     correction_share: float = 0.2
     #: Promote the model even if the gate refuses it. Recorded with the verdict.
@@ -92,8 +92,8 @@ class Recipe:
     augment: Augment | None = None
     #: Rare classes weigh more in the loss.
     class_weights: bool = False
-    #: The best epoch counts, and the training ends after so many epochs without a better one. None: the last
-    #: epoch counts.
+    #: The best epoch counts, and the training ends after this many epochs without a better one. None: the
+    #: last epoch counts.
     patience: int | None = None
     #: The longest training, in minutes. The learning rate falls in time for it.
     max_minutes: float | None = None
@@ -107,7 +107,7 @@ class Recipe:
         return max(1, round(images * self.held_out)) if self.held_out else 0
 
     def repeats_of(self, corrections: int, others: int) -> int:
-        """Return how often each of the corrections is learnt per epoch, beside the other images."""
+        """Return how often each of the corrections is learnt per epoch, among the other images."""
         most = round(self.correction_share * others / corrections) if corrections else 0
         return max(1, min(self.correction_repeats, most))
 
@@ -239,17 +239,17 @@ class TrainingRequest:
         )
 
 
-#: A training ends after this share of its epochs without a better one, at the earliest after _LEAST_PATIENCE.
+#: A training ends after this share of its epochs without a better one, but at least _LEAST_PATIENCE epochs.
 #: While the learning rate is high, the accuracy on a small validation split can stand still for long.
 _PATIENCE_SHARE: Final = 1 / 3
 _LEAST_PATIENCE: Final = 8
 
-#: How many images a training learns in all, as far as the limits of epochs allow.
+#: How many images a training learns in all, if the limits for epochs allow it.
 _IMAGES_LEARNT: Final = 1_200_000
 _EPOCHS: Final = (8, 300)
 _FINETUNED_EPOCHS: Final = (6, 80)
 
-#: Up to so many training images, batches are smaller and the weights are averaged over a shorter time.
+#: With at most this many training images, batches are smaller and weights are averaged over a shorter time.
 _FEW_IMAGES: Final = 5_000
 
 

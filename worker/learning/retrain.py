@@ -122,10 +122,10 @@ def retrain(
     """Execute a claimed run to its end, on the latest version of its dataset and all corrections.
 
     `dataset` is given if it is loaded already. `on_data` is called when the data is loaded, with the recipe
-    and the input that were chosen for it; `say` receives what takes long, a line each. With `replace`, a
-    better model becomes the champion; without it, only if there is no champion. Raises RunLost if the run was
-    cancelled or taken for dead. Any other error, such as DataUnavailable or Unavailable, is recorded in the
-    run's row and raised.
+    and the input that were chosen for it; `say` is called with a line of text before each slow step. With
+    `replace`, a better model becomes the champion; without it, only if there is no champion. Raises RunLost
+    if the run was cancelled or taken for dead. Any other error, such as DataUnavailable or Unavailable, is
+    recorded in the run's row and raised.
     """
     with (
         closing(Ledger(settings.ledger)) as ledger,
@@ -289,9 +289,9 @@ def _load_start(store: Store, settings: Settings, model: Model) -> Start:
 def _with_corrections(
     data: Data, ledger: Ledger, store: Store, settings: Settings, heartbeat: Heartbeat
 ) -> Data:
-    """Divide all corrections between training and live set.
+    """Return the data with all corrections, divided between the training images and the live set.
 
-    Raises DataUnavailable if these are too few images to train with.
+    Raises DataUnavailable if there are too few images to train with.
     """
     data = add_corrections(
         data,

@@ -206,7 +206,7 @@ class Best:
     weights: list[npt.NDArray[Any]]
 
     def is_final(self, epoch: int, recipe: Recipe) -> bool:
-        """Return whether the training ends after this epoch, because none was better for so long."""
+        """Return whether the training ends after this epoch, because no better one came in time."""
         # While the learning rate rises, an epoch may be worse than the one before.
         since = epoch - max(self.result.epoch, recipe.warm_up * recipe.epochs)
         return recipe.patience is not None and since >= recipe.patience
@@ -256,7 +256,7 @@ class Budget:
         self._steps, self._begin, self._end = 1, 0.0, math.inf
 
     def begin(self, stage: Stage, steps: int) -> None:
-        """Begin a stage of so many steps."""
+        """Begin a stage of this many steps."""
         self._steps, self._end = steps, self._seconds * stage.until
         self._begin = time.monotonic() - self._started
 
@@ -276,7 +276,7 @@ def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np
     """Return how much an image of each class weighs in the loss, 1 on average over all images.
 
     The weights are the inverse frequencies, but at most MAX_CLASS_WEIGHT times the smallest, because a few
-    images that weigh very much would be learnt by heart.
+    images with very large weights would be memorised.
     """
     counts = np.bincount(labels, minlength=classes)
     inverse = 1 / np.maximum(counts, counts.max() / MAX_CLASS_WEIGHT)
@@ -287,7 +287,7 @@ def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np
 def _learning_rate(recipe: Recipe, highest: float, steps: int, position: Any) -> Any:
     """Return the learning rate, or its one-cycle schedule over all steps (Smith, Super-Convergence, 2017).
 
-    `position`, a variable, says at which step the training is. If the time is short, it skips steps.
+    `position`, a variable, is the step that the training is at. If the time is short, it skips steps.
     """
     if recipe.schedule == "constant":
         return highest

@@ -35,9 +35,9 @@ DEFAULT_LIMITS: Final = ImageLimits()
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about unused metadata, for every malicious picture
 
-# Errors that Pillow's decoders raise on broken bytes, according to their source. Not simply Exception: a time
-# limit or a shutdown that a signal handler raises during decoding is not the picture's fault. Neither is a
-# MemoryError, which the machine's other load may cause.
+# Errors that Pillow's decoders raise on broken bytes, according to their source code. Not simply Exception: a
+# time limit or a shutdown that a signal handler raises during decoding is not the picture's fault. Neither is
+# a MemoryError, which the machine's other load may cause.
 _PILLOW_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
@@ -69,7 +69,7 @@ _TRANSPOSES: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Larger files are not among the pictures that are decoded together.
+# Pictures in larger files are not decoded together with others.
 _SMALL_BYTES: Final = 4_096
 
 # Modes of more than 8 bits per channel. All are grey.

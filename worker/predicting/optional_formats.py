@@ -21,7 +21,7 @@ def check_installed(formats: Iterable[str]) -> None:
     added = [name for name in formats if name in _LIBRARIES]
     if not added:
         return
-    from PIL import features  # not before: a worker's main process does without Pillow
+    from PIL import features  # only here: a worker's main process does not import Pillow
 
     for name in added:
         if not features.check(_LIBRARIES[name]):

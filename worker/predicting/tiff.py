@@ -1,8 +1,8 @@
 """Open the first page of a TIFF, after a check of its directory.
 
 A TIFF's directory may hold any number of tags, values and references to other parts of the file. Pillow and
-libtiff read many of them, and not always in the same way. So they are given a directory
-that is written here, with only the tags that were checked.
+libtiff read many of them, and not always in the same way. So this module gives them a directory of its own,
+with only the tags that were checked.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _KEPT: Final = frozenset(
 # The types of their values, as `struct` calls them.
 _BYTE, _SHORT, _LONG, _UNDEFINED = 1, 3, 4, 7
 _TYPES: Final = {_BYTE: "B", _SHORT: "H", _LONG: "I", _UNDEFINED: "B"}
-_ENTRY_BYTES, _INLINE_BYTES = 12, 4  # of a tag in the directory; of values that are not elsewhere
+_ENTRY_BYTES, _INLINE_BYTES = 12, 4  # of a tag in the directory; of the values that fit into it
 
 # Maximum number of values of one tag. Only strips and tiles have many: at most 65,535 rows in seven planes,
 # or 64 Mi pixels in tiles of 16 x 16.
 _MAX_VALUES: Final = 500_000
 
-# Compressions: none, LZW, JPEG, deflate (two numbers), PackBits. Not CCITT, where libtiff fills up what is
-# missing or broken. The decoders of others are rarely used: LZMA, Zstandard, SGI, JPEG of the old kind.
+# Compressions: none, LZW, JPEG, deflate (two numbers), PackBits. CCITT is left out because libtiff fills up
+# missing or broken pixels; LZMA, Zstandard, SGI and old-style JPEG because their decoders are rarely used.
 _NONE, _LZW, _JPEG, _DEFLATE, _PACKBITS, _OLD_DEFLATE = 1, 5, 7, 8, 32773, 32946
 _COMPRESSIONS: Final = frozenset((_NONE, _LZW, _JPEG, _DEFLATE, _PACKBITS, _OLD_DEFLATE))
 
@@ -66,7 +66,7 @@ _MAX_SAMPLES: Final = 6  # per pixel; Pillow decodes no more, and writes about i
 _UNSIGNED: Final = 1  # a sample format
 _TOGETHER, _SEPARATE = 1, 2  # planar configurations
 
-# Tiles may go over the picture's edges, up to this multiple of the limit of pixels.
+# Tiles may extend past the picture's edges, up to this multiple of the limit of pixels.
 _MAX_TILING: Final = 4
 
 Tags = dict[int, tuple[int, ...]]

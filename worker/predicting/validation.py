@@ -122,7 +122,7 @@ _JPEG_SEGMENTS: Final = _JPEG_BETWEEN | _JPEG_FRAMES | {_JPEG_SCAN}
 
 
 def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Check a PNG, JPEG, GIF or WebP before it is opened. TIFF and AVIF are checked in modules of their own.
+    """Check a PNG, JPEG, GIF or WebP before it is opened. TIFF and AVIF are checked in their own modules.
 
     Nothing is decoded, and memory is constant. Raises ImageError: TOO_LARGE, or CORRUPT for a PNG or JPEG.
     """

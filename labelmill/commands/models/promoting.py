@@ -35,7 +35,7 @@ _COLUMNS: Final = (
 @report_errors
 def promote(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
-    force: Annotated[bool, typer.Option("--force", help="Overrule the gate; that is recorded.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overrule the gate; this is recorded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Make a model its dataset's champion if it passes the gate.
