@@ -87,13 +87,14 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
 
 def labels_beside(path: str) -> str | None:
     """Return the path of the labels of a file of images, named as in MNIST, or None if there is none."""
-    folder, _, name = path.rpartition("/")
+    folder, slash, name = path.rpartition("/")
     labels = name.replace("images", "labels").replace("idx3", "idx1")
     stem = labels.removesuffix(".gz")
     for each in (labels, stem, f"{stem}.gz"):
-        beside = Path(folder, each) if folder else Path(each)
-        if each != name and beside.is_file():
-            return str(beside)
+        # Not a Path, which would drop a leading `./`: callers compare this with the paths that people name.
+        beside = f"{folder}{slash}{each}"
+        if each != name and Path(beside).is_file():
+            return beside
     return None
 
 

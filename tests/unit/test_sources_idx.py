@@ -14,6 +14,7 @@ import pytest
 
 from jobs.errors import ErrorCode, SourceError
 from producer.sources import SourceImage, Sources
+from producer.sources.idx import labels_beside
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -115,6 +116,14 @@ def test_a_file_that_may_not_or_cannot_be_read_is_not_called_damaged(
         Sources(["images-idx3-ubyte"])
     assert str(refused.value).startswith(message)
     assert "again" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_the_labels_beside_images_have_a_path_of_the_same_form(ending: str) -> None:
+    Path(f"t10k-labels-idx1-ubyte{ending}").write_bytes(LABELS)
+    for folder in ("", "./", ".//", f"{Path.cwd()}/"):
+        labels = labels_beside(f"{folder}t10k-images-idx3-ubyte.gz")
+        assert labels == f"{folder}t10k-labels-idx1-ubyte{ending}"
 
 
 def test_another_gzip_file_is_a_file() -> None:
