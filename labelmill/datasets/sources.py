@@ -271,8 +271,11 @@ def _unlisted(folder: str, error: OSError) -> SourceError:
 
 
 def _idx_files(folder: str) -> list[str]:
-    """Return the paths of the IDX files with images in a folder, in order."""
-    names = sorted(name for name in os.listdir(folder) if "idx3-ubyte" in name.lower())
+    """Return the paths of the IDX files with images in a folder, in order. Raises SourceError."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if "idx3-ubyte" in name.lower())
+    except OSError as error:
+        raise _unlisted(folder, error) from error
     paths = [os.path.join(folder, name) for name in names]
     return [path for path in paths if os.path.isfile(path)]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import threading
 import time
 import zipfile
@@ -477,6 +479,17 @@ def test_sources_are_checked_before_anything_is_read(client, tmp_path) -> None:
     for source in (tmp_path / "one.png", "s3://bucket/pets/"):
         with pytest.raises(SourceError, match="says nothing about classes"):
             client.add_dataset("pets", source)
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_folder_that_cannot_be_listed_is_named(client, tmp_path, monkeypatch) -> None:
+    def listdir(folder: str) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+    folder = write_classes(tmp_path / "pets")
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(SourceError, match=r"pets cannot be listed \(Permission denied\): check its perm"):
+        client.add_dataset("pets", folder)
 
 
 # ---- at the same time ---------------------------------------------------------------------------------
