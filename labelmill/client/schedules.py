@@ -87,11 +87,14 @@ class ScheduleMethods(TrainingMethods):
         request = {name: value for name, value in asked.items() if value is not None}
         if not request and present is not None:
             request = present.request
-        self.recipe_of(TrainingRequest(dataset=dataset, **request))  # refuses what cannot be trained
         if cron is None:
             cron = present.cron if present else None
         if after_corrections is None:
             after_corrections = present.after_corrections if present else None
+        is_off = cron in (None, NEVER) and not after_corrections
+        # A schedule that can no longer be followed can still be switched off.
+        if present is None or request != present.request or not is_off:
+            self.recipe_of(TrainingRequest(dataset=dataset, **request))  # refuses what cannot be trained
         with self.ledger.transaction() as connection:
             return set_schedule(
                 connection,

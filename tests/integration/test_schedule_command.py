@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from jobs.ids import new_id
+from jobs.ledger.schedules import set_schedule
 from labelmill.commands.schedule import app
 
 
@@ -42,6 +44,19 @@ def test_a_dataset_gets_a_schedule(cli):
     assert (birds["cron"], birds["after_corrections"], birds["new_corrections"]) == ("15 4 * * *", 500, 0)
     assert birds["next"].endswith("04:15:00+00:00")
     assert "15 4 * * *" in cli().stdout
+
+
+def test_a_schedule_whose_training_is_no_longer_possible_can_be_switched_off(cli, ledger):
+    # Given a schedule that starts from a model which was removed
+    request = {"architecture": "finetune", "start": new_id()}
+    with ledger.transaction() as connection:
+        set_schedule(connection, "birds", cron="0 3 * * *", after_corrections=None, request=request)
+
+    # When its time changes, Then it is refused, and when it is switched off, it is not
+    refused = cli("birds", "--cron", "0 4 * * *")
+    assert (refused.exit_code, "There is no model" in refused.stderr) == (2, True)
+    assert cli("birds", "--off").exit_code == 0
+    assert listed(cli)["birds"]["next"] is None
 
 
 def test_a_schedule_that_says_nothing_is_refused(cli):
