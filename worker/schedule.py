@@ -124,7 +124,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
     def tick(self, *_: Any, **__: Any) -> float:
         """Request the runs that are due. Return the seconds until the next call."""
         settings = self.app.labelmill_settings
-        trouble = ""
+        troubles: list[str] = []
         try:
             with closing(Ledger(settings.ledger, pooled=False)) as ledger:
                 with ledger.reading() as connection:
@@ -133,9 +133,10 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                     try:
                         self._request_due_run(ledger, schedule)
                     except UserError as error:  # one schedule must not stop the others
-                        trouble = f"{schedule.dataset}: {error}"
+                        troubles.append(f"{schedule.dataset}: {error}")
         except LabelmillError as error:
-            trouble = str(error)
+            troubles.append(str(error))
+        trouble = "; ".join(troubles)
         if trouble != self._trouble:
             if trouble:
                 logger.warning("no run is requested for now: %s", trouble)
