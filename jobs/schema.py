@@ -223,8 +223,7 @@ training_runs = Table(
     Column("data_fingerprint", String(64), nullable=False),  # of all its data; empty until it is loaded
     Column("data", _Json),  # how many images of each kind, the corrections among them
     Column("slot", UtcTime),  # its scheduled time; empty if a person requested it
-    # How many corrections its dataset had when their number triggered the run; empty for other runs.
-    Column("corrections_seen", BigInteger),
+    Column("corrections_seen", UtcTime),  # when the newest of the corrections that triggered it was made
     Column("active", Integer),  # 1 while it waits or runs, else empty; unique, so one run per dataset
     Column("token", _Id),  # the fencing token of the trainer that claimed it
     Column("owner", Text),  # who claimed it, for people to read

@@ -24,7 +24,7 @@ from jobs.errors import LabelmillError, SettingsError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.runs import clear_expired_run, request_run
-from jobs.ledger.schedules import Schedule, count_corrections, list_schedules
+from jobs.ledger.schedules import Schedule, list_schedules, new_corrections
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -156,9 +156,9 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
             self._requested[schedule.dataset] = slot
         if schedule.after_corrections is not None:
             with ledger.reading() as connection:
-                count, new = count_corrections(connection, schedule.dataset)
-            if new >= schedule.after_corrections:
-                self._request(ledger, schedule, corrections_seen=count)
+                count, newest = new_corrections(connection, schedule.dataset)
+            if newest is not None and count >= schedule.after_corrections:
+                self._request(ledger, schedule, corrections_seen=newest)
 
     def _request(self, ledger: Ledger, schedule: Schedule, **cause: Any) -> None:
         run_id = new_id()

@@ -2,9 +2,9 @@
 
 Three unique indexes enforce the rules, each per dataset. `active` is 1 while a run is pending or running and
 empty afterwards, so there is one such run at a time. `slot` is the scheduled time that a run was made for,
-and `corrections_seen` the number of corrections that triggered it, so there is one run for each, however many
-beats are running. A trainer holds its run as a worker holds a chunk (`jobs.ledger.claims`): by a lease with a
-fencing token.
+and `corrections_seen` the time of the newest of the corrections that triggered it, so there is one run for
+each, however many beats are running. A trainer holds its run as a worker holds a chunk
+(`jobs.ledger.claims`): by a lease with a fencing token.
 """
 
 from __future__ import annotations
@@ -94,14 +94,15 @@ def request_run(
     recipe: dict[str, Any],
     dataset: str = MNIST,
     slot: datetime | None = None,
-    corrections_seen: int | None = None,
+    corrections_seen: datetime | None = None,
 ) -> RunState | None:
     """Add a run that waits for a trainer. Return its state, or None if nothing was stored.
 
-    Nothing is stored if the slot, or the number of corrections, already has its run. If another run of the
-    dataset is active, a person's request raises Conflict, a scheduled run is stored as `skipped`, with the
-    reason, and a request for a number of corrections is not stored: repeat it later. A run whose trainer has
-    died stays active until it is ended: call `clear_expired_run` first.
+    `slot` or `corrections_seen`, the time of the newest correction, is what a schedule requests the run for.
+    Nothing is stored if it already has its run. If another run of the dataset is active, a person's request
+    raises Conflict, a run for a slot is stored as `skipped`, with the reason, and a run for corrections is
+    not stored: repeat the request later. A run whose trainer has died stays active until it is ended: call
+    `clear_expired_run` first.
     """
     end_active_runs(connection, *STALE)
     asked = {
@@ -145,9 +146,9 @@ def request_run(
 
 
 def _has_run(
-    connection: Connection, dataset: str, slot: datetime | None, corrections_seen: int | None
+    connection: Connection, dataset: str, slot: datetime | None, corrections_seen: datetime | None
 ) -> bool:
-    """Return whether the slot, or the number of corrections, has its run already."""
+    """Return whether the slot, or the newest correction, has its run already."""
     if slot is None and corrections_seen is None:
         return False
     cause = training_runs.c.slot == slot if slot else training_runs.c.corrections_seen == corrections_seen

@@ -54,8 +54,8 @@ def list_schedules(connection: Connection) -> list[Schedule]:
     return [Schedule(**row._mapping) for row in connection.execute(query)]
 
 
-def count_corrections(connection: Connection, dataset: str) -> tuple[int, int]:
-    """Return how many corrections the dataset has, and how many of them are new.
+def new_corrections(connection: Connection, dataset: str) -> tuple[int, datetime | None]:
+    """Return how many corrections of the dataset are new, and when the newest one was made.
 
     A correction is new if no run was requested after it. Skipped runs do not count.
     """
@@ -66,9 +66,9 @@ def count_corrections(connection: Connection, dataset: str) -> tuple[int, int]:
     )
     is_new = sa.or_(latest_request.is_(None), corrections.c.created_at > latest_request)
     row = connection.execute(
-        sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((is_new, 1), else_=0)), 0))
+        sa.select(sa.func.count(), sa.func.max(corrections.c.created_at))
         .select_from(corrections)
         .join(models, models.c.id == corrections.c.model_id)
-        .where(models.c.dataset == dataset)
+        .where(models.c.dataset == dataset, is_new)
     ).one()
-    return int(row[0]), int(row[1])
+    return int(row[0]), row[1]

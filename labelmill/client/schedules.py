@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.errors import UserError
-from jobs.ledger.schedules import Schedule, count_corrections, set_schedule
+from jobs.ledger.schedules import Schedule, new_corrections, set_schedule
 from labelmill.client.session import accept_numpy_numbers
 from labelmill.client.training import TrainingMethods
 from worker.learning.recipes import TrainingRequest
@@ -35,7 +35,7 @@ class ScheduleMethods(TrainingMethods):
                 ScheduleStatus(
                     schedule,
                     next_slot(parse_cron(schedule.cron), now) if schedule.cron else None,
-                    count_corrections(connection, schedule.dataset)[1],
+                    new_corrections(connection, schedule.dataset)[0],
                 )
                 for schedule in all_schedules(connection, default_schedule(self.settings, now))
             ]

@@ -266,20 +266,20 @@ def test_each_dataset_has_one_run_at_a_time(ledger: Ledger) -> None:
         assert [run.id for run in active_runs(connection)] == [digits]
 
 
-def test_a_number_of_corrections_triggers_one_run(ledger: Ledger) -> None:
-    def trigger(number: int, dataset: str = BIRDS) -> RunState | None:
+def test_corrections_trigger_one_run(ledger: Ledger) -> None:
+    def trigger(newest: datetime, dataset: str = BIRDS) -> RunState | None:
         with ledger.transaction() as connection:
-            return request_run(connection, new_id(), recipe={}, dataset=dataset, corrections_seen=number)
+            return request_run(connection, new_id(), recipe={}, dataset=dataset, corrections_seen=newest)
 
-    # while another run is active, nothing is stored, so the next look finds the number again
+    # while another run is active, nothing is stored, so the next look finds them again
     other = ask(ledger, BIRDS)
-    assert trigger(500) is None
+    assert trigger(SLOT) is None
     with ledger.transaction() as connection:
         claim = claim_run(connection, other, owner="host/1")
         assert claim is not None
         fail_run(connection, claim, "no data")
-    # of two beats that see the same number, one starts a run
-    assert [trigger(500), trigger(500), trigger(500, MNIST)] == [RunState.PENDING, None, RunState.PENDING]
+    # of two beats that see the same corrections, one starts a run
+    assert [trigger(SLOT), trigger(SLOT), trigger(SLOT, MNIST)] == [RunState.PENDING, None, RunState.PENDING]
 
 
 def test_lost_runs_of_several_datasets_are_ended_each_in_its_time(ledger: Ledger) -> None:

@@ -394,6 +394,13 @@ def test_enough_new_corrections_start_one_run(
     beat.tick()
     assert len(states(ledger)) == 2
 
+    # and the next one once three have got another label
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(active=None, state=RunState.DONE))
+    correct_images(ledger, model.id, range(3))
+    beat.tick()
+    assert len(states(ledger)) == 3
+
 
 def correct_images(ledger: Ledger, model_id: str, indices: range) -> None:
     with ledger.transaction() as connection:
