@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, UserError
 from jobs.ledger.models import get_model
+from jobs.ledger.schedules import list_schedules
 from jobs.model import Model, name_classes
 from jobs.schema import evaluations, metadata, models, verdicts
 
@@ -55,6 +56,12 @@ def remove_row(connection: Connection, model_id: str) -> None:
     used = _used_by(connection, model_id)
     if used:
         raise Conflict(f"Model {model_id} cannot be removed: it is used by {used}.")
+    for schedule in list_schedules(connection):
+        if schedule.request.get("start") == model_id:
+            raise Conflict(
+                f"Model {model_id} cannot be removed: the schedule of {schedule.dataset} starts from it. "
+                f"`labelmill schedule {schedule.dataset} --architecture cnn` trains another network."
+            )
     connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
     try:
         connection.execute(models.delete().where(models.c.id == model_id))

@@ -24,6 +24,7 @@ from jobs.ledger.models import (
     point_alias,
     save_evaluation,
 )
+from jobs.ledger.schedules import set_schedule
 from jobs.ledger.submission import open_job
 from jobs.model import MNIST_INPUT, Model
 from jobs.registry import model_key, read_stored, remove_model
@@ -184,6 +185,16 @@ def test_a_model_that_something_refers_to_stays_with_its_file(
     with ledger.reading() as connection:
         assert find_evaluation(connection, model.id) is not None
     assert read_stored(store, model)
+
+
+def test_a_model_that_a_schedule_starts_from_stays(run: Run, model: Model, ledger: Ledger) -> None:
+    request = {"architecture": "finetune", "start": model.id}
+    with ledger.transaction() as connection:
+        set_schedule(connection, "mnist", cron="0 3 * * 0", after_corrections=None, request=request)
+    code, printed, said = run("remove", model.id)
+    assert (code, printed, "the schedule of mnist starts from it" in said) == (2, "", True)
+    with ledger.reading() as connection:
+        assert get_model(connection, model.id) == model
 
 
 def test_a_model_whose_file_is_gone_can_be_removed(model: Model, ledger: Ledger, store: Store) -> None:
