@@ -177,7 +177,8 @@ def test_parts_without_end_are_too_large() -> None:
     parts = struct.pack(">HHHH", 1, 1, 0, 60_000)
     many_extents = item(box(b"iloc", bytes(4), b"\0\0", parts))
     many_boxes = BRAND + box(b"free") * 10_001
-    for data in (many_extents, many_boxes):
+    many_obus = relocated(SHOWN, lambda av1: av1 + b"\x12\0" * 10_001)  # temporal delimiters
+    for data in (many_extents, many_boxes, many_obus):
         error = error_of(data)
         assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 10,000 parts without pixels")
     # And items that read the same data again and again

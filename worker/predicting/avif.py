@@ -10,6 +10,7 @@ The names are those of the AV1 specification, ISO/IEC 14496-12 (boxes) and 23008
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Iterator
 from typing import Final
@@ -47,9 +48,10 @@ def open_avif(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
     """
     view = memoryview(data)
     pixels = 0
+    count = itertools.count(1)
     try:
-        for part in (*_items(view), *_first_samples(view, limits)):
-            pixels += _pixels(part, limits)
+        for part in itertools.chain(_items(view), _first_samples(view, limits)):
+            pixels += _pixels(part, limits, count)
             if pixels > _MAX_WORK * limits.max_pixels:
                 raise ImageError(ErrorCode.TOO_LARGE, "too many pixels in its layers or tiles")
     except (struct.error, IndexError):
@@ -148,10 +150,14 @@ def _first_samples(view: memoryview, limits: ImageLimits) -> Iterator[memoryview
                     yield view[start : start + size]
 
 
-def _pixels(data: memoryview | bytes, limits: ImageLimits) -> int:
-    """Return an upper bound of the pixels that an item or sample decodes to. Check the size of its frames."""
+def _pixels(data: memoryview | bytes, limits: ImageLimits, count: Iterator[int]) -> int:
+    """Return an upper bound of the pixels that an item or sample decodes to. Check the size of its frames.
+
+    `count` counts the OBUs of all items and samples.
+    """
     at = pixels = frame = 0
     while at < len(data):
+        check_parts(next(count))
         head = data[at]
         at += 2 if head & 4 else 1  # with an extension
         length = len(data) - at
