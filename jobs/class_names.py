@@ -28,6 +28,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 def check_class_names(names: Sequence[str], where: str) -> None:
     """Raise UserError, which begins with `where`, if these cannot be the names of classes."""
+    if isinstance(names, str):
+        raise UserError(f"{where} is the text {names!r}: give a list of names")
     if not names:
         raise UserError(f"{where} names no class")
     seen = set()

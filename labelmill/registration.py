@@ -75,8 +75,8 @@ def register(
             dataset_classes = get_version(connection, dataset).classes
         classes = dataset_classes if classes is None else classes
     if classes is not None:
-        classes = tuple(classes)
         check_class_names(classes, "The list of classes")
+        classes = tuple(classes)
     require_tensorflow("Registering")
     try:
         data = path.read_bytes()

@@ -125,10 +125,9 @@ class ModelMethods(Session):
         Its evaluations are removed. Raises UserError if the names cannot be used or are not as many as its
         classes, Conflict if a job, an alias, a promotion, a training run or a correction depends on them.
         """
-        classes = tuple(classes)
         check_class_names(classes, "The list of classes")
         with self.ledger.transaction() as connection:
-            return rename_classes(connection, model_named(connection, model).id, classes)
+            return rename_classes(connection, model_named(connection, model).id, tuple(classes))
 
     def remove_model(self, model: str) -> Model:
         """Remove a model that nothing refers to, with its file and its evaluations. Return its last state.
