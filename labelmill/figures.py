@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -95,7 +94,7 @@ def confusion_lines(figures: Figures) -> list[str]:
     """Return the confusion matrix if it fits the terminal, and otherwise the most frequent confusions."""
     if len(figures.classes) <= MAX_CLASSES:
         matrix = _matrix_lines(figures)
-        if max(map(cell_len, matrix)) <= shutil.get_terminal_size().columns:
+        if max(map(cell_len, matrix)) <= terminal_width():
             return ["confusion matrix: a row per true class, a column per label", *matrix]
     confused = most_confused(figures)
     return [
