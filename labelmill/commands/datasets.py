@@ -146,7 +146,7 @@ def show(
     """
     if output is not None and as_json:
         raise UserError("Give --json or --output, not both.")
-    if name == MNIST and output is None:
+    if name == MNIST and output is None and version is None:
         if as_json:
             print_json(_built_in_row())
         else:
