@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
@@ -161,24 +162,23 @@ class LabelledSources:
     def _read_archived_manifest(self, path: str, contents: Contents) -> Iterator[LabelledImages]:
         """Yield the images that an archive's manifest names. Those that are missing are unreadable."""
         assert contents.manifest is not None  # noqa: S101 -- the caller has checked
-        labels: dict[str, Label] = {}
+        labels: dict[str, list[Label]] = defaultdict(list)  # several are a conflict, which is reported
         for row in rows_of(contents.manifest, f"{shown(path)}/{contents.manifest_name}"):
             if row.path is None:
                 raise row.wrong("a manifest in an archive names paths, not URLs")
             inside = os.path.normpath(row.path)
             if inside.startswith(("/", "..")):
                 raise _outside(row)
-            labels.setdefault(storable(f"{shown(path)}/{contents.prefix}{inside}"), row.label)
+            labels[storable(f"{shown(path)}/{contents.prefix}{inside}")].append(row.label)
         images = self._images(path)
         for found in images:
-            label = labels.pop(found.name, None)
-            if label is None:
+            if found.name not in labels:
                 self.skipped.unlabelled.add(name=found.name)
-            else:
+            for label in labels.pop(found.name, ()):
                 yield _one(found, label)
         self.skipped.files += images.skipped
-        for name, label in labels.items():
-            yield _one(failed(name, ErrorCode.SOURCE_MISSING, "not in the archive"), label)
+        for name, missing in labels.items():
+            yield _one(failed(name, ErrorCode.SOURCE_MISSING, "not in the archive"), missing[0])
 
     # ---- manifests --------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -300,8 +301,6 @@ def test_a_manifest_may_name_urls(client, tmp_path) -> None:
 @pytest.mark.parametrize("pack", ["zip", "gztar"])
 @pytest.mark.parametrize("inside", ["classes", "wrapped", "splits", "manifest"])
 def test_an_archive_may_hold_any_of_these(client, tmp_path, pack, inside) -> None:
-    import shutil
-
     # given an archive of folders, with or without a folder above them, or of a manifest and its images
     root = tmp_path / "root"
     if inside == "splits":
@@ -325,6 +324,20 @@ def test_an_archive_may_hold_any_of_these(client, tmp_path, pack, inside) -> Non
         assert version.summary["splits"] == {"train": 80, "validation": 10, "test": 10}
     else:
         assert (version.classes, version.summary["images"]) == (("cat", "dog"), 80)
+
+
+def test_two_labels_for_one_path_in_an_archive_are_a_conflict(client, tmp_path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    rows = write_rows(root / "images")
+    path, label = rows[0]["path"], rows[0]["label"]
+    other = next(row["label"] for row in rows if row["label"] != label)
+    write_manifest(root / "manifest.csv", [*rows, rows[0] | {"label": other}])
+    summary = client.add_dataset(
+        "packed", shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    ).version.summary
+    assert summary["conflicts"]["count"] == 1
+    assert summary["conflicts"]["first"][0]["name"].endswith(path)
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
