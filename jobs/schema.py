@@ -406,6 +406,65 @@ chunks = Table(
     ),
 )
 
+#: One row per file that was uploaded over HTTP; its bytes are in the store.
+files = Table(
+    "files",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False),  # the owner's name for it
+    Column("purpose", String(32), nullable=False),
+    Column("size", BigInteger, nullable=False),  # in bytes
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: One row per job that was submitted over HTTP: what it is made from, and the lease of the process that takes
+#: its images in.
+batches = Table(
+    "batches",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("request", _Json, nullable=False),  # as it was sent
+    Column("file_id", _Id),  # the uploaded file with the images; no foreign key: it may be deleted later
+    Column("state", String(16), nullable=False),  # pending, claimed or done
+    Column("attempts", Integer, nullable=False, server_default="0"),  # claims since the latest progress
+    Column("token", _Id),  # the fencing token of the latest claim
+    Column("owner", Text),  # who claimed it, for people to read
+    Column("lease_until", UtcTime),
+    Column("not_before", UtcTime),  # back-off: not claimed before this
+    Column("created_at", UtcTime, nullable=False),
+    Index(
+        "ix_batches_open",
+        "created_at",
+        postgresql_where=text("state <> 'done'"),
+        sqlite_where=text("state <> 'done'"),
+    ),
+)
+
+#: One row per key of the HTTP API. Only the key's SHA-256 is stored.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+)
+
+#: One row per change that was made over HTTP: who, what, when.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key_id", ForeignKey("api_keys.id"), nullable=False),
+    Column("action", String(64), nullable=False),  # such as "create batch"
+    Column("object", Text, nullable=False),  # the id of what was changed
+    Column("created_at", UtcTime, nullable=False),
+)
+
 #: The columns that say which images a chunk holds, and where.
 PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
     *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),

@@ -17,7 +17,7 @@ from jobs.ledger.claims import IS_CLAIMED, Reason, next_due, release_claims
 from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
 from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
 from jobs.ledger.submission import ABANDONED_SECONDS
-from jobs.schema import FINISHED, JobState, chunks, db_now, jobs, locks, predictions
+from jobs.schema import FINISHED, JobState, batches, chunks, db_now, jobs, locks, predictions
 
 # ---- the reconciler -------------------------------------------------------------------------------
 
@@ -90,6 +90,9 @@ def fail_abandoned_jobs(connection: Connection) -> list[str]:
     abandoned = sa.select(jobs.c.id).where(
         JOB_IS_UNFINISHED, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
     )
+    # A batch's images are taken in by any process, whenever one is there.
+    is_batch = sa.exists().where(batches.c.job_id == jobs.c.id, batches.c.state != "done")
+    abandoned = abandoned.where(~is_batch)
     # A locked job is skipped: its producer may be sending a heartbeat, and other jobs must not wait for that
     # row.
     job_ids = connection.scalars(abandoned.with_for_update(skip_locked=True)).all()

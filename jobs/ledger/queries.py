@@ -131,12 +131,21 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
     return _to_status(row)
 
 
-def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
-    """Return the latest jobs, newest first, without shadows."""
+def latest_jobs(
+    connection: Connection, *, limit: int, state: JobState | None = None, after: str | None = None
+) -> list[JobStatus]:
+    """Return the latest jobs, newest first, without shadows; with `after`, those older than this job."""
     query = _STATUS.where(jobs.c.shadow_of.is_(None)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
     query = query.limit(limit)
     if state is not None:
         query = query.where(jobs.c.state == state)
+    if after is not None:
+        created_at = sa.select(jobs.c.created_at).where(jobs.c.id == after).scalar_subquery()
+        query = query.where(
+            sa.or_(
+                jobs.c.created_at < created_at, sa.and_(jobs.c.created_at == created_at, jobs.c.id < after)
+            )
+        )
     return [_to_status(row) for row in connection.execute(query)]
 
 

@@ -1,0 +1,132 @@
+"""The keys of the HTTP API, and the audit of what was changed with them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.errors import NotFound, UserError
+from jobs.ids import new_id
+from jobs.schema import api_keys, audit, db_now
+
+#: Every key begins with this, so that scanners find keys in code and logs.
+PREFIX: Final = "labelmill_"
+
+_SECRET_BYTES: Final = 32
+
+_MAX_NAME: Final = 64
+
+
+class Role(StrEnum):
+    """What a key may do. Each role includes those before it. Every key may read."""
+
+    SUBMIT = "submit"  # upload files; create and control batches
+    REVIEW = "review"  # correct labels
+    ADMIN = "admin"  # promote models, request training runs
+
+    def includes(self, other: Role) -> bool:
+        """Return whether a key of this role may do what the other role may."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of the HTTP API, without its secret."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+def create_key(
+    connection: Connection, name: str, role: Role, *, days: float | None = None
+) -> tuple[ApiKey, str]:
+    """Add a key that expires after `days`, or never. Return it, and its secret, which is stored nowhere.
+
+    Raises UserError for an unusable name.
+    """
+    if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
+        raise UserError(f"A key's name has 1 to {_MAX_NAME} printable characters, got {name!r}.")
+    secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    key_id = new_id()
+    connection.execute(
+        api_keys.insert().values(
+            id=key_id,
+            name=name,
+            role=role,
+            digest=_digest(secret),
+            created_at=db_now(),
+            expires_at=None if days is None else db_now(days * 86_400),
+        )
+    )
+    return _get(connection, api_keys.c.id == key_id), secret
+
+
+def find_key(connection: Connection, secret: str) -> ApiKey | None:
+    """Return the key with this secret if it is valid now, or None.
+
+    A lookup by the digest takes the same time for any wrong secret.
+    """
+    is_valid = sa.and_(
+        api_keys.c.digest == _digest(secret),
+        api_keys.c.revoked_at.is_(None),
+        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > db_now()),
+    )
+    row = connection.execute(_QUERY.where(is_valid)).one_or_none()
+    return None if row is None else _to_key(row)
+
+
+def list_keys(connection: Connection) -> list[ApiKey]:
+    """Return all keys, oldest first, those that expired or were revoked included."""
+    query = _QUERY.order_by(api_keys.c.id)
+    return list(map(_to_key, connection.execute(query)))
+
+
+def revoke_key(connection: Connection, key_id: str) -> ApiKey:
+    """Revoke the key and return it; a revoked key keeps its time. Raises NotFound."""
+    connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=db_now())
+    )
+    return _get(connection, api_keys.c.id == key_id)
+
+
+def record_action(connection: Connection, key_id: str, action: str, changed: str) -> None:
+    """Record that something was changed with this key. `changed` is its id."""
+    connection.execute(
+        audit.insert().values(id=new_id(), key_id=key_id, action=action, object=changed, created_at=db_now())
+    )
+
+
+_QUERY: Final = sa.select(
+    *(api_keys.c.id, api_keys.c.name, api_keys.c.role),
+    *(api_keys.c.created_at, api_keys.c.expires_at, api_keys.c.revoked_at),
+)
+
+
+def _get(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey:
+    row = connection.execute(_QUERY.where(condition)).one_or_none()
+    if row is None:
+        raise NotFound("There is no such key: `labelmill keys list` lists all.")
+    return _to_key(row)
+
+
+def _to_key(row: Any) -> ApiKey:
+    return ApiKey(**{**row._mapping, "role": Role(row.role)})
+
+
+def _digest(secret: str) -> str:
+    # A fast hash is enough: the secret is random and long, so it cannot be guessed from its hash.
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""Batches: jobs that were submitted over HTTP, and the lease of the process that takes their images in.
+
+A batch is committed before its images are read. Any intake process claims it, under a lease with a fencing
+token, and adds the images to its job. If the process is killed, the next one continues after the last image
+that is in the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.errors import LeaseLost
+from jobs.ids import new_id
+from jobs.ledger.control import end_job
+from jobs.schema import JobState, batches, db_now, jobs
+
+#: A claim expires after so many seconds, unless it is renewed.
+INTAKE_LEASE_SECONDS: Final = 60.0
+
+#: A batch fails after so many claims in a row that added no image: something in it kills the process.
+MAX_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How a batch was requested."""
+
+    job_id: str
+    request: dict[str, Any]
+    file_id: str | None
+    state: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """A claimed batch: the right to add images to its job."""
+
+    job_id: str
+    token: str
+    request: dict[str, Any]
+    file_id: str | None
+    attempts: int
+    images: int  # that its job has already
+
+
+def add_batch(connection: Connection, job_id: str, *, request: dict[str, Any], file_id: str | None) -> None:
+    """Add the batch of a job that was opened in the same transaction."""
+    connection.execute(
+        batches.insert().values(
+            job_id=job_id, request=request, file_id=file_id, state="pending", created_at=db_now()
+        )
+    )
+
+
+def find_batch(connection: Connection, job_id: str) -> Batch | None:
+    """Return the batch of a job, or None if the job was not submitted over HTTP."""
+    columns = (batches.c.job_id, batches.c.request, batches.c.file_id, batches.c.state, batches.c.created_at)
+    row = connection.execute(sa.select(*columns).where(batches.c.job_id == job_id)).one_or_none()
+    return None if row is None else Batch(**row._mapping)
+
+
+def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
+    """Claim the oldest batch that no process takes in, or return None.
+
+    A batch that was claimed too often without progress fails instead.
+    """
+    is_free = sa.or_(
+        sa.and_(
+            batches.c.state == "pending",
+            sa.or_(batches.c.not_before.is_(None), batches.c.not_before <= db_now()),
+        ),
+        sa.and_(batches.c.state == "claimed", batches.c.lease_until < db_now()),
+    )
+    oldest = sa.select(batches.c.job_id).where(is_free, batches.c.state != "done")
+    oldest = oldest.order_by(batches.c.created_at).limit(1).with_for_update(skip_locked=True)
+    token = new_id()
+    row = connection.execute(
+        batches.update()
+        .where(batches.c.job_id == oldest.scalar_subquery())
+        .values(
+            state="claimed",
+            attempts=batches.c.attempts + 1,
+            token=token,
+            owner=owner,
+            lease_until=db_now(INTAKE_LEASE_SECONDS),
+            not_before=None,
+        )
+        .returning(batches.c.job_id, batches.c.request, batches.c.file_id, batches.c.attempts)
+    ).one_or_none()
+    if row is None:
+        return None
+    images = connection.execute(sa.select(jobs.c.total).where(jobs.c.id == row.job_id)).scalar_one()
+    intake = Intake(row.job_id, token, row.request, row.file_id, row.attempts, images)
+    if intake.attempts > MAX_ATTEMPTS:
+        why = f"Reading its images ended the intake process {MAX_ATTEMPTS} times: submit them in parts."
+        end_job(connection, intake.job_id, JobState.FAILED, error=why)
+        finish_intake(connection, intake)
+        return None
+    return intake
+
+
+def hold_intake(connection: Connection, intake: Intake, *, progress: bool = False) -> None:
+    """Renew the claim, in the transaction that uses it. `progress` resets the attempts.
+
+    Raises LeaseLost if another process has claimed the batch.
+    """
+    values: dict[str, Any] = {"lease_until": db_now(INTAKE_LEASE_SECONDS)}
+    if progress:
+        values["attempts"] = 0
+    held = connection.execute(
+        batches.update()
+        .where(batches.c.job_id == intake.job_id, batches.c.token == intake.token)
+        .where(batches.c.state == "claimed")
+        .values(**values)
+    )
+    if held.rowcount != 1:
+        raise LeaseLost
+
+
+def finish_intake(connection: Connection, intake: Intake) -> None:
+    """Record that the batch needs no intake any more. Raises LeaseLost."""
+    hold_intake(connection, intake)
+    connection.execute(
+        batches.update().where(batches.c.job_id == intake.job_id).values(state="done", lease_until=None)
+    )
+
+
+def release_intake(connection: Connection, intake: Intake, *, seconds: float) -> None:
+    """Give the claim back, so that any process can claim the batch after `seconds`. Raises LeaseLost.
+
+    The attempt does not count.
+    """
+    hold_intake(connection, intake)
+    connection.execute(
+        batches.update()
+        .where(batches.c.job_id == intake.job_id)
+        .values(
+            state="pending",
+            attempts=batches.c.attempts - 1,
+            lease_until=None,
+            not_before=db_now(seconds),
+        )
+    )

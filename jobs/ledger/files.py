@@ -1,0 +1,80 @@
+"""Files that were uploaded over HTTP. Their bytes are in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.errors import Conflict, NotFound
+from jobs.schema import batches, db_now, files
+
+#: The folder of the store that holds them.
+FILES: Final = "files"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An uploaded file."""
+
+    id: str
+    name: str
+    purpose: str
+    size: int  # in bytes
+    sha256: str
+    created_at: datetime
+
+    @property
+    def key(self) -> str:
+        """Return the key of its bytes in the store."""
+        return file_key(self.id)
+
+
+def file_key(file_id: str) -> str:
+    """Return the key of a file's bytes in the store."""
+    return f"{FILES}/{file_id}"
+
+
+def add_file(
+    connection: Connection, file_id: str, *, name: str, purpose: str, size: int, sha256: str
+) -> File:
+    """Add a file whose bytes are in the store already, and return it."""
+    values = {"id": file_id, "name": name, "purpose": purpose, "size": size, "sha256": sha256}
+    connection.execute(files.insert().values(**values, created_at=db_now()))
+    return get_file(connection, file_id)
+
+
+def get_file(connection: Connection, file_id: str) -> File:
+    """Return the file. Raises NotFound."""
+    row = connection.execute(sa.select(files).where(files.c.id == file_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no file {file_id!r}.")
+    return File(**row._mapping)
+
+
+def list_files(
+    connection: Connection, *, limit: int, after: str | None = None, purpose: str | None = None
+) -> list[File]:
+    """Return the latest files, newest first; with `after`, those that are older than this one."""
+    query = sa.select(files).order_by(files.c.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(files.c.id < after)
+    if purpose is not None:
+        query = query.where(files.c.purpose == purpose)
+    return [File(**row._mapping) for row in connection.execute(query)]
+
+
+def delete_file(connection: Connection, file_id: str) -> None:
+    """Remove the file's row. The caller then removes its bytes.
+
+    Raises NotFound; Conflict while a batch still takes its images in.
+    """
+    needed = sa.select(batches.c.job_id).where(batches.c.file_id == file_id, batches.c.state != "done")
+    job_id = connection.scalar(needed.limit(1))
+    if job_id is not None:
+        raise Conflict(f"File {file_id} is still being read by batch {job_id}: wait, or cancel the batch.")
+    if connection.execute(files.delete().where(files.c.id == file_id)).rowcount != 1:
+        raise NotFound(f"There is no file {file_id!r}.")
