@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
@@ -130,14 +130,23 @@ def write_whole(path: Path, *pieces: bytes) -> None:
 
     Readers see the whole file or none. Once this returns, it survives a power cut, if its folder does.
     """
+    with writing_whole(path) as file:
+        _write(file.fileno(), pieces)
+
+
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Return a private file to write to; it gets its name at the end of the block. Raises OSError.
+
+    After an exception, there is no file. Otherwise it is as `write_whole` says.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
     try:
-        try:
-            _write(descriptor, pieces)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 -- it is a descriptor
+            yield file
+            file.flush()
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         temporary.rename(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import IO, Final
 
 import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
-from jobs.files import make_private_folder, sync, write_whole
+from jobs.files import make_private_folder, sync, write_whole, writing_whole
 from jobs.urls import without_secrets
+
+#: Bytes that are read at a time of a file of any size.
+_PIECE_BYTES: Final = 1024 * 1024
 
 
 class Store:
@@ -50,6 +55,50 @@ class Store:
                 self._put_file(self.folder / key, pieces)
             else:
                 self._fs.pipe_file(f"{self._root}/{key}", b"".join(pieces))
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[IO[bytes]]:
+        """Return a file to write to; what was written is stored under the key at the end of the block.
+
+        After an exception, nothing is stored. When the block has ended, the bytes survive a power cut. Raises
+        Unavailable.
+        """
+        with self._translating_errors("written"):
+            if self.folder is not None:
+                path = self.folder / key
+                make_private_folder(path.parent)
+                with writing_whole(path) as file:
+                    yield file
+                sync(path.parent.parent)  # the folder may be new
+                return
+            with self._fs.open(f"{self._root}/{key}", "wb", autocommit=False) as file:
+                try:
+                    yield file
+                except BaseException:
+                    file.discard()
+                    raise
+            file.commit()
+
+    @contextmanager
+    def local_copy(self, key: str) -> Iterator[Path]:
+        """Return the path of a local file with the bytes of the key, to the end of the block.
+
+        Raises FileNotFoundError, Unavailable.
+        """
+        if self.folder is not None:
+            yield self.folder / key
+            return
+        with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
+            path = Path(folder) / "copy"
+            with self._translating_errors("read"):
+                self._fs.get_file(f"{self._root}/{key}", str(path))
+            yield path
+
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """Yield what is stored under the key, a piece at a time. Raises FileNotFoundError, Unavailable."""
+        with self._translating_errors("read"), self._fs.open(f"{self._root}/{key}", "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
 
     def get(self, key: str, *, limit: int | None = None) -> bytes:
         """Return what `put` stored, at most `limit` + 1 bytes, so the caller can detect excess length.

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -34,6 +35,7 @@ from jobs.ledger.submission import (
     open_job,
     seal_job,
     sealed_images,
+    touch_job,
 )
 from jobs.limits import ErrorLimits, JobLimits
 from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
@@ -239,7 +241,7 @@ class Submitter:
                 self._discard_job(holder.job_id)
 
     def _store_job(self, job_id: str, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
-        heartbeat = ProducerHeartbeat(self.ledger, job_id)
+        heartbeat = ProducerHeartbeat(self.ledger, partial(touch_job, job_id=job_id))
         try:
             images = self._store_chunks(job_id, options, chunks, heartbeat)
         except Stopped:
@@ -268,8 +270,8 @@ class Submitter:
         fingerprint = _Fingerprint() if options.key is not None else None
         total = 0
         for chunk in chunks:
-            priority = _priority(options, chunk, first=total == 0)
-            row = self._store_payload(job_id, total, chunk, priority)
+            priority = choose_priority(options.priority, chunk, first=total == 0)
+            row = store_payload(self.store, job_id, total, chunk, priority)
             if fingerprint is not None:
                 fingerprint.add(chunk)
             if chunk.is_last:
@@ -287,13 +289,6 @@ class Submitter:
             self.publisher.wake_up()
             self.on_progress(total)
         return total
-
-    def _store_payload(self, job_id: str, first_index: int, chunk: Chunk, priority: int) -> NewChunk:
-        chunk_id = new_id()
-        pieces = pack_payload(chunk.names, chunk.contents)
-        key = payload_key(job_id, chunk_id)
-        self.store.put(key, *pieces)
-        return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
 
     def _discard_unless_sealed(self, job_id: str) -> int | None:
         """Return the number of images if the job turns out to be sealed.
@@ -317,9 +312,19 @@ class Submitter:
         return True
 
 
-def _priority(options: JobOptions, chunk: Chunk, *, first: bool) -> int:
-    if options.priority is not None:
-        return options.priority
+def store_payload(store: Store, job_id: str, first_index: int, chunk: Chunk, priority: int) -> NewChunk:
+    """Write a chunk's payload into the store, and return the chunk's row. Raises Unavailable."""
+    chunk_id = new_id()
+    pieces = pack_payload(chunk.names, chunk.contents)
+    key = payload_key(job_id, chunk_id)
+    store.put(key, *pieces)
+    return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
+
+
+def choose_priority(wanted: int | None, chunk: Chunk, *, first: bool) -> int:
+    """Return the priority of a job's chunk: the one that is wanted, or the default for the job's size."""
+    if wanted is not None:
+        return wanted
     is_small = first and chunk.is_last and len(chunk.names) <= SMALL_JOB_IMAGES
     return SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY
 

@@ -1,0 +1,144 @@
+"""Take in the images of batches: jobs that were committed over HTTP before their images were read.
+
+A batch is claimed under a lease (`jobs.ledger.batches`). Its images come in a fixed order, so a process that
+continues after another one skips as many as are in the ledger: each image is taken exactly once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Final
+
+from sqlalchemy.engine import Connection
+
+from jobs.errors import LeaseLost, NotFound, SourceError, Stopped, Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.batches import (
+    Intake,
+    claim_intake,
+    finish_intake,
+    hold_intake,
+    release_intake,
+)
+from jobs.ledger.control import end_job
+from jobs.ledger.files import File, get_file
+from jobs.ledger.shadows import shadow_job
+from jobs.ledger.submission import add_chunk, seal_job, touch_job
+from jobs.queue import Publisher
+from jobs.schema import JobState
+from jobs.settings import Settings
+from jobs.store import Store
+from producer.chunking import chunks_of, enforce_limits, items_of
+from producer.heartbeat import ProducerHeartbeat
+from producer.sources import SourceImage, Sources
+from producer.sources.files import shown
+from producer.submit import choose_priority, store_payload
+
+logger = logging.getLogger(__name__)
+
+#: A batch whose store or ledger was unavailable is claimed again after so many seconds.
+_RETRY_SECONDS: Final = 5.0
+
+
+def take_in_next(
+    ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, *, owner: str
+) -> bool:
+    """Take in the images of the oldest batch that waits. Return False if none waits.
+
+    Images that cannot be read become errors of their own. If the source as a whole cannot be read, the batch
+    fails with the reason. Raises Unavailable; the batch is then claimed again some seconds later.
+    """
+    with ledger.transaction() as connection:
+        intake = claim_intake(connection, owner=owner)
+    if intake is None:
+        return False
+    logger.info("taking in batch %s", intake.job_id, extra={"job": intake.job_id})
+    heartbeat = ProducerHeartbeat(ledger, partial(_touch, intake=intake))
+    heartbeat.begin()
+    try:
+        _take_in(ledger, store, publisher, settings, intake)
+    except LeaseLost:
+        logger.warning("batch %s was claimed by another process", intake.job_id)
+    except Stopped:  # cancelled, or failed with too many errors
+        _end(ledger, intake, None)
+    except SourceError as error:
+        _end(ledger, intake, str(error))
+    except Unavailable:
+        with suppress(LeaseLost, Unavailable), ledger.transaction() as connection:
+            release_intake(connection, intake, seconds=_RETRY_SECONDS)
+        raise
+    finally:
+        heartbeat.end()
+    return True
+
+
+def _touch(connection: Connection, *, intake: Intake) -> bool:
+    """Renew the claim. Return False if it is lost or the job was stopped."""
+    try:
+        hold_intake(connection, intake)
+    except LeaseLost:
+        return False
+    return touch_job(connection, intake.job_id)
+
+
+def _end(ledger: Ledger, intake: Intake, error: str | None) -> None:
+    """End the intake. With an error, the job fails."""
+    with ledger.transaction() as connection:
+        if error is not None:
+            end_job(connection, intake.job_id, JobState.FAILED, error=error)
+        finish_intake(connection, intake)
+
+
+def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, intake: Intake) -> None:
+    with ledger.reading() as connection:
+        try:
+            file = get_file(connection, intake.file_id or "")
+        except NotFound:
+            raise SourceError(f"File {intake.file_id} was deleted before its images were taken in.") from None
+    with store.local_copy(file.key) as path:
+        images = _named_images(str(path), file, settings)
+        items = islice(items_of(images, None), intake.images, None)
+        chunks = enforce_limits(settings.job_limits, chunks_of(items, settings.chunk_images))
+        total = intake.images
+        for chunk in chunks:
+            priority = choose_priority(intake.request.get("priority"), chunk, first=total == 0)
+            row = store_payload(store, intake.job_id, total, chunk, priority)
+            with ledger.transaction() as connection:
+                hold_intake(connection, intake, progress=True)
+                add_chunk(connection, intake.job_id, row)
+                if chunk.is_last:
+                    _finish(connection, intake, settings)
+            total += row.images
+            publisher.wake_up()
+            if chunk.is_last:
+                return
+    if not total:
+        raise SourceError(f"{file.name} contains no images.")
+    with ledger.transaction() as connection:  # the process before was killed after the last image
+        _finish(connection, intake, settings)
+
+
+def _finish(connection: Connection, intake: Intake, settings: Settings) -> None:
+    finish_intake(connection, intake)
+    seal_job(connection, intake.job_id, fingerprint=None)
+    shadow_job(connection, intake.job_id, share=settings.shadow_share)
+
+
+def _named_images(path: str, file: File, settings: Settings) -> Iterator[SourceImage]:
+    """Yield the images of an uploaded file under their owner's names: of an archive, those of its members.
+
+    Raises SourceError if the file cannot be read as a whole.
+    """
+    inside = f"{shown(path)}/"
+    try:
+        for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
+            name = image.name
+            name = name.removeprefix(inside) if name.startswith(inside) else file.name
+            yield image._replace(name=name, url=None)
+    except SourceError as error:
+        # Its message names our own path.
+        raise SourceError(str(error).replace(shown(path), file.name)) from None
