@@ -20,7 +20,7 @@ _REPEAT_DELAY_SECONDS: Final = 0.05
 #: The commands, and the help text of each in their list.
 COMMANDS: Final = {
     "demo": "See it work: train on MNIST, classify 10,000 digits, show the results.",
-    "up": "Run the local stack in the foreground: broker, workers, trainer and beat.",
+    "up": "Run the local stack in the foreground: broker, workers, trainer, beat and API.",
     "submit": "Submit images as one job; prints the job's id.",
     "classify": "Submit images, wait, and print their labels.",
     "status": "Show the progress of a job.",
@@ -40,6 +40,8 @@ COMMANDS: Final = {
     "runs": "List the training runs, show one, or stop one.",
     "datasets": "List, show, add and remove datasets: labelled images to train on.",
     "models": "List, show, register, evaluate, compare and promote models.",
+    "serve": "Serve the HTTP API.",
+    "keys": "List, create and revoke keys of the HTTP API.",
     "worker": "Run one Celery worker, for your own deployment.",
     "workers": "List the workers, and what they work on.",
     "ready": "A health check for one process of a deployment.",
@@ -53,7 +55,7 @@ COMMANDS: Final = {
 _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 
 #: Commands that are groups of commands.
-GROUPS: Final = ("datasets", "models", "runs", "db")
+GROUPS: Final = ("datasets", "models", "runs", "keys", "db")
 
 
 class _LazyGroup(TyperGroup):

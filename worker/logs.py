@@ -77,6 +77,19 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
     _silence_banners(app, say)
 
 
+def log_to_stderr(settings: Settings) -> None:
+    """Make a process that is not Celery's log to stderr, as the settings say."""
+    redact = _redactor(settings)
+    handler = logging.StreamHandler()
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter(redact))
+    else:
+        handler.setFormatter(_Redacted(logging.Formatter("%(asctime)s %(levelname)s %(message)s"), redact))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 def refuse_to_start(error: SettingsError) -> NoReturn:
     """Report what is wrong with the settings, and exit. The log format is read from the environment."""
     if os.environ.get(ENV_PREFIX + "LOG_FORMAT") == "json":

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import UserError
 from jobs.settings import Settings
+from labelmill.addresses import http_url, parse_address
 from labelmill.console import examples, report_errors, say
 
 app = typer.Typer(add_completion=False)
@@ -30,7 +30,7 @@ def metrics(
     """
     from labelmill.metrics import Exporter
 
-    address, port = _address(listen)
+    address, port = parse_address(listen)
     over = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -39,14 +39,5 @@ def metrics(
     # The first process of a container ignores signals that it does not handle.
     signal.signal(signal.SIGTERM, end)
     with Exporter(Settings.load(), address=address, port=port) as exporter:
-        # An IPv6 address needs brackets before the port.
-        host = f"[{address}]" if ":" in address else address
-        say(f"metrics at http://{host}:{exporter.port}/metrics; Ctrl-C ends it")
+        say(f"metrics at {http_url(address, exporter.port)}/metrics; Ctrl-C ends it")
         over.wait()
-
-
-def _address(listen: str) -> tuple[str, int]:
-    address, _, port = listen.rpartition(":")
-    if not address or not port.isdecimal() or int(port) > 65_535:
-        raise UserError(f"{listen} is not an address with a port, such as 127.0.0.1:9187.")
-    return address.removeprefix("[").removesuffix("]"), int(port)

@@ -1,0 +1,87 @@
+"""`labelmill keys`: create, list and revoke keys of the HTTP API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Final
+
+import typer
+
+from jobs.ledger.api_keys import ApiKey, Role, create_key, list_keys, revoke_key
+from labelmill.client import Client
+from labelmill.commands.groups import ListingGroup
+from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.tables import Column, print_table, short_time
+
+app = typer.Typer(
+    add_completion=False,
+    cls=ListingGroup,
+    invoke_without_command=True,
+    help="List the keys of the HTTP API, create one, or revoke one.",
+)
+
+_COLUMNS: Final = (
+    Column("id", lambda key: key.id),
+    Column("name", lambda key: key.name, min_width=8),
+    Column("role", lambda key: key.role),
+    Column("created (UTC)", lambda key: short_time(key.created_at), leave_out=2),
+    Column("expires (UTC)", lambda key: short_time(key.expires_at), leave_out=1),
+    Column("revoked (UTC)", lambda key: short_time(key.revoked_at)),
+)
+
+
+def _print_all(*, as_json: bool) -> None:
+    with Client() as client, client.ledger.reading() as connection:
+        found = list_keys(connection)
+    if as_json:
+        print_json([asdict(key) for key in found])
+    else:
+        print_table(_COLUMNS, found)
+
+
+@app.callback(epilog=examples("labelmill keys", "labelmill keys create laptop"))
+@report_errors
+def keys(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the keys of the HTTP API; or create one, or revoke one."""
+    if context.invoked_subcommand is None:
+        _print_all(as_json=as_json)
+
+
+@app.command("list", epilog=examples("labelmill keys list --json"))
+@report_errors
+def list_all(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """List the keys, without their secrets."""
+    _print_all(as_json=as_json)
+
+
+@app.command(
+    epilog=examples("labelmill keys create laptop", "labelmill keys create ci --role admin --expires 90")
+)
+@report_errors
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
+    role: Annotated[
+        Role, typer.Option(help="What it may do: each role includes those before it.")
+    ] = Role.SUBMIT,
+    expires: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Days until it expires. Left out: never.")
+    ] = None,
+) -> None:
+    """Create a key, and print it. It is shown only now: the ledger has its hash."""
+    with Client() as client, client.ledger.transaction() as connection:
+        key, secret = create_key(connection, name, role, days=expires)
+    say(f"key {key.id} for {key.name}, role {key.role}; keep it safe, it is not shown again")
+    print_data(secret)
+
+
+@app.command(epilog=examples("labelmill keys revoke 06h0w4r0rf0dkckt"))
+@report_errors
+def revoke(key: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, from the list.")]) -> None:
+    """Revoke a key: requests with it are refused from now on."""
+    with Client() as client, client.ledger.transaction() as connection:
+        revoked: ApiKey = revoke_key(connection, key)
+    say(f"key {revoked.id} of {revoked.name} is revoked")
+    print_data(revoked.id)

@@ -1,0 +1,52 @@
+"""`labelmill serve`: serve the HTTP API."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from jobs.errors import UserError
+from jobs.extras import install_hint
+from jobs.settings import Settings
+from labelmill.addresses import http_url, parse_address
+from labelmill.console import examples, report_errors, say
+from labelmill.serving import DEFAULT_PORT, is_server_installed, listen_on
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill serve", "labelmill serve --listen 0.0.0.0:8000"))
+@report_errors
+def serve(
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS:PORT", help="Where to listen. Port 0: any free port; fd:N: an inherited socket."
+        ),
+    ] = f"127.0.0.1:{DEFAULT_PORT}",
+) -> None:
+    """Serve the HTTP API until it is stopped.
+
+    Its resources are those of OpenAI's Batch API, below /v1; /docs shows them. Requests need a key, which
+    `labelmill keys create` makes. Broker, ledger and store must be available, and workers classify.
+    """
+    if not is_server_installed():
+        raise UserError(f"The HTTP API needs its server: {install_hint('server')}.")
+    from labelmill.server import running
+
+    with _opened(listen) as listening:
+        say(f"HTTP API at {http_url(*listening.getsockname()[:2])}; Ctrl-C ends it")
+        running.serve(Settings.load(), listening)
+
+
+def _opened(listen: str) -> socket.socket:
+    """Return a socket that listens. Raises UserError."""
+    kind, _, number = listen.partition(":")
+    if kind != "fd":
+        return listen_on(*parse_address(listen))
+    try:
+        return socket.socket(fileno=int(number))
+    except (ValueError, OSError):
+        raise UserError(f"{listen} is not a socket that this process has inherited.") from None

@@ -1,0 +1,253 @@
+"""`/v1/batches`: create, list, follow and control batches, and read their results.
+
+A batch is a job. Those that were submitted with the command are listed, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from http import HTTPStatus
+from typing import Annotated, Final
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from jobs.dataset import MNIST
+from jobs.errors import Conflict, NotFound
+from jobs.ids import is_id, new_id
+from jobs.ledger.api_keys import record_action
+from jobs.ledger.batches import Batch, add_batch, find_batch
+from jobs.ledger.files import get_file
+from jobs.ledger.models import model_or_champion
+from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
+from jobs.ledger.submission import open_job
+from jobs.limits import ErrorLimits
+from jobs.schema import JobState, jobs
+from labelmill.server.access import Session, SubmitSession
+from labelmill.server.outputs import errors_id, output_id
+from labelmill.server.problems import PROBLEMS
+from labelmill.server.schemas import (
+    FILE_PREFIX,
+    BatchError,
+    BatchErrors,
+    BatchList,
+    BatchObject,
+    NewBatch,
+    RequestCounts,
+    Result,
+    ResultError,
+    page_of,
+    seconds,
+)
+
+router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
+
+#: Characters of an `Idempotency-Key`.
+_MAX_KEY: Final = 200
+
+_STATUS: Final = {
+    JobState.RECEIVING: "validating",
+    JobState.RUNNING: "in_progress",
+    JobState.DONE: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+}
+
+#: An error's code if a batch fails as a whole.
+_FAILED: Final = "batch_failed"
+
+
+@router.post("", status_code=HTTPStatus.ACCEPTED)
+def create_batch(
+    wanted: NewBatch,
+    session: SubmitSession,
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=_MAX_KEY)] = None,
+) -> BatchObject:
+    """Classify the images of an uploaded file. Once this is answered, the batch is committed.
+
+    A request with the same `Idempotency-Key` and the same body returns the same batch.
+    """
+    key = None if idempotency_key is None else _job_key(session, idempotency_key)
+    body = wanted.model_dump(exclude_none=True)
+    batch_id = _existing(session, key, body) or _created(session, wanted, key, body)
+    response.headers["Location"] = str(request.url_for("show_batch", batch_id=batch_id).path)
+    return _shown(session, batch_id)
+
+
+@router.get("")
+def list_batches(
+    session: SubmitSession,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+) -> BatchList:
+    """List the batches, newest first."""
+    with session.client.ledger.reading() as connection:
+        if after is not None:
+            job_status(connection, _checked_id(after))
+        found = latest_jobs(connection, limit=limit + 1, after=after)
+        objects = [_to_object(status, find_batch(connection, status.id)) for status in found]
+    return BatchList(**page_of(objects, limit))
+
+
+@router.get("/{batch_id}")
+def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
+    """Show a batch: its status, and how many of its images are done."""
+    return _shown(session, _checked_id(batch_id))
+
+
+@router.post("/{batch_id}/cancel")
+def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
+    """Stop a batch. Images that are classified already keep their labels."""
+    session.client.cancel(_checked_id(batch_id))
+    session.record("cancel batch", batch_id)
+    return _shown(session, batch_id)
+
+
+@router.post("/{batch_id}/pause")
+def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
+    """Pause a batch until it is resumed."""
+    session.client.pause(_checked_id(batch_id))
+    session.record("pause batch", batch_id)
+    return _shown(session, batch_id)
+
+
+@router.post("/{batch_id}/resume")
+def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
+    """Resume a paused batch."""
+    session.client.resume(_checked_id(batch_id))
+    session.record("resume batch", batch_id)
+    return _shown(session, batch_id)
+
+
+@router.get("/{batch_id}/results", response_model=list[Result])
+def list_results(
+    batch_id: str,
+    session: SubmitSession,
+    request: Request,
+    response: Response,
+    label: Annotated[str | None, Query(max_length=1024)] = None,
+    below: Annotated[float | None, Query(ge=0, le=1)] = None,
+    errors: bool = False,
+    name: Annotated[str | None, Query(max_length=1024)] = None,
+    after: Annotated[int, Query(ge=-1, lt=2**63)] = -1,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[Result]:
+    """Return a page of the results so far, in the order of the images; `Link` names the next page."""
+    found = list(
+        session.client.predictions(
+            _checked_id(batch_id),
+            label=label,
+            below=below,
+            errors=errors,
+            name=name,
+            after=after,
+            limit=limit,
+        )
+    )
+    if len(found) == limit:
+        query = {**request.query_params, "after": found[-1].index, "limit": limit}
+        response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
+    return list(map(_to_result, found))
+
+
+def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
+    """Commit a new batch, and return its id."""
+    limits = None
+    if wanted.max_errors is not None or wanted.max_error_rate is not None:
+        limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
+    batch_id = new_id()
+    with session.client.ledger.transaction() as connection:
+        file = get_file(connection, wanted.input_file_id.removeprefix(FILE_PREFIX))
+        if wanted.model is not None:
+            model = model_named(connection, wanted.model, wanted.dataset)
+        else:
+            model = model_or_champion(connection, None, wanted.dataset or MNIST)
+        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
+        add_batch(connection, batch_id, request=body, file_id=file.id)
+        record_action(connection, session.key.id, "create batch", batch_id)
+    return batch_id
+
+
+def _job_key(session: Session, idempotency_key: str) -> str:
+    """Return the job's key. Two owners of API keys, and the command, cannot take each other's."""
+    digest = hashlib.sha256(f"{session.key.id} {idempotency_key}".encode()).hexdigest()
+    return f"http {digest}"
+
+
+def _existing(session: Session, key: str | None, body: dict[str, object]) -> str | None:
+    """Return the batch with this key, or None. Raises Conflict if it was requested with another body."""
+    if key is None:
+        return None
+    with session.client.ledger.reading() as connection:
+        job_id = connection.scalar(sa.select(jobs.c.id).where(jobs.c.key == key))
+        batch = find_batch(connection, job_id) if job_id is not None else None
+    if batch is None:
+        return None
+    if batch.request != json.loads(json.dumps(body)):
+        raise Conflict(
+            f"Batch {batch.job_id} has the same Idempotency-Key and another body: use another key."
+        )
+    return batch.job_id
+
+
+def _checked_id(batch_id: str) -> str:
+    """Return the id. Raises NotFound if no batch can have it."""
+    if not is_id(batch_id):
+        raise NotFound(f"There is no batch {batch_id!r}.")
+    return batch_id
+
+
+def _shown(session: Session, batch_id: str) -> BatchObject:
+    with session.client.ledger.reading() as connection:
+        try:
+            status = job_status(connection, batch_id)
+        except NotFound:
+            raise NotFound(f"There is no batch {batch_id!r}.") from None
+        return _to_object(status, find_batch(connection, batch_id))
+
+
+def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
+    request = batch.request if batch is not None else {}
+    ended = seconds(status.finished_at)
+    errors = None
+    if status.state == JobState.FAILED:
+        errors = BatchErrors(data=[BatchError(code=_FAILED, message=status.error or "The batch failed.")])
+    return BatchObject(
+        id=status.id,
+        status=_STATUS[status.state],  # type: ignore[arg-type]  # the names above
+        created_at=int(status.created_at.timestamp()),
+        in_progress_at=seconds(status.started_at),
+        completed_at=ended if status.state == JobState.DONE else None,
+        failed_at=ended if status.state == JobState.FAILED else None,
+        cancelled_at=ended if status.state == JobState.CANCELLED else None,
+        request_counts=RequestCounts(total=status.total, completed=status.succeeded, failed=status.failed),
+        errors=errors,
+        metadata=request.get("metadata"),
+        input_file_id=request.get("input_file_id"),
+        output_file_id=output_id(status.id) if status.finished else None,
+        error_file_id=errors_id(status.id) if status.finished and status.failed else None,
+        model=status.model,
+        endpoint=request.get("endpoint", "/v1/classifications"),
+        completion_window=request.get("completion_window", "24h"),
+        paused=status.paused,
+        retry_of=status.retry_of,
+    )
+
+
+def _to_result(prediction: Prediction) -> Result:
+    error = None
+    if prediction.error is not None:
+        error = ResultError(code=prediction.error, message=prediction.detail)
+    return Result(
+        custom_id=prediction.name,
+        name=prediction.name,
+        index=prediction.index,
+        label=prediction.label,
+        confidence=prediction.confidence,
+        error=error,
+        model=prediction.model,
+    )

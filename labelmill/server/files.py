@@ -1,0 +1,200 @@
+"""`/v1/files`: upload, list, read and delete files."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import IO, Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from jobs.errors import NotFound
+from jobs.ids import is_id, new_id
+from jobs.ledger.files import File, add_file, delete_file, file_key, get_file, list_files
+from jobs.store_identity import check_store
+from jobs.text import storable
+from labelmill.server.access import SubmitSession
+from labelmill.server.outputs import Output, find_output
+from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.schemas import FILE_PREFIX, FileDeleted, FileList, FileObject, page_of
+from labelmill.server.uploads import Upload
+
+router = APIRouter(prefix="/files", tags=["files"], responses=PROBLEMS)
+
+#: Bytes of a body that are parsed and stored in one go.
+_BLOCK_BYTES: Final = 256 * 1024
+
+_MAX_NAME: Final = 255
+
+_FORM: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=_FORM)
+async def upload_file(request: Request, session: SubmitSession) -> FileObject:
+    """Upload an image, or a ZIP or TAR archive of images. It is streamed into the store."""
+    client, file_id = session.client, new_id()
+    await run_in_threadpool(check_store, client.ledger, client._store)
+    async with contextmanager_in_threadpool(client._store.writer(file_key(file_id))) as file:
+        target = _Counting(file)
+        upload = Upload(
+            request.headers.get("content-type", ""), target, max_bytes=client.settings.max_job_bytes
+        )
+        async for block in _blocks(request):
+            await run_in_threadpool(upload.write, block)
+        name = _checked_name(upload.finish())
+        if upload.fields.get("purpose") != "batch":
+            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "purpose: it must be `batch`.")
+
+    def add() -> File:
+        with client.ledger.transaction() as connection:
+            return add_file(
+                connection,
+                file_id,
+                name=name,
+                purpose="batch",
+                size=target.size,
+                sha256=target.digest.hexdigest(),
+            )
+
+    stored = await run_in_threadpool(add)
+    await run_in_threadpool(session.record, "upload file", file_id)
+    return _to_object(stored)
+
+
+@router.get("")
+def list_all(
+    session: SubmitSession,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    purpose: Annotated[str | None, Query(max_length=32)] = None,
+) -> FileList:
+    """List the uploaded files, newest first. The outputs of batches are not among them."""
+    below = None if after is None else _id_in(after)
+    with session.client.ledger.reading() as connection:
+        found = list_files(connection, limit=limit + 1, after=below, purpose=purpose)
+    return FileList(**page_of(list(map(_to_object, found)), limit))
+
+
+@router.get("/{file_id}")
+def show_file(file_id: str, session: SubmitSession) -> FileObject:
+    """Show a file: its name, its size and its SHA-256."""
+    output = find_output(session.client, file_id)
+    if output is not None:
+        return output.to_object()
+    return _to_object(_found(session, file_id))
+
+
+@router.delete("/{file_id}")
+def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
+    """Delete an uploaded file. Batches that have its images already keep them."""
+    file = _found(session, file_id)
+    with session.client.ledger.transaction() as connection:
+        delete_file(connection, file.id)
+    session.client._store.remove(file.key)
+    session.record("delete file", file.id)
+    return FileDeleted(id=file_id)
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}, "application/jsonl": {}}}},
+)
+def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
+    """Return the bytes of a file. The output of a batch has a JSON object per line."""
+    output: Output | None = find_output(session.client, file_id)
+    if output is not None:
+        return StreamingResponse(output.lines(), media_type="application/jsonl")
+    file = _found(session, file_id)
+    return StreamingResponse(
+        session.client._store.pieces(file.key),
+        # Never shown by a browser, whatever it contains.
+        media_type="application/octet-stream",
+        headers={"Content-Length": str(file.size), "Content-Disposition": "attachment"},
+    )
+
+
+class _Counting:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, target: IO[bytes]) -> None:
+        self._target = target
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: memoryview) -> None:
+        self.size += len(data)
+        self.digest.update(data)
+        self._target.write(data)
+
+
+async def _blocks(request: Request) -> AsyncIterator[bytes]:
+    """Yield the request's body in blocks. Raises ApiError if the client goes away."""
+    waiting = bytearray()
+    try:
+        async for data in request.stream():
+            waiting += data
+            if len(waiting) >= _BLOCK_BYTES:
+                yield bytes(waiting)
+                waiting.clear()
+    except ClientDisconnect:
+        raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "The body ends too early.") from None
+    if waiting:
+        yield bytes(waiting)
+
+
+def _checked_name(name: str) -> str:
+    """Return a file's name without folders. It is only a name: nothing is opened with it."""
+    base = storable(posixpath.basename(name.replace("\\", "/")))
+    if not base or base in (".", "..") or len(base) > _MAX_NAME or not base.isprintable():
+        raise ApiError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "invalid",
+            f"file: its name must have 1 to {_MAX_NAME} characters.",
+        )
+    return base
+
+
+def _id_in(file_id: str) -> str:
+    """Return a file's id in the ledger. Raises NotFound if there can be no such file."""
+    found = file_id.removeprefix(FILE_PREFIX)
+    if not is_id(found):
+        raise NotFound(f"There is no file {file_id!r}.")
+    return found
+
+
+def _found(session: SubmitSession, file_id: str) -> File:
+    with session.client.ledger.reading() as connection:
+        return get_file(connection, _id_in(file_id))
+
+
+def _to_object(file: File) -> FileObject:
+    return FileObject(
+        id=FILE_PREFIX + file.id,
+        bytes=file.size,
+        created_at=int(file.created_at.timestamp()),
+        filename=file.name,
+        purpose="batch",
+        sha256=file.sha256,
+    )

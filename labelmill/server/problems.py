@@ -1,0 +1,151 @@
+"""Errors as `application/problem+json` (RFC 9457), with a `code` for programs.
+
+No answer contains a stack trace, and an unexpected error says nothing about its cause.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
+
+from jobs.errors import (
+    Conflict,
+    LabelmillError,
+    LedgerNotReady,
+    NotFound,
+    Stopped,
+    Unavailable,
+    UserError,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a client may try again if a service is unavailable.
+_RETRY_SECONDS: Final = 5
+
+_MEDIA_TYPE: Final = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """Why a request failed (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class ApiError(LabelmillError):
+    """A request that cannot be served, with its status and code."""
+
+    def __init__(
+        self, status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+
+#: The answers that every call may give beside its own, for the OpenAPI description.
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"description": HTTPStatus(status).phrase, "content": {_MEDIA_TYPE: {}}, "model": Problem}
+    for status in (400, 401, 403, 404, 409, 413, 415, 422, 503)
+}
+
+#: The status and the code of our own errors. The first class that fits counts.
+_OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
+    (NotFound, HTTPStatus.NOT_FOUND, "not_found"),
+    (Conflict, HTTPStatus.CONFLICT, "conflict"),
+    (Stopped, HTTPStatus.CONFLICT, "conflict"),
+    (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+    (UserError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
+)
+
+#: The codes of errors that the framework raises.
+_CODES: Final = {
+    HTTPStatus.BAD_REQUEST: "malformed",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+}
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let the application answer every error with a problem."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(_request: Request, error: ApiError) -> Response:
+        return problem(error.status, error.code, str(error), error.headers)
+
+    @app.exception_handler(LabelmillError)
+    async def own_error(_request: Request, error: LabelmillError) -> Response:
+        return _answer_to(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+        if first["type"] == "json_invalid":
+            return problem(HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid JSON.")
+        detail = f"{where}: {first['msg']}" if where else str(first["msg"])
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail)
+
+    @app.exception_handler(HTTPException)
+    async def of_the_framework(request: Request, error: HTTPException) -> Response:
+        status = HTTPStatus(error.status_code)
+        headers = dict(error.headers or {})
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            # The framework names the methods of the first route only.
+            headers = {"Allow": ", ".join(_allowed_methods(app, request))}
+        return problem(status, _CODES.get(status, "invalid"), str(error.detail), headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected_error(_request: Request, error: Exception) -> Response:
+        return unexpected(error)
+
+
+def _answer_to(error: LabelmillError) -> Response:
+    """Return the response to one of our own errors."""
+    for kind, status, code in _OWN:
+        if not isinstance(error, kind):
+            continue
+        if status is not HTTPStatus.SERVICE_UNAVAILABLE:
+            return problem(status, code, str(error))
+        logger.warning("a request failed: %s", error)
+        # Without the reason: it may name hosts and paths.
+        detail = "A service that this request needs cannot be reached: try again."
+        return problem(status, code, detail, {"Retry-After": str(_RETRY_SECONDS)})
+    return unexpected(error)
+
+
+def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods that are served at the path of a request."""
+    for template, operations in app.openapi()["paths"].items():
+        if compile_path(template)[0].match(request.url.path):
+            return sorted(map(str.upper, operations))
+    return []
+
+
+def problem(
+    status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Return an error as a response."""
+    body = Problem(title=status.phrase, status=status, detail=detail, code=code)
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=_MEDIA_TYPE)
+
+
+def unexpected(error: Exception) -> Response:
+    """Log an error that is our own mistake, and return a response that says no more than that."""
+    logger.error("a request failed", exc_info=error)
+    detail = "The server failed in a way that it should not: its log has the reason."
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)

@@ -1,0 +1,126 @@
+"""Read an uploaded file from a `multipart/form-data` body, in constant memory and without a copy on disk."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from python_multipart.exceptions import FormParserError, MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from labelmill.server.problems import ApiError
+
+#: Maximum bytes of a field other than the file.
+_MAX_FIELD_BYTES: Final = 1024
+
+_MAX_FIELDS: Final = 16
+
+
+class SupportsWrite(Protocol):
+    """What the file's bytes are written to."""
+
+    def write(self, data: memoryview, /) -> object:
+        """Write all bytes."""
+
+
+class Upload:
+    """Parses the body of an upload: passes the bytes of the part `file` on, and keeps the other fields."""
+
+    def __init__(self, content_type: str, target: SupportsWrite, *, max_bytes: int) -> None:
+        """Begin. `target` receives the file. Raises ApiError if the body is not a form."""
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or not options.get(b"boundary"):
+            raise ApiError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "Send the file as multipart/form-data, with the fields `file` and `purpose`.",
+            )
+        self.filename: str | None = None
+        self.fields: dict[str, str] = {}
+        self.is_complete = False
+        self._target = target
+        self._left = max_bytes
+        self._headers: dict[bytes, bytes] = {}
+        self._header, self._value = b"", b""
+        self._field: str | None = None  # the field of the present part, unless it is the file
+        self._text = b""
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._add_to_header,
+                "on_header_value": self._add_to_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._add_data,
+                "on_part_end": self._end_part,
+                "on_end": self._end,
+            },
+        )
+
+    def write(self, data: bytes) -> None:
+        """Parse the next bytes of the body. Raises ApiError."""
+        try:
+            self._parser.write(data)
+        except (FormParserError, MultipartParseError):
+            raise _malformed("The form is malformed.") from None
+
+    def finish(self) -> str:
+        """Return the file's name. Raises ApiError if the body ended too early or has no file."""
+        if not self.is_complete:
+            raise _malformed("The form ends too early.")
+        if self.filename is None:
+            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "file: the form has no such file.")
+        return self.filename
+
+    def _begin_part(self) -> None:
+        self._headers, self._text = {}, b""
+
+    def _add_to_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._header.lower()] = self._value
+        self._header, self._value = b"", b""
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        if name == "file" and b"filename" in options:
+            if self.filename is not None:
+                raise _malformed("The form has more than one file.")
+            self.filename = options[b"filename"].decode(errors="replace")
+            self._field = None
+            return
+        if len(self.fields) == _MAX_FIELDS:
+            raise _malformed("The form has too many fields.")
+        self._field = name
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        if self._field is not None:
+            self._text += data[start:end]
+            if len(self._text) > _MAX_FIELD_BYTES:
+                raise _malformed(f"The field {self._field} is too long.")
+            return
+        self._left -= end - start
+        if self._left < 0:
+            raise ApiError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "too_large",
+                "The file is larger than a job may be: send it in parts, or raise LABELMILL_MAX_JOB_BYTES.",
+            )
+        self._target.write(memoryview(data)[start:end])
+
+    def _end_part(self) -> None:
+        if self._field is not None:
+            self.fields[self._field] = self._text.decode(errors="replace")
+
+    def _end(self) -> None:
+        self.is_complete = True
+
+
+def _malformed(detail: str) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, "malformed", detail)

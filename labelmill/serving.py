@@ -1,0 +1,53 @@
+"""What commands need to know of the HTTP API without loading it."""
+
+from __future__ import annotations
+
+import socket
+from importlib.util import find_spec
+from typing import Final
+
+from jobs.errors import UserError
+from jobs.files import write_whole
+from jobs.ledger.api_keys import Role, create_key, list_keys
+from labelmill.client import Client
+
+DEFAULT_PORT: Final = 8000
+
+#: The file in the state folder with the key that `up` makes.
+API_KEY_FILE: Final = "api-key"
+
+
+def is_server_installed() -> bool:
+    """Return whether the extra `server` is installed."""
+    return find_spec("fastapi") is not None and find_spec("uvicorn") is not None
+
+
+def listen_locally() -> socket.socket:
+    """Return a socket that listens on the loopback address, on the default port or else on any free one.
+
+    Raises UserError.
+    """
+    try:
+        return listen_on("127.0.0.1", DEFAULT_PORT)
+    except UserError:
+        return listen_on("127.0.0.1", 0)
+
+
+def listen_on(address: str, port: int) -> socket.socket:
+    """Return a socket that listens there. Raises UserError if that is not possible."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=128)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {address}:{port} ({error.strerror}): choose another address with --listen."
+        ) from None
+
+
+def make_first_key(client: Client) -> None:
+    """Create a key and keep it in the state folder, unless there are keys already. Raises Unavailable."""
+    with client.ledger.transaction() as connection:
+        if list_keys(connection):
+            return
+        _, secret = create_key(connection, "first key", Role.ADMIN)
+        write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())

@@ -1,0 +1,177 @@
+"""OpenAI's own client works with the HTTP API: only its address and its key are other than usual."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import Batch
+
+from tests.console import COMMAND_SECONDS, Home, until
+from tests.serving import lines_of, make_key, openai_client, served
+
+
+@pytest.fixture(scope="module")
+def url(stack: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(stack, tmp_path_factory.mktemp("api") / "serve.log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(stack: Home, url: str) -> Iterator[OpenAI]:
+    with openai_client(url, make_key(stack)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def archive(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a ZIP of all 10,000 test digits, in a folder for each class."""
+    path = tmp_path_factory.mktemp("zip") / "digits.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for image in sorted(digits.rglob("*.png")):
+            file.write(image, image.relative_to(digits))
+    return path
+
+
+def finished(client: OpenAI, batch: Batch) -> Batch:
+    while batch.status in ("validating", "in_progress"):
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    return batch
+
+
+def test_ten_thousand_digits(client: OpenAI, stack: Home, archive: Path, accuracy: float) -> None:
+    # Given an archive that was uploaded
+    with archive.open("rb") as file:
+        uploaded = client.files.create(file=file, purpose="batch")
+    assert (uploaded.bytes, uploaded.filename) == (archive.stat().st_size, "digits.zip")
+    assert client.files.content(uploaded.id).read() == archive.read_bytes()
+
+    # When it is submitted as a batch
+    batch = client.batches.create(
+        input_file_id=uploaded.id,
+        endpoint="/v1/responses",
+        completion_window="24h",
+        metadata={"who": "test"},
+    )
+    assert batch.metadata == {"who": "test"}
+    batch = finished(client, batch)
+
+    # Then each name is in the output once, and the labels are as often right as from the command line
+    assert (batch.status, batch.errors, batch.error_file_id) == ("completed", None, None)
+    counts = batch.request_counts
+    assert counts is not None
+    assert (counts.total, counts.completed, counts.failed) == (10_000, 10_000, 0)
+    assert batch.output_file_id is not None
+    lines = lines_of(client.files.content(batch.output_file_id).text)
+    with zipfile.ZipFile(archive) as packed:
+        assert sorted(line["custom_id"] for line in lines) == sorted(packed.namelist())
+    right = sum(line["custom_id"].split("/")[0] == line["response"]["body"]["label"] for line in lines)
+    assert right / len(lines) == accuracy
+    assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
+
+    # And it is a job like any other
+    assert stack.json("status", batch.id)["state"] == "done"
+    assert next(iter(client.batches.list(limit=1))).id == batch.id
+    assert uploaded.id in [each.id for each in client.files.list(limit=1)]
+
+
+def test_what_cannot_be_classified_is_in_the_error_file(client: OpenAI) -> None:
+    uploaded = client.files.create(file=("letter.png", b"Dear Sir or Madam"), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
+    )
+    batch = finished(client, batch)
+    assert batch.status == "completed"
+    assert batch.error_file_id is not None
+    [line] = lines_of(client.files.content(batch.error_file_id).text)
+    assert (line["custom_id"], line["response"]) == ("letter.png", None)
+    assert line["error"]["code"] == "unidentified"
+
+
+def test_a_file_that_is_no_archive_of_images_fails_the_batch(client: OpenAI) -> None:
+    uploaded = client.files.create(file=("broken.zip", b"PK\x03\x04 and nothing else"), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
+    )
+    batch = finished(client, batch)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    [error] = batch.errors.data
+    # The message names the file as its owner does, and not where it is here
+    assert error.message.startswith("broken.zip ")
+    client.files.delete(uploaded.id)
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(uploaded.id)
+
+
+def test_a_batch_can_be_cancelled(client: OpenAI, archive: Path) -> None:
+    with archive.open("rb") as file:
+        uploaded = client.files.create(file=file, purpose="batch")
+    batch = client.batches.create(
+        input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
+    )
+    assert client.batches.cancel(batch.id).status == "cancelled"
+    with pytest.raises(openai.ConflictError) as refused:
+        client.batches.cancel(batch.id)
+    assert "cancelled" in str(refused.value.body)
+
+
+def test_the_same_idempotency_key_is_the_same_batch(client: OpenAI) -> None:
+    uploaded = client.files.create(file=("one.png", b"no image"), purpose="batch")
+    wanted = {"input_file_id": uploaded.id, "endpoint": "/v1/responses", "completion_window": "24h"}
+    headers = {"Idempotency-Key": "monday"}
+    first, second = (client.batches.create(**wanted, extra_headers=headers) for _ in range(2))
+    assert first.id == second.id
+    with pytest.raises(openai.ConflictError) as refused:
+        client.batches.create(**wanted, metadata={"a": "b"}, extra_headers=headers)
+    assert "another body" in str(refused.value.body)
+
+
+def test_without_a_valid_key_nothing_is_answered(stack: Home, url: str) -> None:
+    revoked = make_key(stack)
+    [key_id] = [key["id"] for key in stack.json("keys", "list") if key["revoked_at"] is None][-1:]
+    stack.ok("keys", "revoke", key_id)
+    for key in (revoked, make_key(stack, "admin", "--expires", "0"), "labelmill_wrong"):
+        with openai_client(url, key) as client, pytest.raises(openai.AuthenticationError):
+            client.batches.list()
+
+
+def test_the_local_stack_serves_it_on_any_free_port(new_home: Home, tmp_path: Path) -> None:
+    # Given that the default port is taken, at the latest by this test, when the stack is started
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 8000)):
+        log = tmp_path / "up.log"
+        with new_home.started("up", log=log):
+            until(lambda: "key in api-key" in log.read_text(), "its address is printed")
+            found = re.search(r"api +(\S+)/docs", log.read_text())
+            assert found is not None
+            # Then a client with the key from the state folder can use it
+            key = (new_home.path / "api-key").read_text().strip()
+            with openai_client(found[1], key) as client:
+                assert client.batches.list().data == []
+
+
+def test_odd_requests_get_the_answers_that_are_described(stack: Home, url: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
+            *("--header", f"Authorization: Bearer {make_key(stack, 'admin')}"),
+            *("--max-examples", "15", "--seed", "1", "--no-color"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
