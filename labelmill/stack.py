@@ -1,4 +1,4 @@
-"""The local stack: broker, worker, trainer and beat as processes of this machine that start and end together.
+"""The local stack: broker, worker, trainer, beat and API as processes that start and end together.
 
 If LABELMILL_BROKER_URL names a Redis, that one is used and no broker is started.
 """
@@ -6,9 +6,9 @@ If LABELMILL_BROKER_URL names a Redis, that one is used and no broker is started
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +28,7 @@ from jobs.settings import ENV_PREFIX, Settings
 from labelmill.console import say
 from labelmill.logs import Event, PartLog
 from labelmill.migrating import open_ledger
-from labelmill.signals import sigterm_like_ctrl_c
+from labelmill.signals import die_with_parent, sigterm_like_ctrl_c
 
 #: How long the broker may take to start.
 START_SECONDS: Final = 30.0
@@ -44,9 +44,6 @@ _LAST_LINES_SECONDS: Final = 2.0
 
 #: The signals that stop a stack.
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-_PR_SET_PDEATHSIG: Final = 1
-_libc: Final = ctypes.CDLL(None)  # loaded now, because a forked child must not load a library
 
 
 def settings_with(processes: int | None) -> Settings:
@@ -108,11 +105,13 @@ class Stack:
         worker: bool = True,
         trainer: bool = False,
         beat: bool = False,
+        api: socket.socket | None = None,
         with_events: bool = False,
     ) -> None:
         """Describe the stack, whose processes log to `logs/` in the state folder.
 
-        `with_events` is for `next_event`.
+        With `api`, a socket that listens, the HTTP API is served there; the caller closes it. `with_events`
+        is for `next_event`.
 
         Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
@@ -140,6 +139,10 @@ class Stack:
             commands["trainer"] = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer")
         if beat:
             commands["beat"] = beat_command()
+        # The process inherits the socket, so that no other one can take its port, not even between restarts.
+        self._inherited = () if api is None else (api.fileno(),)
+        if api is not None:
+            commands["api"] = [sys.executable, "-m", "labelmill", "serve", "--listen", f"fd:{api.fileno()}"]
         self._services = [_Service(name, command) for name, command in commands.items()]
         self._signals = contextlib.ExitStack()
 
@@ -241,6 +244,7 @@ class Stack:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     umask=PRIVATE_UMASK,
+                    pass_fds=self._inherited if service.name == "api" else (),
                     # A session of its own: Ctrl-C reaches only this process, which ends the others in order.
                     start_new_session=True,
                     preexec_fn=_die_with_parent,
@@ -286,8 +290,7 @@ def _broker_command(settings: Settings) -> list[str]:
 def _die_with_parent() -> None:
     """Make Linux stop this child if its parent is killed. Runs in the child, before its program starts."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from contextlib import nullcontext
 from typing import Annotated, Final
 
 import typer
@@ -10,10 +12,12 @@ from rich.text import Text
 
 from jobs.settings import Settings
 from jobs.urls import without_secrets
+from labelmill.addresses import http_url
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus
 from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
 from labelmill.logs import MAX_LOG_BYTES, Event
+from labelmill.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
 from labelmill.stack import Stack, settings_with
 from labelmill.training import require_tensorflow
 
@@ -32,7 +36,7 @@ def up(
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, worker, trainer and beat. Ctrl-C stops everything.
+    """Run the local stack in the foreground: broker, worker, trainer, beat and API. Ctrl-C stops everything.
 
     Prints one line per event. The complete logs are in the state folder's logs/. A process that dies is
     restarted. Unfinished jobs continue.
@@ -42,10 +46,13 @@ def up(
     with Client(settings) as client:
         has_model = bool(client.models())
         schedules = client.schedules()
-    stack = Stack(settings, trainer=True, beat=True, with_events=True)
+        api = listen_locally() if is_server_installed() else None
+        if api is not None:
+            make_first_key(client)
+    stack = Stack(settings, trainer=True, beat=True, api=api, with_events=True)
     try:
-        with stack:
-            for line in _startup_lines(settings, schedules, has_model=has_model):
+        with stack, api or nullcontext():
+            for line in _startup_lines(settings, schedules, api, has_model=has_model):
                 say(line)
             try:
                 while True:
@@ -61,7 +68,9 @@ def up(
     say("all stopped")
 
 
-def _startup_lines(settings: Settings, schedules: list[ScheduleStatus], *, has_model: bool) -> list[str]:
+def _startup_lines(
+    settings: Settings, schedules: list[ScheduleStatus], api: socket.socket | None, *, has_model: bool
+) -> list[str]:
     """Return lines with what runs, where (paths in the state folder), and the commands to try next."""
     broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
     ledger = "SQLite, ledger.sqlite3" if settings.embedded_ledger else _without_secrets(settings.ledger_url)
@@ -81,6 +90,7 @@ def _startup_lines(settings: Settings, schedules: list[ScheduleStatus], *, has_m
         f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
         f"  beat     schedule: {retrain}",
+        *([f"  api      {http_url(*api.getsockname())}/docs, key in {API_KEY_FILE}"] if api else []),
         f"  ledger   {ledger}",
         f"  store    {store}",
         f"  logs     logs/*.log, at most {2 * MAX_LOG_BYTES // 1024**2} MiB each",
