@@ -1,4 +1,5 @@
 # The images, from one file. `producer` submits, follows, migrates, runs beat and the metrics; it has no TensorFlow.
+# `api` also serves the HTTP API.
 # `worker` classifies and trains; `worker-gpu` does so on NVIDIA GPUs. What they install is pinned by hash in
 # requirements/. Nothing is compiled at run time: the root file system is read-only, so bytecode is made here.
 
@@ -25,6 +26,13 @@ FROM build AS producer-packages
 COPY requirements/producer.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes -r producer.txt
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    uv pip install --no-deps /wheels/*.whl
+
+FROM build AS api-packages
+COPY requirements/api.txt .
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes -r api.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     uv pip install --no-deps /wheels/*.whl
 
@@ -58,6 +66,9 @@ CMD ["--help"]
 
 FROM runtime AS producer
 COPY --from=producer-packages /opt/labelmill /opt/labelmill
+
+FROM runtime AS api
+COPY --from=api-packages /opt/labelmill /opt/labelmill
 
 FROM runtime AS worker
 COPY --from=worker-packages /opt/labelmill /opt/labelmill

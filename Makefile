@@ -78,6 +78,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock: install
 	$(COMPILE) $(foreach extra,worker server local postgres parquet demo otel,--extra $(extra)) --group dev -o requirements/dev.txt
 	$(COMPILE) --extra postgres --extra otel -o requirements/producer.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra server -o requirements/api.txt --constraints requirements/dev.txt
 	$(COMPILE) --extra postgres --extra otel --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
 	$(COMPILE) --extra postgres --extra otel --extra worker --extra gpu -o requirements/worker-gpu.txt \
 	  --constraints requirements/dev.txt

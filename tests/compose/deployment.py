@@ -82,7 +82,7 @@ class Deployment:
             "COMPOSE_PROJECT_NAME": "labelmill-test",
             "COMPOSE_PROGRESS": "plain",
             # Any that is free: another deployment may be up on this machine.
-            **{f"{name}_PORT": "0" for name in ("METRICS", "PROMETHEUS", "GRAFANA")},
+            **{f"{name}_PORT": "0" for name in ("API", "METRICS", "PROMETHEUS", "GRAFANA")},
             # A worker that vanished is noticed after a lease.
             "LABELMILL_LEASE_SECONDS": "20",
             "LABELMILL_CHUNK_IMAGES": "500",

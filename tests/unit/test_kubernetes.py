@@ -32,7 +32,7 @@ KUBERNETES: Final = PROJECT / "deploy" / "kubernetes"
 COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 
 #: The components that users add themselves; each of the others is a part of an overlay.
-WANTED: Final = ("gpu", "keda", "prometheus")
+WANTED: Final = ("gpu", "ingress", "keda", "prometheus")
 
 #: Each overlay with no component, and with all of them.
 INSTALLATIONS: Final = list(product(("local", "production"), [(), WANTED]))
@@ -429,6 +429,7 @@ def test_who_needs_less_gets_less(installation: tuple[str, tuple[str, ...]], obj
         "metrics": urls,
         "worker": everything,
         "trainer": everything,
+        "api": everything,
         "producer": everything,
     }
 
@@ -516,15 +517,17 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
         "metrics": names | ledger | broker,
         "worker": names | ledger | broker | store,
         "trainer": names | ledger | broker | store | download,
+        "api": names | ledger | broker | store,
         "producer": names | ledger | broker | store,
     }
     entered = {name: reachable(objects, name, "ingress") for name in workloads(objects)}
-    users = {"beat", "metrics", "worker", "trainer", "producer"}
+    users = {"beat", "metrics", "worker", "trainer", "api", "producer"}
     if overlay == "local":
         assert entered.pop("db") == {(name, "postgresql") for name in users | {"migrate"}}
         assert entered.pop("redis") == {(name, "redis") for name in users}
     asking = {"keda": "keda", "prometheus": "monitoring"}
     assert entered.pop("metrics") == {(asking[name], "metrics") for name in components if name in asking}
+    assert entered.pop("api") == ({("ingress-nginx", "http")} if "ingress" in components else set())
     assert not any(entered.values())
 
 
