@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
-from jobs.files import make_private_folder, sync, write_whole, writing_whole
+from jobs.files import make_private_folder, sync, temporary_folder, write_whole, writing_whole
 from jobs.urls import without_secrets
 
 #: Bytes that are read at a time of a file of any size.
@@ -57,39 +58,57 @@ class Store:
                 self._fs.pipe_file(f"{self._root}/{key}", b"".join(pieces))
 
     @contextmanager
-    def writer(self, key: str) -> Iterator[IO[bytes]]:
-        """Return a file to write to; what was written is stored under the key at the end of the block.
+    def writer(self, key: str) -> Iterator[Callable[[bytes | memoryview], None]]:
+        """Yield a function that writes a piece; all pieces are stored under the key at the end of the block.
 
-        After an exception, nothing is stored. When the block has ended, the bytes survive a power cut. Raises
-        Unavailable.
+        After an exception, nothing is stored. When the block has ended, the bytes survive a power cut. Block
+        and function raise Unavailable.
         """
-        with self._translating_errors("written"):
-            if self.folder is not None:
-                path = self.folder / key
+
+        def write(piece: bytes | memoryview) -> None:
+            with self._translating_errors("written"):
+                file.write(piece)
+
+        if self.folder is not None:
+            path = self.folder / key
+            with self._translating_errors("written"):
                 make_private_folder(path.parent)
-                with writing_whole(path) as file:
-                    yield file
-                sync(path.parent.parent)  # the folder may be new
-                return
-            with self._fs.open(f"{self._root}/{key}", "wb", autocommit=False) as file:
-                try:
-                    yield file
-                except BaseException:
-                    file.discard()
-                    raise
-            file.commit()
+            with ExitStack() as stack:
+                with self._translating_errors("written"):
+                    file = stack.enter_context(writing_whole(path))
+                yield write
+                with self._translating_errors("written"):
+                    stack.close()
+                    sync(path.parent.parent)  # the folder may be new
+            return
+        with self._translating_errors("written"):
+            file = self._fs.open(f"{self._root}/{key}", "wb", autocommit=False)
+        try:
+            yield write
+            with self._translating_errors("written"):
+                file.close()
+                file.commit()
+        except BaseException:
+            with suppress(Exception):
+                file.discard()
+            with suppress(AttributeError):
+                file.closed = True  # or its finalizer would begin another upload
+            raise
 
     @contextmanager
     def local_copy(self, key: str) -> Iterator[Path]:
-        """Return the path of a local file with the bytes of the key, to the end of the block.
+        """Yield the path of a local file with the bytes of the key; it may be gone at the end of the block.
 
         Raises FileNotFoundError, Unavailable.
         """
+        if not self.exists(key):
+            self._check_kind(key.partition("/")[0])
+            raise FileNotFoundError(key)
         if self.folder is not None:
             yield self.folder / key
             return
-        with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
-            path = Path(folder) / "copy"
+        with temporary_folder(Path(tempfile.gettempdir()), f"labelmill-{os.getuid()}-copy-") as folder:
+            path = folder / "copy"
             with self._translating_errors("read"):
                 self._fs.get_file(f"{self._root}/{key}", str(path))
             yield path

@@ -17,6 +17,8 @@ from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import could_be_settled, shadows_of, still_claimed
+from jobs.ledger.database import batched
+from jobs.ledger.files import FILES, file_key, known_files
 from jobs.ledger.maintenance import (
     delete_chunks,
     delete_job,
@@ -50,7 +52,7 @@ class Purged:
     jobs: int = 0
     #: Predictions of the jobs removed as a whole.
     predictions: int = 0
-    #: Folders that no job and no dataset needed, left by an interrupted purge, submission or adding.
+    #: Folders and files that nothing needed, left by an interrupted purge, submission, upload or adding.
     strays: int = 0
     #: Copies of images that no correction needed, left by an interrupted correction or undo.
     copies: int = 0
@@ -119,6 +121,7 @@ class Purge:
         """
         oldest = time.time() - _STRAY_SECONDS
         self._stray_payloads(oldest)
+        self._stray_files(oldest)
         for dataset in self._store.folders(DATASETS):
             for key in stray_folders(self._ledger, self._store, dataset):
                 self._remove_stray(key)
@@ -138,6 +141,18 @@ class Purge:
             for name in page:
                 if owners.get(name, id_seconds(name) < oldest):
                     self._remove_stray(payload_folder(name))
+
+    def _stray_files(self, oldest: float) -> None:
+        """Remove uploaded files that have no row, or never got their name."""
+        names = self._store.files(FILES)
+        with self._ledger.reading() as connection:
+            known = {name for some in batched(names) for name in known_files(connection, some)}
+        for name in names:
+            if name not in known and (self._store.written_at(file_key(name)) or oldest) < oldest:
+                if not self._dry_run:
+                    self._store.remove(file_key(name))
+                self.purged.strays += 1
+                self._on_progress(self.purged)
 
     def _remove_stray(self, key: str) -> None:
         self._remove_folder(key)

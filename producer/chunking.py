@@ -145,9 +145,12 @@ def _size_of(content: Content) -> int:
     return content.size if isinstance(content, Reference) else 0
 
 
-def enforce_limits(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Yield the same chunks. Raises SourceError at the first one that exceeds a job's limits."""
-    images = size = 0
+def enforce_limits(limits: JobLimits, chunks: Iterable[Chunk], images: int = 0) -> Iterator[Chunk]:
+    """Yield the same chunks. Raises SourceError at the first one that exceeds a job's limits.
+
+    `images` is how many the job has already.
+    """
+    size = 0
     for chunk in chunks:
         images += len(chunk.names)
         size += chunk.size

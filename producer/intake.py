@@ -7,21 +7,23 @@ continues after another one skips as many as are in the ledger: each image is ta
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
 from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from jobs.errors import LeaseLost, NotFound, SourceError, Stopped, Unavailable
+from jobs.errors import Conflict, LeaseLost, NotFound, SourceError, Stopped, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.batches import (
     Intake,
     claim_intake,
     finish_intake,
     hold_intake,
+    is_batch_open,
     release_intake,
 )
 from jobs.ledger.control import end_job
@@ -32,6 +34,7 @@ from jobs.queue import Publisher
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.store_identity import check_store
 from producer.chunking import chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources
@@ -52,6 +55,9 @@ def take_in_next(
     Images that cannot be read become errors of their own. If the source as a whole cannot be read, the batch
     fails with the reason. Raises Unavailable; the batch is then claimed again some seconds later.
     """
+    with ledger.reading() as connection:  # usually there is none, and a transaction would lock SQLite
+        if not is_batch_open(connection):
+            return False
     with ledger.transaction() as connection:
         intake = claim_intake(connection, owner=owner)
     if intake is None:
@@ -60,20 +66,38 @@ def take_in_next(
     heartbeat = ProducerHeartbeat(ledger, partial(_touch, intake=intake))
     heartbeat.begin()
     try:
-        _take_in(ledger, store, publisher, settings, intake)
+        _take_in_or_fail(ledger, store, publisher, settings, intake)
     except LeaseLost:
         logger.warning("batch %s was claimed by another process", intake.job_id)
-    except Stopped:  # cancelled, or failed with too many errors
-        _end(ledger, intake, None)
-    except SourceError as error:
-        _end(ledger, intake, str(error))
-    except Unavailable:
+    except (Unavailable, KeyboardInterrupt) as error:
+        # The signal may have interrupted the end of a transaction. The traceback's frames then keep it open.
+        traceback.clear_frames(error.__traceback__)
+        heartbeat.end()  # the thread may be waiting for that transaction
+        seconds = _RETRY_SECONDS if isinstance(error, Unavailable) else 0.0
         with suppress(LeaseLost, Unavailable), ledger.transaction() as connection:
-            release_intake(connection, intake, seconds=_RETRY_SECONDS)
+            release_intake(connection, intake, seconds=seconds)
         raise
     finally:
         heartbeat.end()
     return True
+
+
+def _take_in_or_fail(
+    ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, intake: Intake
+) -> None:
+    """Take in the batch, or let it fail if its source cannot be read. Raises LeaseLost, Unavailable."""
+    error = None
+    try:
+        _take_in(ledger, store, publisher, settings, intake)
+        return
+    except Stopped:  # cancelled, or failed with too many errors
+        pass
+    except SourceError as source_error:
+        error = str(source_error)
+    with ledger.transaction() as connection:
+        finish_intake(connection, intake)
+        if error is not None:
+            end_job(connection, intake.job_id, JobState.FAILED, error=error)
 
 
 def _touch(connection: Connection, *, intake: Intake) -> bool:
@@ -85,24 +109,25 @@ def _touch(connection: Connection, *, intake: Intake) -> bool:
     return touch_job(connection, intake.job_id)
 
 
-def _end(ledger: Ledger, intake: Intake, error: str | None) -> None:
-    """End the intake. With an error, the job fails."""
-    with ledger.transaction() as connection:
-        if error is not None:
-            end_job(connection, intake.job_id, JobState.FAILED, error=error)
-        finish_intake(connection, intake)
-
-
 def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, intake: Intake) -> None:
     with ledger.reading() as connection:
         try:
             file = get_file(connection, intake.file_id or "")
         except NotFound:
-            raise SourceError(f"File {intake.file_id} was deleted before its images were taken in.") from None
-    with store.local_copy(file.key) as path:
-        images = _named_images(str(path), file, settings)
-        items = islice(items_of(images, None), intake.images, None)
-        chunks = enforce_limits(settings.job_limits, chunks_of(items, settings.chunk_images))
+            raise SourceError("The file was deleted before its images were read: upload it again.") from None
+    try:
+        check_store(ledger, store)
+    except Conflict as error:  # this process is set up wrongly: another one may take the batch in
+        raise Unavailable(str(error)) from None
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(store.local_copy(file.key))
+        except FileNotFoundError:
+            raise SourceError(f"{file.name} is missing from the store: upload it again.") from None
+        images = islice(_named_images(str(path), file, settings), intake.images, None)
+        chunks = enforce_limits(
+            settings.job_limits, chunks_of(items_of(images, None), settings.chunk_images), intake.images
+        )
         total = intake.images
         for chunk in chunks:
             priority = choose_priority(intake.request.get("priority"), chunk, first=total == 0)

@@ -23,6 +23,8 @@ _SECRET_BYTES: Final = 32
 
 _MAX_NAME: Final = 64
 
+_MAX_DAYS: Final = 36_500
+
 
 class Role(StrEnum):
     """What a key may do. Each role includes those before it. Every key may read."""
@@ -54,8 +56,10 @@ def create_key(
 ) -> tuple[ApiKey, str]:
     """Add a key that expires after `days`, or never. Return it, and its secret, which is stored nowhere.
 
-    Raises UserError for an unusable name.
+    Raises UserError for an unusable name or time.
     """
+    if days is not None and not 0 <= days <= _MAX_DAYS:
+        raise UserError(f"A key expires within {_MAX_DAYS:,} days, got {days:g}.")
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UserError(f"A key's name has 1 to {_MAX_NAME} printable characters, got {name!r}.")
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)

@@ -7,6 +7,7 @@ that is in the ledger.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -37,6 +38,13 @@ class Batch:
     created_at: datetime
 
 
+#: The columns of a `Batch`.
+_BATCH: Final = (
+    *(batches.c.job_id, batches.c.request, batches.c.file_id),
+    *(batches.c.state, batches.c.created_at),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Intake:
     """A claimed batch: the right to add images to its job."""
@@ -60,16 +68,30 @@ def add_batch(connection: Connection, job_id: str, *, request: dict[str, Any], f
 
 def find_batch(connection: Connection, job_id: str) -> Batch | None:
     """Return the batch of a job, or None if the job was not submitted over HTTP."""
-    columns = (batches.c.job_id, batches.c.request, batches.c.file_id, batches.c.state, batches.c.created_at)
-    row = connection.execute(sa.select(*columns).where(batches.c.job_id == job_id)).one_or_none()
-    return None if row is None else Batch(**row._mapping)
+    return find_batches(connection, [job_id]).get(job_id)
+
+
+def is_batch_open(connection: Connection) -> bool:
+    """Return whether there is a batch whose images are not all taken in."""
+    return (
+        connection.scalar(sa.select(batches.c.job_id).where(batches.c.state != "done").limit(1)) is not None
+    )
+
+
+def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, Batch]:
+    """Return the batches of these jobs by id. Jobs that were not submitted over HTTP are left out."""
+    query = sa.select(*_BATCH).where(batches.c.job_id.in_(job_ids))
+    return {row.job_id: Batch(**row._mapping) for row in connection.execute(query)}
 
 
 def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     """Claim the oldest batch that no process takes in, or return None.
 
-    A batch that was claimed too often without progress fails instead.
+    A batch whose job was stopped needs no intake any more. A batch that was claimed too often without
+    progress fails.
     """
+    stopped = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state != JobState.RECEIVING)
+    connection.execute(batches.update().where(batches.c.state != "done", stopped).values(state="done"))
     is_free = sa.or_(
         sa.and_(
             batches.c.state == "pending",
@@ -77,6 +99,7 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
         ),
         sa.and_(batches.c.state == "claimed", batches.c.lease_until < db_now()),
     )
+    # The last condition is that of the index.
     oldest = sa.select(batches.c.job_id).where(is_free, batches.c.state != "done")
     oldest = oldest.order_by(batches.c.created_at).limit(1).with_for_update(skip_locked=True)
     token = new_id()
@@ -99,8 +122,8 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     intake = Intake(row.job_id, token, row.request, row.file_id, row.attempts, images)
     if intake.attempts > MAX_ATTEMPTS:
         why = f"Reading its images ended the intake process {MAX_ATTEMPTS} times: submit them in parts."
-        end_job(connection, intake.job_id, JobState.FAILED, error=why)
         finish_intake(connection, intake)
+        end_job(connection, intake.job_id, JobState.FAILED, error=why)
         return None
     return intake
 
@@ -120,7 +143,7 @@ def hold_intake(connection: Connection, intake: Intake, *, progress: bool = Fals
         .values(**values)
     )
     if held.rowcount != 1:
-        raise LeaseLost
+        raise LeaseLost("Another process has claimed this batch.")
 
 
 def finish_intake(connection: Connection, intake: Intake) -> None:
@@ -142,7 +165,7 @@ def release_intake(connection: Connection, intake: Intake, *, seconds: float) ->
         .where(batches.c.job_id == intake.job_id)
         .values(
             state="pending",
-            attempts=batches.c.attempts - 1,
+            attempts=sa.case((batches.c.attempts > 0, batches.c.attempts - 1), else_=0),
             lease_until=None,
             not_before=db_now(seconds),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, NotFound
-from jobs.schema import batches, db_now, files
+from jobs.schema import JobState, batches, db_now, files, jobs
 
 #: The folder of the store that holds them.
 FILES: Final = "files"
@@ -47,9 +48,12 @@ def add_file(
     return get_file(connection, file_id)
 
 
-def get_file(connection: Connection, file_id: str) -> File:
-    """Return the file. Raises NotFound."""
-    row = connection.execute(sa.select(files).where(files.c.id == file_id)).one_or_none()
+def get_file(connection: Connection, file_id: str, *, keep: bool = False) -> File:
+    """Return the file; with `keep`, nobody can delete it until this transaction ends. Raises NotFound."""
+    query = sa.select(files).where(files.c.id == file_id)
+    if keep:
+        query = query.with_for_update(read=True)
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"There is no file {file_id!r}.")
     return File(**row._mapping)
@@ -72,9 +76,18 @@ def delete_file(connection: Connection, file_id: str) -> None:
 
     Raises NotFound; Conflict while a batch still takes its images in.
     """
-    needed = sa.select(batches.c.job_id).where(batches.c.file_id == file_id, batches.c.state != "done")
-    job_id = connection.scalar(needed.limit(1))
-    if job_id is not None:
-        raise Conflict(f"File {file_id} is still being read by batch {job_id}: wait, or cancel the batch.")
     if connection.execute(files.delete().where(files.c.id == file_id)).rowcount != 1:
         raise NotFound(f"There is no file {file_id!r}.")
+    needed = (
+        sa.select(batches.c.job_id)
+        .join(jobs, jobs.c.id == batches.c.job_id)
+        .where(batches.c.file_id == file_id, jobs.c.state == JobState.RECEIVING)
+    )
+    job_id = connection.scalar(needed.limit(1))
+    if job_id is not None:
+        raise Conflict(f"The file is still being read by batch {job_id}: wait, or cancel the batch.")
+
+
+def known_files(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Return those of the ids that are files."""
+    return set(connection.scalars(sa.select(files.c.id).where(files.c.id.in_(ids))))

@@ -90,7 +90,7 @@ def fail_abandoned_jobs(connection: Connection) -> list[str]:
     abandoned = sa.select(jobs.c.id).where(
         JOB_IS_UNFINISHED, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
     )
-    # A batch's images are taken in by any process, whenever one is there.
+    # Any intake process may continue a batch, so it is never abandoned.
     is_batch = sa.exists().where(batches.c.job_id == jobs.c.id, batches.c.state != "done")
     abandoned = abandoned.where(~is_batch)
     # A locked job is skipped: its producer may be sending a heartbeat, and other jobs must not wait for that

@@ -235,9 +235,11 @@ def stream_predictions(
 def _check_complete(connection: Connection, job_id: str) -> None:
     """Raise Conflict if a purge has removed predictions of the job.
 
-    Every job has a chunk, and a purge deletes the chunks before the first prediction.
+    A purge deletes the chunks before the first prediction. Only a batch without images has no chunk either.
     """
-    if connection.scalar(sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(1)) is None:
+    has_chunk = sa.exists().where(chunks.c.job_id == jobs.c.id)
+    intact = sa.select(jobs.c.id).where(jobs.c.id == job_id, sa.or_(jobs.c.total == 0, has_chunk))
+    if connection.scalar(intact) is None:
         raise Conflict(f"Job {job_id} was purged before all its predictions were read: some are missing.")
 
 
