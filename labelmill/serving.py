@@ -50,4 +50,4 @@ def make_first_key(client: Client) -> None:
         if list_keys(connection):
             return
         _, secret = create_key(connection, "first key", Role.ADMIN)
-        write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())
+    write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())

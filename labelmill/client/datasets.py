@@ -62,7 +62,7 @@ class DatasetMethods(Session):
 
         return add_dataset(
             self.ledger,
-            self._store,
+            self.store,
             self.settings,
             name,
             [fspath(source) for source in sources],
@@ -82,7 +82,7 @@ class DatasetMethods(Session):
         require_decoders("A report on a dataset")
         from labelmill.reporting.dataset_page import render
 
-        return render(self._store, self.settings, self.dataset(name, version=version))
+        return render(self.store, self.settings, self.dataset(name, version=version))
 
     def remove_dataset(self, name: str) -> int:
         """Remove a dataset with all its images, and return the number of its versions.
@@ -91,6 +91,6 @@ class DatasetMethods(Session):
 
         Raises NotFound; Conflict if it has a champion or a challenger, is being trained on, or is built in.
         """
-        removed = remove(self.ledger, self._store, name)
+        removed = remove(self.ledger, self.store, name)
         shutil.rmtree(decoded_folder(self.settings.cache_dir, name), ignore_errors=True)
         return removed

@@ -137,7 +137,7 @@ class JobMethods(Session):
         return submit(
             images,
             ledger=self.ledger,
-            store=self._store,
+            store=self.store,
             publisher=self._broker(),
             chunk_images=self.settings.chunk_images,
             key=key,
@@ -253,7 +253,7 @@ class JobMethods(Session):
             job_id,
             failed_only=failed_only,
             ledger=self.ledger,
-            store=self._store,
+            store=self.store,
             publisher=self._broker(),
             chunk_images=self.settings.chunk_images,
             shadow_share=self.settings.shadow_share,
@@ -337,7 +337,7 @@ class JobMethods(Session):
 
         found = evaluation or self.evaluate_job(job_id)
         indices = [mistake.index for mistake in found.mistakes]
-        shown = thumbnails(self.ledger, self._store, self.settings, job_id, indices)
+        shown = thumbnails(self.ledger, self.store, self.settings, job_id, indices)
         return render_labelled(job_id, found, shown)
 
     def _images(

@@ -108,7 +108,7 @@ class ModelMethods(Session):
         """
         return register(
             self.ledger,
-            self._store,
+            self.store,
             self.settings,
             file,
             classes=classes,
@@ -135,8 +135,8 @@ class ModelMethods(Session):
         Raises Conflict, which says what refers to it; Unavailable.
         """
         found = self.model(model)
-        check_store(self.ledger, self._store)
-        remove_model(self.ledger, self._store, found)
+        check_store(self.ledger, self.store)
+        remove_model(self.ledger, self.store, found)
         return found
 
     def evaluate(
@@ -164,11 +164,11 @@ class ModelMethods(Session):
         from worker.learning.evaluation import evaluate_champion, evaluate_model
         from worker.learning.loading import open_dataset
 
-        dataset = open_dataset(self.settings, self.ledger, self._store, wanted.dataset, say=on_message)
+        dataset = open_dataset(self.settings, self.ledger, self.store, wanted.dataset, say=on_message)
         data = add_corrections(
             dataset.prepared(wanted.input_spec, for_training=False),
             self.ledger,
-            self._store,
+            self.store,
             self.settings.image_limits,
             live_share=self.settings.live_share,
         )
@@ -177,9 +177,9 @@ class ModelMethods(Session):
             on_message(f"evaluating model {each.id} on {len(data.test):,} images")
 
         on_begin(wanted)
-        evaluation = evaluate_model(self.ledger, self._store, self.settings.cache_dir, wanted, data)
+        evaluation = evaluate_model(self.ledger, self.store, self.settings.cache_dir, wanted, data)
         try:
-            evaluate_champion(self.ledger, self._store, self.settings.cache_dir, data, on_begin=on_begin)
+            evaluate_champion(self.ledger, self.store, self.settings.cache_dir, data, on_begin=on_begin)
         except (ModelRefused, UserError) as error:
             on_message(f"the champion cannot be evaluated, so the gate cannot compare this model: {error}")
         return evaluation
@@ -213,7 +213,7 @@ class ModelMethods(Session):
             max_bytes=self.settings.max_image_bytes,
             archives=self.settings.archive_limits,
         )
-        predictions = classify_images(self._store, self.settings, found, images, on_progress)
+        predictions = classify_images(self.store, self.settings, found, images, on_progress)
         return compare_with_folders(predictions, found)
 
     def evaluation(self, model: str | None = None) -> StoredEvaluation | None:
@@ -250,7 +250,7 @@ class ModelMethods(Session):
         never evaluated, ModelRefused if its file is missing from the store or was changed.
         """
         found = self.model(model)
-        read_stored(self._store, found)
+        read_stored(self.store, found)
         with self.ledger.transaction() as connection:
             limits = effective_limits(connection, found.dataset, self.settings.gate_limits_of(found.dataset))
             return judge_and_promote(connection, limits, found.id, how="promote", force=force)
@@ -278,7 +278,7 @@ class ModelMethods(Session):
         with self.ledger.reading() as connection:
             check_dataset(connection, dataset)
             model = get_model(connection, champion_before(connection, dataset))
-        read_stored(self._store, model)
+        read_stored(self.store, model)
         with self.ledger.transaction() as connection:
             return roll_back(connection, model.id)
 
@@ -307,7 +307,7 @@ class ModelMethods(Session):
         """
         found = self.model(model)
         # Without this check, each worker would notice only on loading the file, and only log it.
-        read_stored(self._store, found)
+        read_stored(self.store, found)
         with self.ledger.transaction() as connection:
             return begin_shadow(connection, found.id)
 

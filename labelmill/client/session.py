@@ -41,15 +41,18 @@ def accept_numpy_numbers(method: Callable[P, R]) -> Callable[P, R]:
 class Session:
     """A connection to one Labelmill installation."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, ledger: Ledger | None = None) -> None:
         """Open the ledger. Without `settings`, read `LABELMILL_*` from the environment.
+
+        With `ledger`, use this one, which the caller checks and closes: several clients may share it.
 
         The embedded ledger is created and migrated if necessary. Raises SettingsError if a setting is
         malformed, LedgerNotReady if a deployed ledger needs `labelmill db upgrade`, Unavailable if the ledger
         cannot be reached.
         """
         self.settings = settings or Settings.load()
-        self.ledger: Ledger = open_ledger(self.settings)
+        self._owns_ledger = ledger is None
+        self.ledger: Ledger = open_ledger(self.settings) if ledger is None else ledger
         self._publisher: Publisher | None = None
 
     @property
@@ -64,7 +67,8 @@ class Session:
 
     def close(self) -> None:
         """Close the connections."""
-        self.ledger.close()
+        if self._owns_ledger:
+            self.ledger.close()
         if self._publisher is not None:
             self._publisher.close()
         tracing = self.__dict__.get("_tracing")  # do not open it only to close it
@@ -78,7 +82,8 @@ class Session:
         self.close()
 
     @cached_property
-    def _store(self) -> Store:
+    def store(self) -> Store:
+        """The object store with the images and models."""
         return Store(self.settings.store)
 
     def _broker(self) -> Publisher:

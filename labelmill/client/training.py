@@ -230,7 +230,7 @@ class TrainingMethods(Session):
         """
         from labelmill.reviewing import review
 
-        return review(self.ledger, self._store, self.settings, job_id, limit=limit, on_progress=on_progress)
+        return review(self.ledger, self.store, self.settings, job_id, limit=limit, on_progress=on_progress)
 
     def corrections(self, *, dataset: str | None = None) -> list[Correction]:
         """Return the corrections of a dataset's models, by default of all models, latest first."""
@@ -248,4 +248,4 @@ class TrainingMethods(Session):
     def _corrector(self) -> Corrector:
         from labelmill.correcting import Corrector
 
-        return Corrector(self.ledger, self._store, self.settings)
+        return Corrector(self.ledger, self.store, self.settings)

@@ -12,6 +12,7 @@ from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.addresses import http_url, parse_address
 from labelmill.console import examples, report_errors, say
+from labelmill.migrating import open_ledger
 from labelmill.serving import DEFAULT_PORT, is_server_installed, listen_on
 
 app = typer.Typer(add_completion=False)
@@ -36,9 +37,11 @@ def serve(
         raise UserError(f"The HTTP API needs its server: {install_hint('server')}.")
     from labelmill.server import running
 
+    settings = Settings.load()
+    open_ledger(settings).close()
     with _opened(listen) as listening:
         say(f"HTTP API at {http_url(*listening.getsockname()[:2])}; Ctrl-C ends it")
-        running.serve(Settings.load(), listening)
+        running.serve(settings, listening)
 
 
 def _opened(listen: str) -> socket.socket:

@@ -83,6 +83,7 @@ def _startup_lines(
     ]
     trained = [", ".join(times) + " (cron, UTC)"] if times else []
     retrain = "; ".join(trained + counts) or "no retraining"
+    key = f", key in {API_KEY_FILE}" if (settings.home / API_KEY_FILE).exists() else ""
     model = ("retrain --wait", "train a new model") if has_model else ("train", "make the first model")
     return [
         f"up in {settings.home}",
@@ -90,7 +91,7 @@ def _startup_lines(
         f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
         f"  beat     schedule: {retrain}",
-        *([f"  api      {http_url(*api.getsockname())}/docs, key in {API_KEY_FILE}"] if api else []),
+        *([f"  api      {http_url(*api.getsockname())}/docs{key}"] if api else []),
         f"  ledger   {ledger}",
         f"  store    {store}",
         f"  logs     logs/*.log, at most {2 * MAX_LOG_BYTES // 1024**2} MiB each",

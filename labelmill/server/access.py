@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.engine import Connection
 
 from jobs.ledger.api_keys import ApiKey, Role, find_key, record_action
-from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.server.problems import ApiError
 
 #: So that `/docs` asks for a key. A missing one is reported below, as a problem.
 _BEARER: Final = HTTPBearer(auto_error=False, description="A key that `labelmill keys create` has printed.")
-
-
-class Clients:
-    """Clients that are not in use. A client must not be used by two requests at the same time."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._idle: list[Client] = []
-
-    @contextmanager
-    def borrowed(self) -> Iterator[Client]:
-        """Yield an idle client, or a new one. Raises Unavailable, LedgerNotReady."""
-        try:
-            client = self._idle.pop()  # atomic, as append is
-        except IndexError:
-            client = Client(self._settings)
-        try:
-            yield client
-        finally:
-            self._idle.append(client)
-
-    def close(self) -> None:
-        """Close all clients. No request may be under way."""
-        while self._idle:
-            self._idle.pop().close()
 
 
 class Session:
@@ -51,10 +25,14 @@ class Session:
         self.client = client
         self.key = key
 
-    def record(self, action: str, changed: str) -> None:
-        """Write into the audit that the key's owner has changed something. `changed` is its id."""
+    def record(self, connection: Connection, action: str, changed: str) -> None:
+        """Write into the audit that the key's owner changes something. `changed` is its id."""
+        record_action(connection, self.key.id, action, changed)
+
+    def record_done(self, action: str, changed: str) -> None:
+        """Write into the audit what a method of the client has committed already."""
         with self.client.ledger.transaction() as connection:
-            record_action(connection, self.key.id, action, changed)
+            self.record(connection, action, changed)
 
 
 def requires(role: Role) -> Callable[..., Iterator[Session]]:
@@ -64,7 +42,9 @@ def requires(role: Role) -> Callable[..., Iterator[Session]]:
         request: Request,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
     ) -> Iterator[Session]:
-        with request.app.state.clients.borrowed() as client:
+        state = request.app.state
+        # A client for this request alone: it must not be shared, but its ledger may be.
+        with Client(state.settings, ledger=state.ledger) as client:
             yield Session(client, _allowed(client, credentials, role))
 
     return session
@@ -81,7 +61,7 @@ def _allowed(client: Client, credentials: HTTPAuthorizationCredentials | None, r
             HTTPStatus.UNAUTHORIZED,
             "unauthorized",
             "Send a valid key: `Authorization: Bearer KEY`. `labelmill keys create` makes one.",
-            {"WWW-Authenticate": "Bearer"},
+            {"WWW-Authenticate": "Bearer" if credentials is None else 'Bearer error="invalid_token"'},
         )
     if not key.role.includes(role):
         detail = f"The key {key.name!r} has the role {key.role}, and this needs {role}."
@@ -91,3 +71,5 @@ def _allowed(client: Client, credentials: HTTPAuthorizationCredentials | None, r
 
 #: Every key may read, and submit.
 SubmitSession = Annotated[Session, Depends(requires(Role.SUBMIT))]
+ReviewSession = Annotated[Session, Depends(requires(Role.REVIEW))]
+AdminSession = Annotated[Session, Depends(requires(Role.ADMIN))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -11,10 +11,12 @@ from typing import Final
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
-from labelmill.server import batches, files
-from labelmill.server.access import Clients
+from labelmill.migrating import open_ledger
+from labelmill.server import batches, files, images, models
 from labelmill.server.problems import add_handlers, problem
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
@@ -29,7 +31,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
 }
 
-#: What a browser may do with an answer: nothing. `/docs` loads its own scripts.
+#: What a browser may do with an answer: nothing.
 _POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
@@ -39,15 +41,15 @@ class Health(BaseModel):
     status: str
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application for these settings."""
-    clients = Clients(settings)
+def create_app(settings: Settings) -> ASGIApp:
+    """Return the application for these settings. Raises LedgerNotReady, Unavailable."""
+    ledger = open_ledger(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         yield
-        clients.close()
+        ledger.close()
 
     app = FastAPI(
         title="Labelmill",
@@ -56,45 +58,67 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.clients = clients
+    app.state.settings, app.state.ledger = settings, ledger
     add_handlers(app)
-    app.middleware("http")(_with_common_rules)
     v1 = APIRouter(prefix="/v1")
-    v1.include_router(files.router)
-    v1.include_router(batches.router)
+    for resource in (files, batches, images, models):
+        v1.include_router(resource.router)
     app.include_router(v1)
 
     @app.get("/healthz", tags=["health"])
-    def healthz() -> Health:
+    async def healthz() -> Health:
         """Answer if the process can answer."""
         return Health(status="ok")
 
     @app.get("/readyz", tags=["health"], responses={503: {}})
     def readyz() -> Health:
         """Answer if the ledger can be reached."""
-        with clients.borrowed() as client:
-            client.ledger.check()
+        ledger.check()
         return Health(status="ok")
 
-    return app
+    return _CommonRules(app)
 
 
-async def _with_common_rules(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Limit a request's body, and add the headers that every answer has."""
-    is_upload = request.method == "POST" and request.url.path == "/v1/files"
-    length = request.headers.get("content-length")
-    if not is_upload and request.method in ("POST", "PUT", "PATCH"):
-        if length is None or not length.isdecimal():
-            if "transfer-encoding" in request.headers:
-                detail = "Send the length of the body: `Content-Length`."
-                return problem(HTTPStatus.LENGTH_REQUIRED, "length_required", detail)
-        elif int(length) > _MAX_BODY_BYTES:
-            detail = f"The body is larger than {_MAX_BODY_BYTES:,} bytes."
-            return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
-    response = await call_next(request)
-    response.headers.update(_HEADERS)
-    if request.url.path != "/docs":
-        response.headers["Content-Security-Policy"] = _POLICY
-    return response
+class _CommonRules:
+    """Limits the body of requests, and adds the headers that every answer has.
+
+    Starlette's own base class for this ends a stream that fails halfway as if it were complete.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                if scope["path"] != "/docs":  # it loads its own scripts
+                    headers["Content-Security-Policy"] = _POLICY
+            await send(message)
+
+        await (_refusal(Request(scope)) or self._app)(scope, receive, send_with_headers)
+
+
+def _refusal(request: Request) -> Response | None:
+    """Return the answer to a request whose body is too large, or of unknown length; None to go on."""
+    if request.method not in ("POST", "PUT", "PATCH") or request.url.path == "/v1/files":
+        return None
+    length = request.headers.get("content-length", "")
+    if length.isdecimal():
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if int(length) and kind != "application/json":
+            detail = "Send the body as `Content-Type: application/json`."
+            return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        if int(length) <= _MAX_BODY_BYTES:
+            return None
+        detail = f"The body is larger than {_MAX_BODY_BYTES:,} bytes."
+        return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
+    if "transfer-encoding" not in request.headers:
+        return None
+    detail = "Send the length of the body: `Content-Length`."
+    return problem(HTTPStatus.LENGTH_REQUIRED, "length_required", detail)

@@ -17,8 +17,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from jobs.dataset import MNIST
 from jobs.errors import Conflict, NotFound
 from jobs.ids import is_id, new_id
-from jobs.ledger.api_keys import record_action
-from jobs.ledger.batches import Batch, add_batch, find_batch
+from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
@@ -26,10 +25,13 @@ from jobs.ledger.submission import open_job
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState, jobs
 from labelmill.server.access import Session, SubmitSession
+from labelmill.server.files import id_in
 from labelmill.server.outputs import errors_id, output_id
-from labelmill.server.problems import PROBLEMS
+from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import (
     FILE_PREFIX,
+    MAX_NUMBER,
+    NO_NUL,
     BatchError,
     BatchErrors,
     BatchList,
@@ -55,6 +57,9 @@ _STATUS: Final = {
     JobState.CANCELLED: "cancelled",
 }
 
+#: Stars of a glob: on SQLite, each one multiplies the time that a name takes.
+_MAX_STARS: Final = 3
+
 #: An error's code if a batch fails as a whole.
 _FAILED: Final = "batch_failed"
 
@@ -73,7 +78,14 @@ def create_batch(
     """
     key = None if idempotency_key is None else _job_key(session, idempotency_key)
     body = wanted.model_dump(exclude_none=True)
-    batch_id = _existing(session, key, body) or _created(session, wanted, key, body)
+    batch_id = _existing(session, key, body)
+    if batch_id is None:
+        try:
+            batch_id = _created(session, wanted, key, body)
+        except Conflict:  # perhaps another request with this key was faster
+            batch_id = _existing(session, key, body)
+            if batch_id is None:
+                raise
     response.headers["Location"] = str(request.url_for("show_batch", batch_id=batch_id).path)
     return _shown(session, batch_id)
 
@@ -82,45 +94,56 @@ def create_batch(
 def list_batches(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
 ) -> BatchList:
     """List the batches, newest first."""
+    if after is not None:
+        found_id(session, after)
     with session.client.ledger.reading() as connection:
-        if after is not None:
-            job_status(connection, _checked_id(after))
         found = latest_jobs(connection, limit=limit + 1, after=after)
-        objects = [_to_object(status, find_batch(connection, status.id)) for status in found]
+        of_http = find_batches(connection, [status.id for status in found])
+        objects = [_to_object(status, of_http.get(status.id)) for status in found]
     return BatchList(**page_of(objects, limit))
 
 
 @router.get("/{batch_id}")
 def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Show a batch: its status, and how many of its images are done."""
-    return _shown(session, _checked_id(batch_id))
+    return _shown(session, batch_id)
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Stop a batch. Images that are classified already keep their labels."""
-    session.client.cancel(_checked_id(batch_id))
-    session.record("cancel batch", batch_id)
+    session.client.cancel(found_id(session, batch_id))
+    session.record_done("cancel batch", batch_id)
     return _shown(session, batch_id)
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Pause a batch until it is resumed."""
-    session.client.pause(_checked_id(batch_id))
-    session.record("pause batch", batch_id)
+    session.client.pause(found_id(session, batch_id))
+    session.record_done("pause batch", batch_id)
     return _shown(session, batch_id)
 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Resume a paused batch."""
-    session.client.resume(_checked_id(batch_id))
-    session.record("resume batch", batch_id)
+    session.client.resume(found_id(session, batch_id))
+    session.record_done("resume batch", batch_id)
     return _shown(session, batch_id)
+
+
+@router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
+def retry_batch(batch_id: str, session: SubmitSession) -> BatchObject:
+    """Submit again the images of a batch that got no label, as a new batch."""
+    retried = session.client.retry(found_id(session, batch_id)).submitted
+    if retried is None:
+        raise Conflict(f"Batch {batch_id} has no image that could be submitted again.")
+    session.record_done("retry batch", batch_id)
+    return _shown(session, retried.job_id)
 
 
 @router.get("/{batch_id}/results", response_model=list[Result])
@@ -129,17 +152,21 @@ def list_results(
     session: SubmitSession,
     request: Request,
     response: Response,
-    label: Annotated[str | None, Query(max_length=1024)] = None,
+    label: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
     below: Annotated[float | None, Query(ge=0, le=1)] = None,
     errors: bool = False,
-    name: Annotated[str | None, Query(max_length=1024)] = None,
-    after: Annotated[int, Query(ge=-1, lt=2**63)] = -1,
+    name: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
+    after: Annotated[int, Query(ge=-1, le=MAX_NUMBER)] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[Result]:
     """Return a page of the results so far, in the order of the images; `Link` names the next page."""
+    if name is not None and name.count("*") > _MAX_STARS:
+        raise ApiError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", f"name: it may have at most {_MAX_STARS} stars."
+        )
     found = list(
         session.client.predictions(
-            _checked_id(batch_id),
+            found_id(session, batch_id),
             label=label,
             below=below,
             errors=errors,
@@ -161,14 +188,14 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
     batch_id = new_id()
     with session.client.ledger.transaction() as connection:
-        file = get_file(connection, wanted.input_file_id.removeprefix(FILE_PREFIX))
+        file = get_file(connection, id_in(wanted.input_file_id), keep=True)
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
         open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
         add_batch(connection, batch_id, request=body, file_id=file.id)
-        record_action(connection, session.key.id, "create batch", batch_id)
+        session.record(connection, "create batch", batch_id)
     return batch_id
 
 
@@ -194,19 +221,25 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
     return batch.job_id
 
 
-def _checked_id(batch_id: str) -> str:
-    """Return the id. Raises NotFound if no batch can have it."""
-    if not is_id(batch_id):
-        raise NotFound(f"There is no batch {batch_id!r}.")
+def found_id(session: Session, batch_id: str) -> str:
+    """Return the id of a batch. Raises NotFound if there is no such batch."""
+    _found(session, batch_id)
     return batch_id
 
 
-def _shown(session: Session, batch_id: str) -> BatchObject:
+def _found(session: Session, batch_id: str) -> JobStatus:
     with session.client.ledger.reading() as connection:
         try:
-            status = job_status(connection, batch_id)
-        except NotFound:
-            raise NotFound(f"There is no batch {batch_id!r}.") from None
+            if is_id(batch_id):
+                return job_status(connection, batch_id)
+        except NotFound:  # its message is about jobs and commands
+            pass
+    raise NotFound(f"There is no batch {batch_id!r}.")
+
+
+def _shown(session: Session, batch_id: str) -> BatchObject:
+    status = _found(session, batch_id)
+    with session.client.ledger.reading() as connection:
         return _to_object(status, find_batch(connection, batch_id))
 
 
@@ -227,8 +260,8 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         request_counts=RequestCounts(total=status.total, completed=status.succeeded, failed=status.failed),
         errors=errors,
         metadata=request.get("metadata"),
-        input_file_id=request.get("input_file_id"),
-        output_file_id=output_id(status.id) if status.finished else None,
+        input_file_id=FILE_PREFIX + batch.file_id if batch is not None and batch.file_id else None,
+        output_file_id=output_id(status.id) if status.finished and status.succeeded else None,
         error_file_id=errors_id(status.id) if status.finished and status.failed else None,
         model=status.model,
         endpoint=request.get("endpoint", "/v1/classifications"),

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import posixpath
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
-from typing import IO, Annotated, Final
+from itertools import chain
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from jobs.errors import NotFound
+from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger.files import File, add_file, delete_file, file_key, get_file, list_files
 from jobs.store_identity import check_store
 from jobs.text import storable
-from labelmill.server.access import SubmitSession
+from labelmill.server.access import Session, SubmitSession
 from labelmill.server.outputs import Output, find_output
 from labelmill.server.problems import PROBLEMS, ApiError
-from labelmill.server.schemas import FILE_PREFIX, FileDeleted, FileList, FileObject, page_of
-from labelmill.server.uploads import Upload
+from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileList, FileObject, page_of
+from labelmill.server.uploads import MAX_FORM_BYTES, Upload, too_large
 
 router = APIRouter(prefix="/files", tags=["files"], responses=PROBLEMS)
 
 #: Bytes of a body that are parsed and stored in one go.
 _BLOCK_BYTES: Final = 256 * 1024
+
+#: An upload ends if nothing was received for so long.
+_SILENT_SECONDS: Final = 60.0
 
 _MAX_NAME: Final = 255
 
@@ -54,12 +59,14 @@ _FORM: Final = {
 async def upload_file(request: Request, session: SubmitSession) -> FileObject:
     """Upload an image, or a ZIP or TAR archive of images. It is streamed into the store."""
     client, file_id = session.client, new_id()
-    await run_in_threadpool(check_store, client.ledger, client._store)
-    async with contextmanager_in_threadpool(client._store.writer(file_key(file_id))) as file:
-        target = _Counting(file)
-        upload = Upload(
-            request.headers.get("content-type", ""), target, max_bytes=client.settings.max_job_bytes
-        )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > client.settings.max_job_bytes + MAX_FORM_BYTES:
+        raise too_large()
+    await run_in_threadpool(_check_store, session)
+    async with contextmanager_in_threadpool(client.store.writer(file_key(file_id))) as write:
+        file = _Counting(write)
+        content_type = request.headers.get("content-type", "")
+        upload = Upload(content_type, file.write, max_bytes=client.settings.max_job_bytes)
         async for block in _blocks(request):
             await run_in_threadpool(upload.write, block)
         name = _checked_name(upload.finish())
@@ -67,30 +74,32 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
             raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "purpose: it must be `batch`.")
 
     def add() -> File:
+        digest = file.digest.hexdigest()
         with client.ledger.transaction() as connection:
-            return add_file(
-                connection,
-                file_id,
-                name=name,
-                purpose="batch",
-                size=target.size,
-                sha256=target.digest.hexdigest(),
-            )
+            session.record(connection, "upload file", file_id)
+            return add_file(connection, file_id, name=name, purpose="batch", size=file.size, sha256=digest)
 
-    stored = await run_in_threadpool(add)
-    await run_in_threadpool(session.record, "upload file", file_id)
-    return _to_object(stored)
+    return _to_object(await run_in_threadpool(add))
+
+
+def _check_store(session: Session) -> None:
+    """Raise Unavailable if this server does not use the store of the workers."""
+    try:
+        check_store(session.client.ledger, session.client.store)
+    except Conflict as error:  # its text names hosts and paths
+        raise Unavailable(str(error)) from None
 
 
 @router.get("")
 def list_all(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    purpose: Annotated[str | None, Query(max_length=32)] = None,
+    after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
+    order: Literal["desc"] | None = None,  # noqa: ARG001 -- the only order, which OpenAI's clients may ask for
+    purpose: Annotated[str | None, Query(max_length=32, pattern=NO_NUL)] = None,
 ) -> FileList:
     """List the uploaded files, newest first. The outputs of batches are not among them."""
-    below = None if after is None else _id_in(after)
+    below = None if after is None else id_in(after)
     with session.client.ledger.reading() as connection:
         found = list_files(connection, limit=limit + 1, after=below, purpose=purpose)
     return FileList(**page_of(list(map(_to_object, found)), limit))
@@ -111,8 +120,8 @@ def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     file = _found(session, file_id)
     with session.client.ledger.transaction() as connection:
         delete_file(connection, file.id)
-    session.client._store.remove(file.key)
-    session.record("delete file", file.id)
+        session.record(connection, "delete file", file.id)
+    session.client.store.remove(file.key)
     return FileDeleted(id=file_id)
 
 
@@ -125,43 +134,58 @@ def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
     """Return the bytes of a file. The output of a batch has a JSON object per line."""
     output: Output | None = find_output(session.client, file_id)
     if output is not None:
-        return StreamingResponse(output.lines(), media_type="application/jsonl")
+        return StreamingResponse(_begun(output.pieces()), media_type="application/jsonl")
     file = _found(session, file_id)
+    try:
+        pieces = _begun(session.client.store.pieces(file.key))
+    except FileNotFoundError:
+        raise NotFound(f"The bytes of file {file_id!r} are missing from the store.") from None
     return StreamingResponse(
-        session.client._store.pieces(file.key),
+        pieces,
         # Never shown by a browser, whatever it contains.
         media_type="application/octet-stream",
         headers={"Content-Length": str(file.size), "Content-Disposition": "attachment"},
     )
 
 
-class _Counting:
-    """A file that counts and hashes what is written to it."""
+def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Return the same pieces, of which the first is read already: its error is still an answer of its own."""
+    return chain([next(pieces, b"")], pieces)
 
-    def __init__(self, target: IO[bytes]) -> None:
-        self._target = target
+
+class _Counting:
+    """Counts and hashes what is written."""
+
+    def __init__(self, write: Callable[[memoryview], None]) -> None:
+        self._write = write
         self.size = 0
         self.digest = hashlib.sha256()
 
     def write(self, data: memoryview) -> None:
         self.size += len(data)
         self.digest.update(data)
-        self._target.write(data)
+        self._write(data)
 
 
 async def _blocks(request: Request) -> AsyncIterator[bytes]:
-    """Yield the request's body in blocks. Raises ApiError if the client goes away."""
+    """Yield the request's body in blocks. Raises ApiError if it ends too early or nothing comes for long."""
     waiting = bytearray()
-    try:
-        async for data in request.stream():
-            waiting += data
-            if len(waiting) >= _BLOCK_BYTES:
-                yield bytes(waiting)
-                waiting.clear()
-    except ClientDisconnect:
-        raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "The body ends too early.") from None
-    if waiting:
-        yield bytes(waiting)
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_SILENT_SECONDS):
+                data = await anext(stream, None)
+        except ClientDisconnect:
+            raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "The body ends too early.") from None
+        except TimeoutError:
+            detail = f"Nothing was sent for {_SILENT_SECONDS:g} seconds."
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "timeout", detail) from None
+        if waiting and (data is None or len(waiting) >= _BLOCK_BYTES):
+            yield bytes(waiting)
+            waiting.clear()
+        if data is None:
+            return
+        waiting += data
 
 
 def _checked_name(name: str) -> str:
@@ -176,7 +200,7 @@ def _checked_name(name: str) -> str:
     return base
 
 
-def _id_in(file_id: str) -> str:
+def id_in(file_id: str) -> str:
     """Return a file's id in the ledger. Raises NotFound if there can be no such file."""
     found = file_id.removeprefix(FILE_PREFIX)
     if not is_id(found):
@@ -186,7 +210,7 @@ def _id_in(file_id: str) -> str:
 
 def _found(session: SubmitSession, file_id: str) -> File:
     with session.client.ledger.reading() as connection:
-        return get_file(connection, _id_in(file_id))
+        return get_file(connection, id_in(file_id))
 
 
 def _to_object(file: File) -> FileObject:

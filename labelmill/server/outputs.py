@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Final
 
 from jobs.errors import NotFound
@@ -19,6 +20,9 @@ from labelmill.server.schemas import FILE_PREFIX, FileObject
 
 _OUTPUT: Final = "-output"
 _ERRORS: Final = "-errors"
+
+#: Lines that are sent at a time.
+_PIECE_LINES: Final = 1_000
 
 
 def output_id(job_id: str) -> str:
@@ -45,13 +49,19 @@ class Output:
             if self.errors or prediction.error is None:
                 yield json.dumps(_line(self.status.id, prediction), ensure_ascii=False) + "\n"
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the same lines, many at a time."""
+        lines = self.lines()
+        while page := list(islice(lines, _PIECE_LINES)):
+            yield "".join(page).encode()
+
     def to_object(self) -> FileObject:
         """Return the file's description. All its lines are made, to find its size."""
         file_id = (errors_id if self.errors else output_id)(self.status.id)
         finished = self.status.finished_at or self.status.created_at
         return FileObject(
             id=file_id,
-            bytes=sum(len(line.encode()) for line in self.lines()),
+            bytes=sum(map(len, self.pieces())),
             created_at=int(finished.timestamp()),
             filename=f"{self.status.id}{_ERRORS if self.errors else _OUTPUT}.jsonl",
             purpose="batch_output",

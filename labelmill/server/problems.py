@@ -21,6 +21,7 @@ from jobs.errors import (
     LabelmillError,
     LedgerNotReady,
     NotFound,
+    SettingsError,
     Stopped,
     Unavailable,
     UserError,
@@ -59,7 +60,7 @@ class ApiError(LabelmillError):
 #: The answers that every call may give beside its own, for the OpenAPI description.
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": HTTPStatus(status).phrase, "content": {_MEDIA_TYPE: {}}, "model": Problem}
-    for status in (400, 401, 403, 404, 409, 413, 415, 422, 503)
+    for status in (400, 401, 403, 404, 405, 409, 411, 413, 415, 422, 500, 503)
 }
 
 #: The status and the code of our own errors. The first class that fits counts.
@@ -69,6 +70,7 @@ _OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
     (Stopped, HTTPStatus.CONFLICT, "conflict"),
     (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+    (SettingsError, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (UserError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
 )
 
@@ -106,12 +108,12 @@ def add_handlers(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if status is HTTPStatus.METHOD_NOT_ALLOWED:
             # The framework names the methods of the first route only.
-            headers = {"Allow": ", ".join(_allowed_methods(app, request))}
+            headers = {"Allow": ", ".join(_allowed_methods(app, request)) or headers.get("Allow", "GET")}
         return problem(status, _CODES.get(status, "invalid"), str(error.detail), headers)
 
     @app.exception_handler(Exception)
-    async def unexpected_error(_request: Request, error: Exception) -> Response:
-        return unexpected(error)
+    async def unexpected_error(_request: Request, _error: Exception) -> Response:
+        return unexpected()
 
 
 def _answer_to(error: LabelmillError) -> Response:
@@ -125,12 +127,14 @@ def _answer_to(error: LabelmillError) -> Response:
         # Without the reason: it may name hosts and paths.
         detail = "A service that this request needs cannot be reached: try again."
         return problem(status, code, detail, {"Retry-After": str(_RETRY_SECONDS)})
-    return unexpected(error)
+    logger.error("a request failed", exc_info=error)
+    return unexpected()
 
 
 def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
     """Return the methods that are served at the path of a request."""
-    for template, operations in app.openapi()["paths"].items():
+    # A path without parameters is meant before one that has some.
+    for template, operations in sorted(app.openapi()["paths"].items(), key=lambda each: each[0].count("{")):
         if compile_path(template)[0].match(request.url.path):
             return sorted(map(str.upper, operations))
     return []
@@ -141,11 +145,13 @@ def problem(
 ) -> JSONResponse:
     """Return an error as a response."""
     body = Problem(title=status.phrase, status=status, detail=detail, code=code)
+    if status is HTTPStatus.CONFLICT:
+        # OpenAI's client would repeat the request, as if the state could change by itself.
+        headers = {"x-should-retry": "false", **(headers or {})}
     return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=_MEDIA_TYPE)
 
 
-def unexpected(error: Exception) -> Response:
-    """Log an error that is our own mistake, and return a response that says no more than that."""
-    logger.error("a request failed", exc_info=error)
+def unexpected() -> Response:
+    """Return the response to an error that is our own mistake. The server logs its cause."""
     detail = "The server failed in a way that it should not: its log has the reason."
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -25,11 +26,17 @@ from worker.logs import log_to_stderr
 
 logger = logging.getLogger(__name__)
 
-#: The pause between two looks for a batch that waits.
+#: Seconds between two checks for a waiting batch.
 _POLL_SECONDS: Final = 0.5
 
 #: The pause before an intake process that ended is started again, and after a failure in it.
 _RESTART_SECONDS: Final = 2.0
+
+#: Intake processes: a small batch need not wait for a large one.
+_INTAKES: Final = 2
+
+#: Connections beyond these are answered with 503. Slow clients must not use up the server.
+_MAX_CONNECTIONS: Final = 128
 
 #: How long requests may take to finish when the server is stopped.
 _STOP_SECONDS: Final = 20
@@ -38,32 +45,42 @@ _STOP_SECONDS: Final = 20
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve the API on this socket until SIGTERM or Ctrl-C. Raises LedgerNotReady, Unavailable."""
     log_to_stderr(settings)
-    open_ledger(settings).close()
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
+        limit_concurrency=_MAX_CONNECTIONS,
     )
     over = threading.Event()
-    watching = threading.Thread(target=_watch_intake, args=(settings, over), name="intake")
-    watching.start()
+    watching = [
+        threading.Thread(target=_watch_intake, args=(settings, over), name=f"intake {number}")
+        for number in range(_INTAKES)
+    ]
+    for thread in watching:
+        thread.start()
     try:
         # Uvicorn raises the signal again that has stopped it.
         with suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
             uvicorn.Server(config).run(sockets=[listening])
     finally:
         over.set()
-        watching.join()
+        for thread in watching:
+            thread.join()
 
 
 def _watch_intake(settings: Settings, over: threading.Event) -> None:
-    """Run the intake process, and start it again if it ends, until `over` is set."""
+    """Run an intake process, and start it again if it ends, until `over` is set."""
     context = multiprocessing.get_context("spawn")
     while not over.is_set():
-        process = context.Process(target=run_intake, args=(settings,), name="intake")
-        process.start()
+        process = context.Process(target=run_intake, args=(settings, os.getpid()), name="intake")
+        try:
+            process.start()
+        except OSError as error:
+            logger.error("the intake process cannot be started: %s", error)
+            over.wait(_RESTART_SECONDS)
+            continue
         while process.is_alive() and not over.wait(_POLL_SECONDS):
             pass
         if over.is_set():
@@ -74,22 +91,33 @@ def _watch_intake(settings: Settings, over: threading.Event) -> None:
         over.wait(_RESTART_SECONDS)
 
 
-def run_intake(settings: Settings) -> None:
-    """Take in the images of all batches, one after the other, until this process is ended.
+def run_intake(settings: Settings, parent: int) -> None:
+    """Take in the images of all batches, one after the other, until SIGTERM or the end of the parent.
 
     A batch that it leaves behind is continued by the next process.
     """
     die_with_parent()
+    if os.getppid() != parent:  # it has ended before that could take effect
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends this process
     log_to_stderr(settings)
     owner = f"{socket.gethostname()}/{os.getpid()}"
-    with closing(Publisher(make_app(settings))) as publisher:
+    with (
+        suppress(KeyboardInterrupt),
+        sigterm_like_ctrl_c(),
+        closing(Publisher(make_app(settings))) as publisher,
+    ):
         while True:
             try:
-                with closing(open_ledger(settings)) as ledger:
-                    store = Store(settings.store)
-                    while True:
-                        if not take_in_next(ledger, store, publisher.reset(), settings, owner=owner):
-                            time.sleep(_POLL_SECONDS)
+                _take_in_all(settings, publisher, owner)
             except LabelmillError as error:
-                logger.warning("no batch is taken in for now: %s", error)
+                logger.warning("intake is paused: %s", error)
                 time.sleep(_RESTART_SECONDS)
+
+
+def _take_in_all(settings: Settings, publisher: Publisher, owner: str) -> None:
+    with closing(open_ledger(settings)) as ledger:
+        store = Store(settings.store)
+        while True:
+            if not take_in_next(ledger, store, publisher.reset(), settings, owner=owner):
+                time.sleep(_POLL_SECONDS)

@@ -7,16 +7,25 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.dataset import MNIST
+from producer.submit import MAX_PRIORITY
+
 #: How OpenAI's client limits metadata.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
+
+#: The largest integer that every JSON parser reads exactly.
+MAX_NUMBER: Final = 2**53
+
+#: PostgreSQL stores no U+0000.
+NO_NUL: Final = r"^[^\x00]*$"
 
 #: An uploaded file's id is this, and its id in the ledger.
 FILE_PREFIX: Final = "file-"
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=_MAX_NAME)], Annotated[str, Field(max_length=_MAX_VALUE)]],
-    Field(max_length=_MAX_PAIRS),
-]
+Name = Annotated[str, Field(max_length=_MAX_NAME, pattern=NO_NUL)]
+Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
+
+Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS)]
 
 
 def seconds(moment: datetime | None) -> int | None:
@@ -60,16 +69,16 @@ class NewBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input_file_id: str
-    model: str | None = None
-    dataset: str | None = None
+    input_file_id: Name
+    model: Name | None = None
+    dataset: Name | None = None
     metadata: Metadata | None = None
-    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
-    max_errors: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    #: OpenAI's clients send these two. Both are returned as they came, and mean nothing here.
-    endpoint: Annotated[str, Field(max_length=_MAX_VALUE)] = "/v1/classifications"
-    completion_window: Annotated[str, Field(max_length=_MAX_VALUE)] = "24h"
+    #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
+    endpoint: Text = "/v1/classifications"
+    completion_window: Text = "24h"
 
 
 class RequestCounts(BaseModel):
@@ -158,3 +167,184 @@ def page_of(items: list[Any], limit: int) -> dict[str, Any]:
         "last_id": shown[-1].id if shown else None,
         "has_more": len(items) > limit,
     }
+
+
+# ---- images and labels --------------------------------------------------------------------------------
+
+
+class NewLabel(BaseModel):
+    """The true label of an image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)]
+
+
+class NewCorrection(NewLabel):
+    """The true label of an image of a batch."""
+
+    batch_id: Name
+    index: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+
+
+class NewCorrections(BaseModel):
+    """The true labels of many images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=1000)]
+
+
+class CorrectionObject(BaseModel):
+    """The true label of an image, given by a person."""
+
+    object: Literal["correction"] = "correction"
+    batch_id: str
+    index: int
+    name: str
+    label: str
+    predicted: str | None
+    created_at: int
+
+
+class CorrectionList(BaseModel):
+    """Corrections that were stored."""
+
+    object: Literal["list"] = "list"
+    data: list[CorrectionObject]
+
+
+# ---- models and training ------------------------------------------------------------------------------
+
+
+class ModelObject(BaseModel):
+    """A registered model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["labelmill"] = "labelmill"
+    dataset: str
+    aliases: list[str]
+    architecture: str
+    accuracy: float | None
+    classes: list[str]
+    sha256: str
+    pinned_at: int | None
+
+
+class ModelList(BaseModel):
+    """All models, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class HealthObject(BaseModel):
+    """How a model's recent results compare with its evaluation."""
+
+    model: str
+    dataset: str
+    accuracy: float | None
+    live: dict[str, Any]
+    jobs: int
+    images: int
+    warnings: list[str]
+    unknown: str | None
+
+
+class PromotionWanted(BaseModel):
+    """Whether to promote a model even if the gate refuses it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = False
+
+
+class Promotion(BaseModel):
+    """The gate's decision."""
+
+    model: str
+    promoted: bool
+    reason: str
+
+
+class RollbackWanted(BaseModel):
+    """The dataset whose champion is rolled back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: Name = MNIST
+
+
+class NewRun(BaseModel):
+    """What to train. The other options of `labelmill retrain` do not fit every dataset and network."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: Name = MNIST
+    architecture: Literal["mlp", "cnn", "finetune"] | None = None
+    max_minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
+
+
+class RunObject(BaseModel):
+    """A training run."""
+
+    id: str
+    object: Literal["run"] = "run"
+    status: str
+    dataset: str
+    created_at: int | None
+    started_at: int | None
+    finished_at: int | None
+    epochs_done: int
+    model: str | None
+    accuracy: float | None
+    verdict: str | None
+    error: str | None
+
+
+class RunList(BaseModel):
+    """The latest training runs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[RunObject]
+
+
+class DatasetObject(BaseModel):
+    """The latest version of a dataset."""
+
+    id: str
+    object: Literal["dataset"] = "dataset"
+    version: int
+    classes: list[str]
+    images: int
+    fingerprint: str
+    created_at: int
+
+
+class DatasetList(BaseModel):
+    """All datasets but the built-in one."""
+
+    object: Literal["list"] = "list"
+    data: list[DatasetObject]
+
+
+class WorkerObject(BaseModel):
+    """A worker or trainer."""
+
+    name: str
+    queue: str
+    processes: int
+    version: str
+    alive: bool
+    seen_at: int
+    chunks: int
+    run: str | None
+
+
+class WorkerList(BaseModel):
+    """The workers and trainers that were seen lately."""
+
+    object: Literal["list"] = "list"
+    data: list[WorkerObject]

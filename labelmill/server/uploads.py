@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 from python_multipart.exceptions import FormParserError, MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -13,21 +14,17 @@ from labelmill.server.problems import ApiError
 #: Maximum bytes of a field other than the file.
 _MAX_FIELD_BYTES: Final = 1024
 
-_MAX_FIELDS: Final = 16
+_MAX_PARTS: Final = 16
 
-
-class SupportsWrite(Protocol):
-    """What the file's bytes are written to."""
-
-    def write(self, data: memoryview, /) -> object:
-        """Write all bytes."""
+#: Maximum bytes of a form beside the file.
+MAX_FORM_BYTES: Final = 64 * 1024
 
 
 class Upload:
     """Parses the body of an upload: passes the bytes of the part `file` on, and keeps the other fields."""
 
-    def __init__(self, content_type: str, target: SupportsWrite, *, max_bytes: int) -> None:
-        """Begin. `target` receives the file. Raises ApiError if the body is not a form."""
+    def __init__(self, content_type: str, write: Callable[[memoryview], None], *, max_bytes: int) -> None:
+        """Begin. `write` is called with the file's bytes. Raises ApiError if the body is not a form."""
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
             raise ApiError(
@@ -38,8 +35,9 @@ class Upload:
         self.filename: str | None = None
         self.fields: dict[str, str] = {}
         self.is_complete = False
-        self._target = target
-        self._left = max_bytes
+        self._write = write
+        self._left = max_bytes + MAX_FORM_BYTES
+        self._parts = 0
         self._headers: dict[bytes, bytes] = {}
         self._header, self._value = b"", b""
         self._field: str | None = None  # the field of the present part, unless it is the file
@@ -59,7 +57,10 @@ class Upload:
         )
 
     def write(self, data: bytes) -> None:
-        """Parse the next bytes of the body. Raises ApiError."""
+        """Parse the next bytes of the body. Raises ApiError, and what the function raises."""
+        self._left -= len(data)
+        if self._left < 0:
+            raise too_large()
         try:
             self._parser.write(data)
         except (FormParserError, MultipartParseError):
@@ -70,11 +71,18 @@ class Upload:
         if not self.is_complete:
             raise _malformed("The form ends too early.")
         if self.filename is None:
-            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "file: the form has no such file.")
+            raise ApiError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "invalid",
+                "file: the form has none.",
+            )
         return self.filename
 
     def _begin_part(self) -> None:
         self._headers, self._text = {}, b""
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise _malformed("The form has too many fields.")
 
     def _add_to_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -95,8 +103,6 @@ class Upload:
             self.filename = options[b"filename"].decode(errors="replace")
             self._field = None
             return
-        if len(self.fields) == _MAX_FIELDS:
-            raise _malformed("The form has too many fields.")
         self._field = name
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
@@ -105,14 +111,7 @@ class Upload:
             if len(self._text) > _MAX_FIELD_BYTES:
                 raise _malformed(f"The field {self._field} is too long.")
             return
-        self._left -= end - start
-        if self._left < 0:
-            raise ApiError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                "too_large",
-                "The file is larger than a job may be: send it in parts, or raise LABELMILL_MAX_JOB_BYTES.",
-            )
-        self._target.write(memoryview(data)[start:end])
+        self._write(memoryview(data)[start:end])
 
     def _end_part(self) -> None:
         if self._field is not None:
@@ -124,3 +123,12 @@ class Upload:
 
 def _malformed(detail: str) -> ApiError:
     return ApiError(HTTPStatus.BAD_REQUEST, "malformed", detail)
+
+
+def too_large() -> ApiError:
+    """Return the error of a file that is larger than a job may be."""
+    return ApiError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "too_large",
+        "The file is larger than a job may be: send it in parts, or raise LABELMILL_MAX_JOB_BYTES.",
+    )

@@ -110,6 +110,7 @@ def test_a_file_that_is_no_archive_of_images_fails_the_batch(client: OpenAI) -> 
     [error] = batch.errors.data
     # The message names the file as its owner does, and not where it is here
     assert error.message.startswith("broken.zip ")
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
     client.files.delete(uploaded.id)
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(uploaded.id)
@@ -149,7 +150,9 @@ def test_without_a_valid_key_nothing_is_answered(stack: Home, url: str) -> None:
 
 def test_the_local_stack_serves_it_on_any_free_port(new_home: Home, tmp_path: Path) -> None:
     # Given that the default port is taken, at the latest by this test, when the stack is started
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 8000)):
+    with contextlib.ExitStack() as taken:
+        with contextlib.suppress(OSError):
+            taken.enter_context(socket.create_server(("127.0.0.1", 8000)))
         log = tmp_path / "up.log"
         with new_home.started("up", log=log):
             until(lambda: "key in api-key" in log.read_text(), "its address is printed")

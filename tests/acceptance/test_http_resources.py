@@ -1,0 +1,112 @@
+"""Images, labels, models and training over HTTP, as the commands do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.console import Home, rows
+from tests.serving import make_key, served
+
+
+@pytest.fixture(scope="module")
+def url(stack: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(stack, tmp_path_factory.mktemp("api") / "serve.log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def admin(stack: Home, url: str) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {make_key(stack, 'admin')}"}
+    with httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def job(stack: Home, few_digits: Path) -> str:
+    """Return a finished job that was submitted with the command."""
+    return stack.ok("submit", few_digits, "--watch").split()[-1]
+
+
+def corrected(stack: Home, job: str) -> list[str]:
+    """Return the labels of the job's corrections: other tests use the stack, too."""
+    return [each["label"] for each in stack.json("correct", "--list") if each["job_id"] == job]
+
+
+def test_an_image_is_read_and_corrected(admin: httpx.Client, stack: Home, job: str) -> None:
+    # Given the results of a job, page by page
+    first = admin.get(f"/batches/{job}/results", params={"limit": 30})
+    assert first.links["next"]["url"].startswith(f"/v1/batches/{job}/results?")
+    second = admin.get(first.links["next"]["url"].removeprefix("/v1"))
+    assert "next" not in second.links
+    results = first.json() + second.json()
+    expected = rows(stack.ok("predictions", job, "--format", "csv"))
+    assert [(each["custom_id"], each["label"]) for each in results] == [
+        (row["name"], row["label"]) for row in expected
+    ]
+
+    # When an image is looked at, then it is the file that was submitted, and no browser will show it
+    image = admin.get(f"/batches/{job}/images/0")
+    assert image.content == Path(results[0]["name"]).read_bytes()
+    assert image.headers["content-type"] == "application/octet-stream"
+    assert image.headers["x-content-type-options"] == "nosniff"
+    assert admin.get(f"/batches/{job}/images/50").status_code == 404
+
+    # And its label can be corrected, and the correction undone
+    stored = admin.put(f"/batches/{job}/images/0/label", json={"label": "7"}).json()
+    assert (stored["label"], stored["predicted"]) == ("7", results[0]["label"])
+    assert corrected(stack, job) == ["7"]
+    assert admin.put(f"/batches/{job}/images/0/label", json={"label": "cat"}).status_code == 422
+    assert admin.delete(f"/batches/{job}/images/0/label").json() == stored
+    assert admin.delete(f"/batches/{job}/images/0/label").status_code == 404
+
+
+def test_many_images_are_corrected_or_none(admin: httpx.Client, stack: Home, job: str) -> None:
+    wanted = [{"batch_id": job, "index": index, "label": "3"} for index in range(5)]
+    refused = admin.post("/corrections", json={"corrections": [*wanted, wanted[0] | {"index": 999}]})
+    assert refused.status_code == 422
+    assert corrected(stack, job) == []
+    assert len(admin.post("/corrections", json={"corrections": wanted}).json()["data"]) == 5
+    for index in range(5):
+        stack.ok("correct", job, str(index), "--undo")
+
+
+def test_models_runs_datasets_and_workers_are_listed(admin: httpx.Client, stack: Home, job: str) -> None:
+    model = admin.get("/models/champion").json()
+    assert model in admin.get("/models", params={"dataset": "mnist"}).json()["data"]
+    assert (model["id"], model["aliases"]) == (stack.json("status", job)["model"], ["champion"])
+    assert admin.get("/models/champion/health").json()["model"] == model["id"]
+    assert admin.get("/models/nothing").status_code == 404
+    run = admin.get("/runs", params={"limit": 100}).json()["data"][-1]
+    assert run["status"] == "done"
+    assert admin.get(f"/runs/{run['id']}").json() == run
+    datasets = {each["dataset"] for each in stack.json("datasets")} - {"mnist"}
+    assert {each["id"] for each in admin.get("/datasets").json()["data"]} == datasets
+    queues = {worker["queue"] for worker in admin.get("/workers").json()["data"]}
+    assert queues == {"labelmill.classify", "labelmill.retrain"}
+    # What the state does not permit is a conflict
+    assert admin.post(f"/models/{model['id']}/promote", json={}).status_code == 409
+    assert admin.post("/models/rollback", json={"dataset": "no-such"}).status_code in (404, 409)
+    assert admin.post(f"/batches/{job}/retry").status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("role", "allowed"),
+    [("submit", {"upload"}), ("review", {"upload", "correct"}), ("admin", {"upload", "correct", "train"})],
+)
+def test_each_role_may_do_what_it_is_for(
+    stack: Home, url: str, job: str, role: str, allowed: set[str]
+) -> None:
+    headers = {"Authorization": f"Bearer {make_key(stack, role)}"}
+    with httpx.Client(base_url=f"{url}/v1", headers=headers) as client:
+        answers = {
+            "upload": client.post("/files", data={"purpose": "batch"}, files={"file": b"x"}),
+            # None of these two changes anything, whoever asks
+            "correct": client.delete(f"/batches/{job}/images/9/label"),
+            "train": client.post("/runs", json={"dataset": "no such dataset"}),
+        }
+    assert {name for name, answer in answers.items() if answer.status_code != 403} == allowed
+    assert all(answer.status_code in (200, 403, 404) for answer in answers.values())
