@@ -13,8 +13,9 @@ import pytest
 
 from jobs.settings import ENV_PREFIX
 from labelmill.console import ExitCode
-from tests.console import LABELMILL, Home
+from tests.console import LABELMILL, Home, until
 from tests.pages import console_examples
+from tests.serving import make_key, served
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
@@ -80,18 +81,24 @@ def _run_lines(stack: Home, folder: Path, job: str, first: str) -> None:
 
 
 @pytest.mark.fast
-def test_the_python_block_runs(stack: Home, folder: Path) -> None:
-    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", block],
-        cwd=folder,
-        env=stack.environment | {ENV_PREFIX + "HOME": str(stack.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "50 of 50" in done.stdout
+def test_the_python_blocks_run(stack: Home, folder: Path) -> None:
+    shutil.make_archive(str(folder / "digits"), "zip", folder / "digits")
+    with served(stack, folder / "serve.log") as url:
+        openai = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": make_key(stack)}
+        printed = [
+            subprocess.run(
+                [sys.executable, "-c", block],
+                cwd=folder,
+                env=stack.environment | {ENV_PREFIX + "HOME": str(stack.path)} | openai,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        ]
+    assert "50 of 50" in printed[0]
+    # And the batch of the second one is a job
+    until(lambda: stack.json("status", printed[1].split()[0])["succeeded"] == 50, "the batch is done")
 
 
 @pytest.mark.fast
