@@ -27,7 +27,7 @@ from jobs.schema import JobState, jobs
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.files import id_in
 from labelmill.server.outputs import errors_id, output_id
-from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.problems import PROBLEMS, ApiError, conflicts
 from labelmill.server.schemas import (
     FILE_PREFIX,
     MAX_NUMBER,
@@ -164,8 +164,8 @@ def list_results(
         raise ApiError(
             HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", f"name: it may have at most {_MAX_STARS} stars."
         )
-    found = list(
-        session.client.predictions(
+    with conflicts():
+        predictions = session.client.predictions(
             found_id(session, batch_id),
             label=label,
             below=below,
@@ -174,7 +174,7 @@ def list_results(
             after=after,
             limit=limit,
         )
-    )
+        found = list(predictions)
     if len(found) == limit:
         query = {**request.query_params, "after": found[-1].index, "limit": limit}
         response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'

@@ -12,7 +12,7 @@ from jobs.ledger.corrections import Correction
 from labelmill.job_images import read_images
 from labelmill.server.access import ReviewSession, SubmitSession
 from labelmill.server.batches import found_id
-from labelmill.server.problems import PROBLEMS
+from labelmill.server.problems import PROBLEMS, conflicts
 from labelmill.server.schemas import MAX_NUMBER, CorrectionList, CorrectionObject, NewCorrections, NewLabel
 
 router = APIRouter(tags=["images and labels"], responses=PROBLEMS)
@@ -39,7 +39,8 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
 @router.put("/batches/{batch_id}/images/{index}/label")
 def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSession) -> CorrectionObject:
     """Store the true label of an image, for the next training run."""
-    correction = session.client.correct(found_id(session, batch_id), index, wanted.label)
+    with conflicts():
+        correction = session.client.correct(found_id(session, batch_id), index, wanted.label)
     session.record_done("correct image", f"{batch_id}/{index}")
     return _to_object(correction)
 
@@ -58,7 +59,8 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> CorrectionLi
     for batch_id in {each.batch_id for each in wanted.corrections}:
         found_id(session, batch_id)
     rows = [{"job": each.batch_id, "index": each.index, "label": each.label} for each in wanted.corrections]
-    corrections = session.client.correct_from(map(json.dumps, rows), jsonl=True)
+    with conflicts():
+        corrections = session.client.correct_from(map(json.dumps, rows), jsonl=True)
     for batch_id in {correction.job_id for correction in corrections}:
         session.record_done("correct images", batch_id)
     return CorrectionList(data=list(map(_to_object, corrections)))

@@ -6,6 +6,8 @@ No answer contains a stack trace, and an unexpected error says nothing about its
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -114,6 +116,17 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected_error(_request: Request, _error: Exception) -> Response:
         return unexpected()
+
+
+@contextmanager
+def conflicts() -> Iterator[None]:
+    """Turn the error of a well-formed request that does not fit the batch into a Conflict."""
+    try:
+        yield
+    except (NotFound, SettingsError):
+        raise
+    except UserError as error:
+        raise Conflict(str(error)) from None
 
 
 def _answer_to(error: LabelmillError) -> Response:

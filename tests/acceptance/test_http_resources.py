@@ -59,7 +59,7 @@ def test_an_image_is_read_and_corrected(admin: httpx.Client, stack: Home, job: s
     stored = admin.put(f"/batches/{job}/images/0/label", json={"label": "7"}).json()
     assert (stored["label"], stored["predicted"]) == ("7", results[0]["label"])
     assert corrected(stack, job) == ["7"]
-    assert admin.put(f"/batches/{job}/images/0/label", json={"label": "cat"}).status_code == 422
+    assert admin.put(f"/batches/{job}/images/0/label", json={"label": "cat"}).status_code == 409
     assert admin.delete(f"/batches/{job}/images/0/label").json() == stored
     assert admin.delete(f"/batches/{job}/images/0/label").status_code == 404
 
@@ -67,7 +67,7 @@ def test_an_image_is_read_and_corrected(admin: httpx.Client, stack: Home, job: s
 def test_many_images_are_corrected_or_none(admin: httpx.Client, stack: Home, job: str) -> None:
     wanted = [{"batch_id": job, "index": index, "label": "3"} for index in range(5)]
     refused = admin.post("/corrections", json={"corrections": [*wanted, wanted[0] | {"index": 999}]})
-    assert refused.status_code == 422
+    assert refused.status_code == 409
     assert corrected(stack, job) == []
     assert len(admin.post("/corrections", json={"corrections": wanted}).json()["data"]) == 5
     for index in range(5):
