@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -91,6 +92,13 @@ def _says(log: Path, word: str) -> bool:
     return word in log.read_text()
 
 
+def _answers(api: httpx.Client) -> bool:
+    try:
+        return api.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def _line_with(mark: str, text: str) -> str:
     return next(line for line in text.splitlines() if mark in line)
 
@@ -133,12 +141,14 @@ def test_nothing_that_works_says_a_secret(
         deployment.process(*worker, "--trainer") as trainer_log,
         deployment.process(*beat) as beat_log,
         deployment.process(str(LABELMILL), "metrics", "--listen", "127.0.0.1:0") as metrics_log,
+        deployment.process(str(LABELMILL), "serve", "--listen", "127.0.0.1:0") as api_log,
     ):
         for started, word in (
             (log, "ready."),
             (trainer_log, "ready."),
             (beat_log, "beat: Starting"),
             (metrics_log, "/metrics;"),
+            (api_log, "Ctrl-C ends it"),
         ):
             until(partial(_says, started, word), "all have begun")
 
@@ -155,7 +165,7 @@ def test_nothing_that_works_says_a_secret(
         run("predictions", done, "--format", "csv")
         for command in ("evaluate", "review"):
             run(command, done, "--json")
-        for command in ("datasets", "schedule"):
+        for command in ("datasets", "schedule", "gate", "keys"):
             run(command, "--json")
         run("jobs", "--json")
         run("jobs")
@@ -180,6 +190,14 @@ def test_nothing_that_works_says_a_secret(
         scraped = scrape(int(port))
         assert scraped["ledger_up"] == scraped["broker_up"] == 1
         deployment.said["metrics"] = scraped.text
+        key = run("keys", "create", "test").stdout.strip()
+        [url] = re.findall(r"HTTP API at (\S+);", api_log.read_text())
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as api:
+            until(partial(_answers, api), "the API answers")
+            paths = ("/openapi.json", "/v1/batches", "/v1/files", f"/v1/batches/{failed}/results", "/v1/none")
+            uploaded = api.post("/v1/files", data={"purpose": "batch"}, files={"file": b"no picture"})
+            answers = [uploaded, *map(api.get, paths)]
+        deployment.said["serve"] = "".join(str(answer.headers) + answer.text for answer in answers)
         run("up", "--help")
         assert run("demo").returncode == 0
     covered = {name for name in COMMANDS if any(said.startswith(name) for said in deployment.said)}

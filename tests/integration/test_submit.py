@@ -32,7 +32,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import fail_abandoned_jobs
 from jobs.ledger.queries import job_status, latest_jobs
-from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
+from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job, touch_job
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK
 from jobs.payloads import Payload, payload_key, read_payload
@@ -753,18 +753,18 @@ def test_a_job_that_was_stopped_stays_however_its_submission_ends(run, ledger, e
 @pytest.mark.usefixtures("signs_come_fast")
 def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
     # Given a ledger that is unavailable for the first three heartbeats
-    real = heartbeat.touch_job
+    real = touch_job
     lost: list[bool] = []
     given = threading.Event()
 
-    def away_at_first(*arguments) -> bool:
+    def away_at_first(*arguments, **named) -> bool:
         if len(lost) < 3:
             lost.append(True)
             raise Unavailable
         given.set()
-        return real(*arguments)
+        return real(*arguments, **named)
 
-    monkeypatch.setattr(heartbeat, "touch_job", away_at_first)
+    monkeypatch.setattr("producer.submit.touch_job", away_at_first)
 
     # When the producer waits, Then a later heartbeat succeeds, and the job is submitted
     assert run(breaks_after(3, lambda: given.wait(30))).images == 6
