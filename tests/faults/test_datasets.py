@@ -21,63 +21,21 @@ from labelmill.datasets import removing
 from tests.console import LABELMILL, Home
 from tests.labelled import write_classes
 
-#: For each dataset that is named on stdin: add in a process that kills itself at a step, the first one at the
-#: first step. Print whether it was killed. Forked before any connection is open.
+#: For each dataset that is named on stdin: add to it in a process that kills itself at a step.
 KILLS_ITSELF = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
-from jobs.ledger import Ledger
-from jobs.store import Store
+import sys
 from labelmill import Client
 from labelmill.datasets import adding
+from tests.faults.steps import begin_steps, serve
 
 adding._PAYLOAD_IMAGES = 30
-folder = sys.argv[1]
-left = 0
-
-def step():
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def stepping(owner, name):
-    original = getattr(owner, name)
-    def stepped(*arguments, **named):
-        step()
-        result = original(*arguments, **named)
-        step()
-        return result
-    setattr(owner, name, stepped)
 
 def add(dataset):
-    stepping(os, "fsync")
-    stepping(Path, "rename")
-    stepping(Store, "put")
-    stepping(adding, "add_version")
-    transaction = Ledger.transaction
-
-    @contextmanager
-    def stepped(*arguments, **named):
-        step()
-        with transaction(*arguments, **named) as connection:
-            yield connection
-            step()  # before COMMIT
-        step()
-
     with Client() as client:
-        Ledger.transaction = stepped
-        client.add_dataset(dataset, folder)
+        begin_steps((adding, "add_version"))
+        client.add_dataset(dataset, sys.argv[1])
 
-for number, line in enumerate(sys.stdin, 1):
-    pid = os.fork()
-    if pid == 0:
-        left = number
-        add(line.strip())
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    print("killed" if os.WIFSIGNALED(status) else f"ended {status}", flush=True)
+serve(add)
 """
 
 

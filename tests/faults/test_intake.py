@@ -29,65 +29,22 @@ from worker.reconcile import fail_abandoned_jobs
 IMAGES = 100
 CHUNK_IMAGES = 30
 
-#: For each line on stdin: take in the next batch in a process that kills itself at a step, the first one at
-#: the first step. Print whether it was killed. Forked before any connection is open.
+#: For each line on stdin: take in the next batch in a process that kills itself at a step.
 KILLS_ITSELF = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
 from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.intake import take_in_next
+from tests.faults.steps import begin_steps, serve
 
-left = 0
-
-def step():
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def stepping(owner, name):
-    original = getattr(owner, name)
-    def stepped(*arguments, **named):
-        step()
-        result = original(*arguments, **named)
-        step()
-        return result
-    setattr(owner, name, stepped)
-
-def take_in():
-    stepping(os, "fsync")
-    stepping(Path, "rename")
-    stepping(Store, "put")
-    transaction = Ledger.transaction
-
-    @contextmanager
-    def stepped(*arguments, **named):
-        step()
-        with transaction(*arguments, **named) as connection:
-            yield connection
-            step()  # before COMMIT
-        step()
-
+def take_in(_line):
     settings = Settings.load()
-    Ledger.transaction = stepped
-    take_in_next(
-        *(Ledger(settings.ledger), Store(settings.store), Publisher(make_app(settings))),
-        settings,
-        owner="killed",
-    )
+    parts = Ledger(settings.ledger), Store(settings.store), Publisher(make_app(settings))
+    begin_steps()
+    take_in_next(*parts, settings, owner="killed")
 
-for number, line in enumerate(sys.stdin, 1):
-    pid = os.fork()
-    if pid == 0:
-        left = number
-        take_in()
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    print("killed" if os.WIFSIGNALED(status) else f"ended {status}", flush=True)
+serve(take_in)
 """
 
 
