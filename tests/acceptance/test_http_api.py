@@ -7,10 +7,10 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -43,11 +43,18 @@ def archive(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def create(client: OpenAI, file_id: str, **options: Any) -> Batch:
+    return client.batches.create(
+        input_file_id=file_id, endpoint="/v1/responses", completion_window="24h", **options
+    )
+
+
 def finished(client: OpenAI, batch: Batch) -> Batch:
-    while batch.status in ("validating", "in_progress"):
-        time.sleep(0.2)
-        batch = client.batches.retrieve(batch.id)
-    return batch
+    def has_ended() -> bool:
+        return client.batches.retrieve(batch.id).status not in ("validating", "in_progress")
+
+    until(has_ended, "the batch has ended")
+    return client.batches.retrieve(batch.id)
 
 
 def test_ten_thousand_digits(client: OpenAI, stack: Home, archive: Path, accuracy: float) -> None:
@@ -58,12 +65,7 @@ def test_ten_thousand_digits(client: OpenAI, stack: Home, archive: Path, accurac
     assert client.files.content(uploaded.id).read() == archive.read_bytes()
 
     # When it is submitted as a batch
-    batch = client.batches.create(
-        input_file_id=uploaded.id,
-        endpoint="/v1/responses",
-        completion_window="24h",
-        metadata={"who": "test"},
-    )
+    batch = create(client, uploaded.id, metadata={"who": "test"})
     assert batch.metadata == {"who": "test"}
     batch = finished(client, batch)
 
@@ -88,9 +90,7 @@ def test_ten_thousand_digits(client: OpenAI, stack: Home, archive: Path, accurac
 
 def test_what_cannot_be_classified_is_in_the_error_file(client: OpenAI) -> None:
     uploaded = client.files.create(file=("letter.png", b"Dear Sir or Madam"), purpose="batch")
-    batch = client.batches.create(
-        input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
-    )
+    batch = create(client, uploaded.id)
     batch = finished(client, batch)
     assert batch.status == "completed"
     assert batch.error_file_id is not None
@@ -101,9 +101,7 @@ def test_what_cannot_be_classified_is_in_the_error_file(client: OpenAI) -> None:
 
 def test_a_file_that_is_no_archive_of_images_fails_the_batch(client: OpenAI) -> None:
     uploaded = client.files.create(file=("broken.zip", b"PK\x03\x04 and nothing else"), purpose="batch")
-    batch = client.batches.create(
-        input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
-    )
+    batch = create(client, uploaded.id)
     batch = finished(client, batch)
     assert batch.status == "failed"
     assert batch.errors is not None
@@ -119,9 +117,7 @@ def test_a_file_that_is_no_archive_of_images_fails_the_batch(client: OpenAI) -> 
 def test_a_batch_can_be_cancelled(client: OpenAI, archive: Path) -> None:
     with archive.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
-    batch = client.batches.create(
-        input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
-    )
+    batch = create(client, uploaded.id)
     assert client.batches.cancel(batch.id).status == "cancelled"
     with pytest.raises(openai.ConflictError) as refused:
         client.batches.cancel(batch.id)
@@ -130,12 +126,11 @@ def test_a_batch_can_be_cancelled(client: OpenAI, archive: Path) -> None:
 
 def test_the_same_idempotency_key_is_the_same_batch(client: OpenAI) -> None:
     uploaded = client.files.create(file=("one.png", b"no image"), purpose="batch")
-    wanted = {"input_file_id": uploaded.id, "endpoint": "/v1/responses", "completion_window": "24h"}
     headers = {"Idempotency-Key": "monday"}
-    first, second = (client.batches.create(**wanted, extra_headers=headers) for _ in range(2))
+    first, second = (create(client, uploaded.id, extra_headers=headers) for _ in range(2))
     assert first.id == second.id
     with pytest.raises(openai.ConflictError) as refused:
-        client.batches.create(**wanted, metadata={"a": "b"}, extra_headers=headers)
+        create(client, uploaded.id, metadata={"a": "b"}, extra_headers=headers)
     assert "another body" in str(refused.value.body)
 
 

@@ -104,7 +104,7 @@ def test_each_role_may_do_what_it_is_for(
     with httpx.Client(base_url=f"{url}/v1", headers=headers) as client:
         answers = {
             "upload": client.post("/files", data={"purpose": "batch"}, files={"file": b"x"}),
-            # None of these two changes anything, whoever asks
+            # Neither of these changes anything, with any role
             "correct": client.delete(f"/batches/{job}/images/9/label"),
             "train": client.post("/runs", json={"dataset": "no such dataset"}),
         }
