@@ -72,14 +72,14 @@ class Store:
         if self.folder is not None:
             path = self.folder / key
             with self._translating_errors("written"):
-                make_private_folder(path.parent)
+                made = make_private_folder(path.parent)
             with ExitStack() as stack:
                 with self._translating_errors("written"):
                     file = stack.enter_context(writing_whole(path))
                 yield write
                 with self._translating_errors("written"):
                     stack.close()
-                    sync(path.parent.parent)  # the folder may be new
+                    _sync_entries(made)
             return
         with self._translating_errors("written"):
             file = self._fs.open(f"{self._root}/{key}", "wb", autocommit=False)
@@ -234,7 +234,10 @@ class Store:
         except FileNotFoundError:  # the first file of its folder
             made = make_private_folder(path.parent)
             write_whole(path, *pieces)
-            # A new folder is an entry of its parent: if the parent is not on the disk, a power cut loses the
-            # new folder.
-            for folder in made:
-                sync(folder.parent)
+            _sync_entries(made)
+
+
+def _sync_entries(folders: list[Path]) -> None:
+    """Make new folders survive a power cut: each is an entry of its parent, which must be on the disk."""
+    for folder in folders:
+        sync(folder.parent)

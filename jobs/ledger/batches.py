@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -34,15 +33,6 @@ class Batch:
     job_id: str
     request: dict[str, Any]
     file_id: str | None
-    state: str
-    created_at: datetime
-
-
-#: The columns of a `Batch`.
-_BATCH: Final = (
-    *(batches.c.job_id, batches.c.request, batches.c.file_id),
-    *(batches.c.state, batches.c.created_at),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +70,8 @@ def is_batch_open(connection: Connection) -> bool:
 
 def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, Batch]:
     """Return the batches of these jobs by id. Jobs that were not submitted over HTTP are left out."""
-    query = sa.select(*_BATCH).where(batches.c.job_id.in_(job_ids))
+    columns = (batches.c.job_id, batches.c.request, batches.c.file_id)
+    query = sa.select(*columns).where(batches.c.job_id.in_(job_ids))
     return {row.job_id: Batch(**row._mapping) for row in connection.execute(query)}
 
 
@@ -133,9 +124,33 @@ def hold_intake(connection: Connection, intake: Intake, *, progress: bool = Fals
 
     Raises LeaseLost if another process has claimed the batch.
     """
-    values: dict[str, Any] = {"lease_until": db_now(INTAKE_LEASE_SECONDS)}
-    if progress:
-        values["attempts"] = 0
+    _update(
+        connection, intake, lease_until=db_now(INTAKE_LEASE_SECONDS), **({"attempts": 0} if progress else {})
+    )
+
+
+def finish_intake(connection: Connection, intake: Intake) -> None:
+    """Record that the batch needs no intake any more. Raises LeaseLost."""
+    _update(connection, intake, state="done", lease_until=None)
+
+
+def release_intake(connection: Connection, intake: Intake, *, seconds: float) -> None:
+    """Give the claim back, so that any process can claim the batch after `seconds`. Raises LeaseLost.
+
+    The attempt does not count.
+    """
+    _update(
+        connection,
+        intake,
+        state="pending",
+        attempts=sa.case((batches.c.attempts > 0, batches.c.attempts - 1), else_=0),
+        lease_until=None,
+        not_before=db_now(seconds),
+    )
+
+
+def _update(connection: Connection, intake: Intake, **values: Any) -> None:
+    """Change the batch. Raises LeaseLost if another process has claimed it."""
     held = connection.execute(
         batches.update()
         .where(batches.c.job_id == intake.job_id, batches.c.token == intake.token)
@@ -144,29 +159,3 @@ def hold_intake(connection: Connection, intake: Intake, *, progress: bool = Fals
     )
     if held.rowcount != 1:
         raise LeaseLost("Another process has claimed this batch.")
-
-
-def finish_intake(connection: Connection, intake: Intake) -> None:
-    """Record that the batch needs no intake any more. Raises LeaseLost."""
-    hold_intake(connection, intake)
-    connection.execute(
-        batches.update().where(batches.c.job_id == intake.job_id).values(state="done", lease_until=None)
-    )
-
-
-def release_intake(connection: Connection, intake: Intake, *, seconds: float) -> None:
-    """Give the claim back, so that any process can claim the batch after `seconds`. Raises LeaseLost.
-
-    The attempt does not count.
-    """
-    hold_intake(connection, intake)
-    connection.execute(
-        batches.update()
-        .where(batches.c.job_id == intake.job_id)
-        .values(
-            state="pending",
-            attempts=sa.case((batches.c.attempts > 0, batches.c.attempts - 1), else_=0),
-            lease_until=None,
-            not_before=db_now(seconds),
-        )
-    )
