@@ -10,9 +10,8 @@ import typer
 from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.settings import Settings
-from labelmill.addresses import http_url, parse_address
-from labelmill.console import examples, report_errors, say
-from labelmill.migrating import open_ledger
+from labelmill.addresses import parse_address
+from labelmill.console import examples, report_errors
 from labelmill.serving import DEFAULT_PORT, is_server_installed, listen_on
 
 app = typer.Typer(add_completion=False)
@@ -38,9 +37,7 @@ def serve(
     from labelmill.server import running
 
     settings = Settings.load()
-    open_ledger(settings).close()
     with _opened(listen) as listening:
-        say(f"HTTP API at {http_url(*listening.getsockname()[:2])}; Ctrl-C ends it")
         running.serve(settings, listening)
 
 

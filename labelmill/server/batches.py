@@ -6,12 +6,11 @@ A batch is a job. Those that were submitted with the command are listed, too.
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from jobs.dataset import MNIST
@@ -21,9 +20,9 @@ from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
-from jobs.ledger.submission import open_job
+from jobs.ledger.submission import find_key, open_job
 from jobs.limits import ErrorLimits
-from jobs.schema import JobState, jobs
+from jobs.schema import JobState
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.files import id_in
 from labelmill.server.outputs import errors_id, output_id
@@ -34,13 +33,12 @@ from labelmill.server.schemas import (
     NO_NUL,
     BatchError,
     BatchErrors,
-    BatchList,
     BatchObject,
     NewBatch,
+    Page,
     RequestCounts,
     Result,
     ResultError,
-    page_of,
     seconds,
 )
 
@@ -77,7 +75,7 @@ def create_batch(
     A request with the same `Idempotency-Key` and the same body returns the same batch.
     """
     key = None if idempotency_key is None else _job_key(session, idempotency_key)
-    body = wanted.model_dump(exclude_none=True)
+    body = wanted.model_dump(mode="json", exclude_none=True)
     batch_id = _existing(session, key, body)
     if batch_id is None:
         try:
@@ -95,7 +93,7 @@ def list_batches(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
-) -> BatchList:
+) -> Page[BatchObject]:
     """List the batches, newest first."""
     if after is not None:
         found_id(session, after)
@@ -103,7 +101,7 @@ def list_batches(
         found = latest_jobs(connection, limit=limit + 1, after=after)
         of_http = find_batches(connection, [status.id for status in found])
         objects = [_to_object(status, of_http.get(status.id)) for status in found]
-    return BatchList(**page_of(objects, limit))
+    return Page.of(objects, limit)
 
 
 @router.get("/{batch_id}")
@@ -115,25 +113,19 @@ def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Stop a batch. Images that are classified already keep their labels."""
-    session.client.cancel(found_id(session, batch_id))
-    session.record_done("cancel batch", batch_id)
-    return _shown(session, batch_id)
+    return _changed(session, batch_id, "cancel batch", session.client.cancel)
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Pause a batch until it is resumed."""
-    session.client.pause(found_id(session, batch_id))
-    session.record_done("pause batch", batch_id)
-    return _shown(session, batch_id)
+    return _changed(session, batch_id, "pause batch", session.client.pause)
 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Resume a paused batch."""
-    session.client.resume(found_id(session, batch_id))
-    session.record_done("resume batch", batch_id)
-    return _shown(session, batch_id)
+    return _changed(session, batch_id, "resume batch", session.client.resume)
 
 
 @router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
@@ -181,6 +173,13 @@ def list_results(
     return list(map(_to_result, found))
 
 
+def _changed(session: Session, batch_id: str, action: str, change: Callable[[str], object]) -> BatchObject:
+    """Change a batch, write that into the audit, and return what it is then. Raises NotFound, Conflict."""
+    change(found_id(session, batch_id))
+    session.record_done(action, batch_id)
+    return _shown(session, batch_id)
+
+
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
     """Commit a new batch, and return its id."""
     limits = None
@@ -210,11 +209,11 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
     if key is None:
         return None
     with session.client.ledger.reading() as connection:
-        job_id = connection.scalar(sa.select(jobs.c.id).where(jobs.c.key == key))
-        batch = find_batch(connection, job_id) if job_id is not None else None
+        holder = find_key(connection, key)
+        batch = find_batch(connection, holder.job_id) if holder is not None else None
     if batch is None:
         return None
-    if batch.request != json.loads(json.dumps(body)):
+    if batch.request != body:
         raise Conflict(
             f"Batch {batch.job_id} has the same Idempotency-Key and another body: use another key."
         )

@@ -23,7 +23,7 @@ from jobs.text import storable
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.outputs import Output, find_output
 from labelmill.server.problems import PROBLEMS, ApiError
-from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileList, FileObject, page_of
+from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileObject, Page
 from labelmill.server.uploads import MAX_FORM_BYTES, Upload, too_large
 
 router = APIRouter(prefix="/files", tags=["files"], responses=PROBLEMS)
@@ -97,12 +97,12 @@ def list_all(
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
     order: Literal["desc"] | None = None,  # noqa: ARG001 -- the only order, which OpenAI's clients may ask for
     purpose: Annotated[str | None, Query(max_length=32, pattern=NO_NUL)] = None,
-) -> FileList:
+) -> Page[FileObject]:
     """List the uploaded files, newest first. The outputs of batches are not among them."""
     below = None if after is None else id_in(after)
     with session.client.ledger.reading() as connection:
         found = list_files(connection, limit=limit + 1, after=below, purpose=purpose)
-    return FileList(**page_of(list(map(_to_object, found)), limit))
+    return Page.of(list(map(_to_object, found)), limit)
 
 
 @router.get("/{file_id}")
@@ -208,7 +208,7 @@ def id_in(file_id: str) -> str:
     return found
 
 
-def _found(session: SubmitSession, file_id: str) -> File:
+def _found(session: Session, file_id: str) -> File:
     with session.client.ledger.reading() as connection:
         return get_file(connection, id_in(file_id))
 

@@ -13,7 +13,7 @@ from labelmill.job_images import read_images
 from labelmill.server.access import ReviewSession, SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.problems import PROBLEMS, conflicts
-from labelmill.server.schemas import MAX_NUMBER, CorrectionList, CorrectionObject, NewCorrections, NewLabel
+from labelmill.server.schemas import MAX_NUMBER, CorrectionObject, Listing, NewCorrections, NewLabel
 
 router = APIRouter(tags=["images and labels"], responses=PROBLEMS)
 
@@ -54,7 +54,7 @@ def delete_label(batch_id: str, index: Index, session: ReviewSession) -> Correct
 
 
 @router.post("/corrections")
-def correct_many(wanted: NewCorrections, session: ReviewSession) -> CorrectionList:
+def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[CorrectionObject]:
     """Store the true labels of many images: all of them, or none if one cannot be stored."""
     for batch_id in {each.batch_id for each in wanted.corrections}:
         found_id(session, batch_id)
@@ -63,7 +63,7 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> CorrectionLi
         corrections = session.client.correct_from(map(json.dumps, rows), jsonl=True)
     for batch_id in {correction.job_id for correction in corrections}:
         session.record_done("correct images", batch_id)
-    return CorrectionList(data=list(map(_to_object, corrections)))
+    return Listing(data=list(map(_to_object, corrections)))
 
 
 def _to_object(correction: Correction) -> CorrectionObject:

@@ -17,18 +17,15 @@ from labelmill.server.access import AdminSession, SubmitSession
 from labelmill.server.problems import PROBLEMS
 from labelmill.server.schemas import (
     NO_NUL,
-    DatasetList,
     DatasetObject,
     HealthObject,
-    ModelList,
+    Listing,
     ModelObject,
     NewRun,
     Promotion,
     PromotionWanted,
     RollbackWanted,
-    RunList,
     RunObject,
-    WorkerList,
     WorkerObject,
     seconds,
 )
@@ -39,9 +36,9 @@ DatasetName = Annotated[str | None, Query(max_length=64, pattern=NO_NUL)]
 
 
 @router.get("/models")
-def list_models(session: SubmitSession, dataset: DatasetName = None) -> ModelList:
+def list_models(session: SubmitSession, dataset: DatasetName = None) -> Listing[ModelObject]:
     """List the models, newest first."""
-    return ModelList(data=list(map(_to_model, session.client.models(dataset=dataset))))
+    return Listing(data=list(map(_to_model, session.client.models(dataset=dataset))))
 
 
 @router.get("/models/{model_id}")
@@ -85,9 +82,9 @@ def roll_back(wanted: RollbackWanted, session: AdminSession) -> ModelObject:
 
 
 @router.get("/runs")
-def list_runs(session: SubmitSession, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> RunList:
+def list_runs(session: SubmitSession, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Listing[RunObject]:
     """List the latest training runs, newest first."""
-    return RunList(data=list(map(_to_run, session.client.runs(limit=limit))))
+    return Listing(data=list(map(_to_run, session.client.runs(limit=limit))))
 
 
 @router.get("/runs/{run_id}")
@@ -107,15 +104,15 @@ def request_run(wanted: NewRun, session: AdminSession) -> RunObject:
 
 
 @router.get("/datasets")
-def list_datasets(session: SubmitSession) -> DatasetList:
+def list_datasets(session: SubmitSession) -> Listing[DatasetObject]:
     """List the datasets in their latest versions. The built-in dataset `mnist` has none."""
-    return DatasetList(data=list(map(_to_dataset, session.client.datasets())))
+    return Listing(data=list(map(_to_dataset, session.client.datasets())))
 
 
 @router.get("/workers")
-def list_workers(session: SubmitSession) -> WorkerList:
+def list_workers(session: SubmitSession) -> Listing[WorkerObject]:
     """List the workers and trainers that were seen in the last 24 hours."""
-    return WorkerList(
+    return Listing(
         data=[
             WorkerObject(
                 name=worker.name,

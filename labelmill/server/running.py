@@ -18,6 +18,8 @@ from jobs.errors import LabelmillError
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.addresses import http_url
+from labelmill.console import say
 from labelmill.migrating import open_ledger
 from labelmill.server.application import create_app
 from labelmill.signals import die_with_parent, sigterm_like_ctrl_c
@@ -45,8 +47,10 @@ _STOP_SECONDS: Final = 20
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve the API on this socket until SIGTERM or Ctrl-C. Raises LedgerNotReady, Unavailable."""
     log_to_stderr(settings)
+    app = create_app(settings)
+    say(f"HTTP API at {http_url(*listening.getsockname()[:2])}; Ctrl-C ends it")
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.dataset import MNIST
 from producer.submit import MAX_PRIORITY
+
+T = TypeVar("T")
 
 #: How OpenAI's client limits metadata.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
@@ -33,6 +36,32 @@ def seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
 
 
+class Listing(BaseModel, Generic[T]):
+    """A list, as OpenAI's clients expect it."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+
+
+class Page(Listing[T], Generic[T]):
+    """A page of a list, newest first."""
+
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, items: Sequence[Any], limit: int) -> Self:
+        """Return a page of at most `limit` items, given one item more than it has if there are more."""
+        shown = list(items[:limit])
+        return cls(
+            data=shown,
+            first_id=shown[0].id if shown else None,
+            last_id=shown[-1].id if shown else None,
+            has_more=len(items) > limit,
+        )
+
+
 class FileObject(BaseModel):
     """An uploaded file, or the output of a batch."""
 
@@ -44,16 +73,6 @@ class FileObject(BaseModel):
     purpose: Literal["batch", "batch_output"]
     status: Literal["processed"] = "processed"
     sha256: str | None = None
-
-
-class FileList(BaseModel):
-    """A page of files, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class FileDeleted(BaseModel):
@@ -129,16 +148,6 @@ class BatchObject(BaseModel):
     retry_of: str | None
 
 
-class BatchList(BaseModel):
-    """A page of batches, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class ResultError(BaseModel):
     """Why an image got no label."""
 
@@ -156,17 +165,6 @@ class Result(BaseModel):
     confidence: float | None
     error: ResultError | None
     model: str
-
-
-def page_of(items: list[Any], limit: int) -> dict[str, Any]:
-    """Return the fields of a page, given one item more than it has if there are more."""
-    shown = items[:limit]
-    return {
-        "data": shown,
-        "first_id": shown[0].id if shown else None,
-        "last_id": shown[-1].id if shown else None,
-        "has_more": len(items) > limit,
-    }
 
 
 # ---- images and labels --------------------------------------------------------------------------------
@@ -207,13 +205,6 @@ class CorrectionObject(BaseModel):
     created_at: int
 
 
-class CorrectionList(BaseModel):
-    """Corrections that were stored."""
-
-    object: Literal["list"] = "list"
-    data: list[CorrectionObject]
-
-
 # ---- models and training ------------------------------------------------------------------------------
 
 
@@ -231,13 +222,6 @@ class ModelObject(BaseModel):
     classes: list[str]
     sha256: str
     pinned_at: int | None
-
-
-class ModelList(BaseModel):
-    """All models, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelObject]
 
 
 class HealthObject(BaseModel):
@@ -304,13 +288,6 @@ class RunObject(BaseModel):
     error: str | None
 
 
-class RunList(BaseModel):
-    """The latest training runs, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[RunObject]
-
-
 class DatasetObject(BaseModel):
     """The latest version of a dataset."""
 
@@ -321,13 +298,6 @@ class DatasetObject(BaseModel):
     images: int
     fingerprint: str
     created_at: int
-
-
-class DatasetList(BaseModel):
-    """All datasets but the built-in one."""
-
-    object: Literal["list"] = "list"
-    data: list[DatasetObject]
 
 
 class WorkerObject(BaseModel):
@@ -341,10 +311,3 @@ class WorkerObject(BaseModel):
     seen_at: int
     chunks: int
     run: str | None
-
-
-class WorkerList(BaseModel):
-    """The workers and trainers that were seen lately."""
-
-    object: Literal["list"] = "list"
-    data: list[WorkerObject]
