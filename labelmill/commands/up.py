@@ -36,7 +36,7 @@ def up(
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, worker, trainer, beat and API. Ctrl-C stops everything.
+    """Run the local stack in the foreground: broker, workers, trainer, beat and API. Ctrl-C stops everything.
 
     Prints one line per event. The complete logs are in the state folder's logs/. A process that dies is
     restarted. Unfinished jobs continue.
@@ -49,7 +49,7 @@ def up(
         api = listen_locally() if is_server_installed() else None
         if api is not None:
             make_first_key(client)
-    stack = Stack(settings, trainer=True, beat=True, api=api, with_events=True)
+    stack = Stack(settings, trainer=True, beat=True, webhooks=True, api=api, with_events=True)
     try:
         with stack, api or nullcontext():
             for line in _startup_lines(settings, schedules, api, has_model=has_model):

@@ -21,8 +21,10 @@ from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
 from jobs.ledger.submission import find_key, open_job
+from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState
+from jobs.webhooks import check_receiver
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.files import id_in
 from labelmill.server.outputs import errors_id, output_id
@@ -185,8 +187,12 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     limits = None
     if wanted.max_errors is not None or wanted.max_error_rate is not None:
         limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
+    if wanted.webhook_url is not None:
+        check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
     batch_id = new_id()
     with session.client.ledger.transaction() as connection:
+        if wanted.webhook_url is not None:
+            secret_of_batches(connection)  # without a secret, nothing is sent
         file = get_file(connection, id_in(wanted.input_file_id), keep=True)
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)

@@ -95,6 +95,8 @@ class NewBatch(BaseModel):
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    #: Where to report the end of this batch, beside the webhooks of `labelmill webhooks`.
+    webhook_url: Annotated[str, Field(max_length=2048, pattern=NO_NUL)] | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
     endpoint: Text = "/v1/classifications"
     completion_window: Text = "24h"
