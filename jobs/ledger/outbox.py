@@ -22,6 +22,9 @@ from jobs.webhooks import Event
 #: The endpoint whose secret signs what goes to the addresses that batches name.
 BATCHES: Final = "batches"
 
+#: The type of a message that `labelmill webhooks test` sends.
+TEST: Final = "test"
+
 #: The events of jobs that have ended.
 _ENDS: Final[Mapping[str, Event]] = {
     JobState.DONE: Event.BATCH_COMPLETED,
@@ -29,7 +32,7 @@ _ENDS: Final[Mapping[str, Event]] = {
     JobState.CANCELLED: Event.BATCH_CANCELLED,
 }
 
-_ENDPOINTS: Final = sa.select(webhook_endpoints.c["id", "url", "events"]).where(
+_ENDPOINTS: Final[sa.Select[Any]] = sa.select(*webhook_endpoints.c["id", "url", "events"]).where(
     webhook_endpoints.c.disabled_at.is_(None)
 )
 
@@ -37,7 +40,7 @@ _ENDPOINTS: Final = sa.select(webhook_endpoints.c["id", "url", "events"]).where(
 _KEPT_ENDPOINTS: Final = _ENDPOINTS.with_for_update(read=True, key_share=True)
 
 #: The jobs that have ended, with the requests of batches. A shadow is nobody's batch.
-_ENDED: Final = (
+_ENDED: Final[sa.Select[Any]] = (
     sa.select(
         *jobs.c["id", "state", "total", "succeeded", "failed", "model_id", "error"],
         *jobs.c["created_at", "started_at", "finished_at"],
@@ -58,7 +61,7 @@ def report(connection: Connection, event: Event, describe: Callable[[], Mapping[
     """Write the deliveries of an event. `describe` is called only if there are any; it returns the data."""
     endpoints = [each for each in connection.execute(_KEPT_ENDPOINTS) if _wants(each, event)]
     if endpoints:
-        body = to_body(event, describe())
+        body = _to_body(event, describe())
         _write(connection, [(each.id, each.url, event, body) for each in endpoints])
 
 
@@ -74,21 +77,17 @@ def report_ended_jobs(connection: Connection, job_ids: Collection[str]) -> None:
         if own := (job.request or {}).get("webhook_url"):
             receivers += [(each.id, own) for each in endpoints if each.id == BATCHES]
         if receivers:
-            body = to_body(event, _describe_batch(job, event))
+            body = _to_body(event, _describe_batch(job, event))
             written += [(endpoint_id, url, event, body) for endpoint_id, url in receivers]
     _write(connection, written)
 
 
 def report_test(connection: Connection, endpoint_id: str, url: str) -> str:
     """Write a delivery that reports nothing, to one endpoint. Return its id."""
-    return _write(connection, [(endpoint_id, url, TEST, to_body(TEST, {}))])[0]
+    return _write(connection, [(endpoint_id, url, TEST, _to_body(TEST, {}))])[0]
 
 
-#: The type of a message that `labelmill webhooks test` sends.
-TEST: Final = "test"
-
-
-def to_body(event: str, data: Mapping[str, Any]) -> str:
+def _to_body(event: str, data: Mapping[str, Any]) -> str:
     """Return the body of a message."""
     message = {"type": event, "timestamp": datetime.now(UTC).isoformat(), "data": data}
     return json.dumps(message, separators=(",", ":"))
