@@ -43,7 +43,7 @@ RESTART_SECONDS: Final = 2.0
 _LAST_LINES_SECONDS: Final = 2.0
 
 #: Processes that send webhooks. They wait nearly all the time, and a slow receiver must not stop the others.
-_WEBHOOK_PROCESSES: Final = 4
+WEBHOOK_PROCESSES: Final = 4
 
 #: The signals that stop a stack.
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -69,7 +69,7 @@ def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "in
 def webhooks_command(processes: int | None = None, *, loglevel: str = "info") -> list[str]:
     """Return the command line of the Celery worker that sends webhooks."""
     return worker_command(
-        queue=WEBHOOK_QUEUE, processes=processes or _WEBHOOK_PROCESSES, name="webhooks", loglevel=loglevel
+        queue=WEBHOOK_QUEUE, processes=processes or WEBHOOK_PROCESSES, name="webhooks", loglevel=loglevel
     )
 
 

@@ -18,7 +18,7 @@ from labelmill.client.schedules import ScheduleStatus
 from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
 from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
-from labelmill.stack import Stack, settings_with
+from labelmill.stack import WEBHOOK_PROCESSES, Stack, settings_with
 from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
@@ -90,6 +90,7 @@ def _startup_lines(
         f"  broker   {broker}",
         f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
+        f"  webhooks {WEBHOOK_PROCESSES} processes to send webhooks",
         f"  beat     schedule: {retrain}",
         *([f"  api      {http_url(*api.getsockname())}/docs{key}"] if api else []),
         f"  ledger   {ledger}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -15,9 +16,11 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.api_keys import Role, create_key
 from jobs.ledger.batches import add_batch
+from jobs.ledger.deliveries import claim_delivery
 from jobs.ledger.files import add_file, file_key
 from jobs.ledger.queries import PAGE_ROWS
 from jobs.ledger.submission import open_job
+from jobs.ledger.webhooks import secret_of_batches
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -124,6 +127,48 @@ def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, objec
     answer = api.post("/batches", json=wanted)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.usefixtures("champion")
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        ("http://example.invalid/", "must begin with https://"),
+        ("https://169.254.169.254/latest/", "not an address on the public internet"),
+        ("https://[::1]/", "not an address on the public internet"),
+        ("https://2130706433/", "not an address on the public internet"),
+        ("https://user:secret@example.org/", "a user or a password"),
+        ("file:///etc/passwd", "http://"),
+    ],
+)
+def test_a_webhook_to_a_forbidden_address_is_refused(api: httpx.Client, url: str, detail: str) -> None:
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    answer = api.post("/batches", json={"input_file_id": uploaded["id"], "webhook_url": url})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert detail in answer.json()["detail"]
+    assert "secret" not in answer.text
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Client, ledger: Ledger) -> None:
+    # Given a batch with a receiver of its own, whose secret is known
+    url = "https://receiver.invalid/hook"
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    wanted = {"input_file_id": uploaded["id"], "webhook_url": url, "metadata": {"album": "7"}}
+    batch_id = api.post("/batches", json=wanted).json()["id"]
+
+    # When it is cancelled, Then the receiver gets it as the API shows it, but for the ids of files
+    shown = api.post(f"/batches/{batch_id}/cancel").json()
+    with ledger.transaction() as connection:
+        claimed = claim_delivery(connection)
+        assert claimed is not None
+        assert claimed.secrets == (secret_of_batches(connection),)
+    message = json.loads(claimed.body)
+    assert (claimed.url, message["type"]) == (url, "batch.cancelled")
+    missing = {"input_file_id", "output_file_id", "error_file_id", "endpoint", "completion_window"}
+    assert message["data"] == {
+        name: value for name, value in shown.items() if name not in missing | {"paused", "retry_of"}
+    }
 
 
 def test_bodies_that_are_too_large_or_no_form_are_refused(api: httpx.Client, store: Store) -> None:
