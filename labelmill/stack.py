@@ -42,8 +42,8 @@ RESTART_SECONDS: Final = 2.0
 #: How long to wait for the last lines of a log after its process has ended.
 _LAST_LINES_SECONDS: Final = 2.0
 
-#: Processes that send webhooks. They wait nearly all the time, and a slow receiver must not stop the others.
-WEBHOOK_PROCESSES: Final = 4
+#: Processes that send webhooks: one goes on while the other waits for a receiver.
+WEBHOOK_PROCESSES: Final = 2
 
 #: The signals that stop a stack.
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

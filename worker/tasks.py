@@ -19,7 +19,7 @@ from worker.celery_patches import SlotFreeingRequest
 from worker.context import process_context
 from worker.learning.task import execute_run
 from worker.requests import ClaimingRequest
-from worker.webhooks import TIMEOUT_SECONDS, deliver_next
+from worker.webhooks import TIMEOUT_SECONDS, deliver_next, process_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,6 @@ def register_tasks(app: Celery, settings: Settings) -> None:
         """Send the next due webhook."""
         try:
             check_wake_up(args, kwargs)
-            deliver_next(settings)
+            deliver_next(process_ledger(settings), settings)
         except LabelmillError as error:
             logger.warning("%s", error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
+from functools import cache
 from typing import Final
 
 from jobs.errors import AddressForbidden, Unavailable
@@ -26,16 +26,21 @@ TIMEOUT_SECONDS: Final = 15.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 
 
-def deliver_next(settings: Settings) -> bool:
+@cache
+def process_ledger(settings: Settings) -> Ledger:
+    """Return this process's ledger. Opening one for each message would take longer than sending it."""
+    return Ledger(settings.ledger)
+
+
+def deliver_next(ledger: Ledger, settings: Settings) -> bool:
     """Send the next delivery and record the answer. Return False if none is due. Raises Unavailable."""
-    with closing(Ledger(settings.ledger)) as ledger:
-        with ledger.transaction() as connection:
-            delivery = claim_delivery(connection)
-        if delivery is None:
-            return False
-        status, error = _send(delivery, settings)
-        with ledger.transaction() as connection:
-            record_answer(connection, delivery, status, error)
+    with ledger.transaction() as connection:
+        delivery = claim_delivery(connection)
+    if delivery is None:
+        return False
+    status, error = _send(delivery, settings)
+    with ledger.transaction() as connection:
+        record_answer(connection, delivery, status, error)
     logger.info("webhook %s, attempt %d: %s", delivery.id, delivery.attempts, error or status)
     return True
 

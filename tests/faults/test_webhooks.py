@@ -18,14 +18,16 @@ from worker.webhooks import deliver_next
 
 #: For each line on stdin: send the next delivery in a process that kills itself at a step.
 KILLS_ITSELF = """
+from jobs.ledger import Ledger
 from jobs.settings import Settings
 from tests.faults.steps import begin_steps, serve
 from worker import webhooks
 
 def send(_line):
     settings = Settings.load()
+    ledger = Ledger(settings.ledger)
     begin_steps((webhooks, "request"))
-    webhooks.deliver_next(settings)
+    webhooks.deliver_next(ledger, settings)
 
 serve(send)
 """
@@ -57,7 +59,7 @@ def test_what_a_killed_sender_had_is_sent_again_under_the_same_id(settings: Sett
             # When its lease is over, Then another one sends the message unless that is recorded already
             with ledger.transaction() as connection:
                 connection.execute(webhook_deliveries.update().values(due_at=db_now()))
-            while deliver_next(settings):
+            while deliver_next(ledger, settings):
                 pass
             assert set(receiver.ids) == {delivery_id}
             receiver.verified(secret)

@@ -109,12 +109,12 @@ def test_the_end_of_a_batch_is_sent_and_signed(
     # Given a job of two chunks, of which the first is done: nothing is reported
     job = make_job([1, 2])
     worker.work(job.chunks[0])
-    assert not deliver_next(settings)
+    assert not deliver_next(ledger, settings)
 
     # When the last chunk is done, Then the job is reported once, and the standard's own package verifies it
     worker.work(job.chunks[1])
-    assert deliver_next(settings)
-    assert not deliver_next(settings)
+    assert deliver_next(ledger, settings)
+    assert not deliver_next(ledger, settings)
     message = receiver.verified(secret)
     assert message["type"] == "batch.completed"
     assert abs(datetime.now(UTC) - datetime.fromisoformat(message["timestamp"])).total_seconds() < 600
@@ -202,14 +202,14 @@ def test_a_batch_may_name_an_address_of_its_own(
         add_batch(connection, job_id, request=request, file_id=None)
     with ledger.transaction() as connection:
         end_job(connection, job_id, JobState.FAILED, error="It has no images.")
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     data = receiver.verified(common)["data"]
     assert (data["id"], data["metadata"]) == (job_id, {"album": "7"})
     # Its 410 is about this batch only
     receiver.answers = [410]
     with ledger.transaction() as connection:
         report_test(connection, BATCHES, receiver.url)
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     with ledger.reading() as connection:
         assert [each.disabled_at for each in list_endpoints(connection)] == [None]
 
@@ -282,15 +282,15 @@ def test_a_failure_is_retried_under_the_same_id(
 ) -> None:
     delivery_id = test(ledger)
     receiver.answers = [500]
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     [delivery] = sent(ledger)
     assert (delivery.state, delivery.status, delivery.error) == ("pending", 500, "it answered 500")
     assert delivery.due_at is not None
     assert 3 < (delivery.due_at - datetime.now(UTC)).total_seconds() < 7
     # It is not due before its pause is over
-    assert not deliver_next(settings)
+    assert not deliver_next(ledger, settings)
     make_due(ledger)
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     assert receiver.ids == [delivery_id, delivery_id]
     receiver.verified(secret, 1)
     assert [each.state for each in sent(ledger)] == ["delivered"]
@@ -306,7 +306,7 @@ def test_a_receiver_that_is_down_gets_it_when_it_is_back(
         _, secret = add_endpoint(connection, down.url)
     first, second = test(ledger), test(ledger)
     # When the first one cannot be sent, Then the second one waits, too, and another receiver does not
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     with ledger.reading() as connection:
         assert count_due_deliveries(connection, limit=10) == 0
     assert [each.attempts for each in sent(ledger)] == [1, 0]
@@ -314,13 +314,13 @@ def test_a_receiver_that_is_down_gets_it_when_it_is_back(
     with ledger.transaction() as connection:
         other, _ = add_endpoint(connection, receiver.url)
         report_test(connection, other.id, receiver.url)
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     assert len(receiver.got) == 1
     # And when it is back, it gets both
     with receiving(port) as back:
         make_due(ledger)
-        assert deliver_next(settings)
-        assert deliver_next(settings)
+        assert deliver_next(ledger, settings)
+        assert deliver_next(ledger, settings)
         assert set(back.ids) == {first, second}
         back.verified(secret, 0)
 
@@ -334,7 +334,7 @@ def test_the_pauses_grow_for_a_day_and_then_it_has_failed(
     pauses = []
     while (delivery := sent(ledger)[0]).state == DeliveryState.PENDING:
         make_due(ledger)
-        assert deliver_next(settings)
+        assert deliver_next(ledger, settings)
         if (due_at := sent(ledger)[0].due_at) is not None:
             pauses.append((due_at - datetime.now(UTC)).total_seconds())
     assert (delivery.state, delivery.attempts) == (DeliveryState.FAILED, len(pauses) + 1)
@@ -348,8 +348,8 @@ def test_the_pauses_grow_for_a_day_and_then_it_has_failed(
 def test_410_disables_the_endpoint(settings: Settings, ledger: Ledger, receiver: Receiver) -> None:
     test(ledger), test(ledger)
     receiver.answers = [410]
-    assert deliver_next(settings)
-    assert not deliver_next(settings)
+    assert deliver_next(ledger, settings)
+    assert not deliver_next(ledger, settings)
     assert [(each.state, each.error) for each in sent(ledger)] == [
         ("failed", "it answered 410"),
         ("failed", "its endpoint is disabled"),
@@ -363,7 +363,7 @@ def test_a_redirect_is_not_followed(settings: Settings, ledger: Ledger, receiver
     test(ledger)
     with receiving() as inside:
         receiver.answers, receiver.location = [307], inside.url
-        assert deliver_next(settings)
+        assert deliver_next(ledger, settings)
         assert inside.got == []
     assert [(each.state, each.status) for each in sent(ledger)] == [("pending", 307)]
 
@@ -371,7 +371,7 @@ def test_a_redirect_is_not_followed(settings: Settings, ledger: Ledger, receiver
 @pytest.mark.usefixtures("secret")
 def test_a_private_address_gets_nothing(settings: Settings, ledger: Ledger, receiver: Receiver) -> None:
     test(ledger)
-    assert deliver_next(settings.model_copy(update={"private_hosts": ()}))
+    assert deliver_next(ledger, settings.model_copy(update={"private_hosts": ()}))
     assert receiver.got == []
     assert [(each.status, "not an address on the public" in str(each.error)) for each in sent(ledger)] == [
         (None, True)
@@ -385,14 +385,14 @@ def test_old_and_new_secret_sign_for_a_day(
         [endpoint] = list_endpoints(connection)
         new = rotate_secret(connection, endpoint.id)
     test(ledger)
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     assert new != secret
     assert receiver.verified(secret)["type"] == receiver.verified(new)["type"] == "test"
     assert len(receiver.got[0][0]["webhook-signature"].split(" ")) == 2
     with ledger.transaction() as connection:
         connection.execute(webhook_endpoints.update().values(old_until=db_now(-1)))
     test(ledger)
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     receiver.verified(new)
     with pytest.raises(WebhookVerificationError):
         receiver.verified(secret)
@@ -408,9 +408,9 @@ def test_a_lost_claim_is_sent_again_and_cannot_be_recorded(
         lost = claim_delivery(connection)
     assert lost is not None
     # Then nobody else sends it until the lease is over
-    assert not deliver_next(settings)
+    assert not deliver_next(ledger, settings)
     make_due(ledger)
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     assert receiver.ids == [delivery_id]
     # And what the first one records too late changes nothing
     with ledger.transaction() as connection:
@@ -423,7 +423,7 @@ def test_many_senders_send_each_once(settings: Settings, ledger: Ledger, receive
     expected = {test(ledger) for _ in range(40)}
 
     def send() -> None:
-        while deliver_next(settings):
+        while deliver_next(ledger, settings):
             pass
 
     threads = [threading.Thread(target=send) for _ in range(4)]
@@ -441,7 +441,7 @@ def test_removing_an_endpoint_removes_its_deliveries(settings: Settings, ledger:
     test(ledger)
     with ledger.transaction() as connection:
         remove_endpoint(connection, list_endpoints(connection)[0].id)
-    assert not deliver_next(settings)
+    assert not deliver_next(ledger, settings)
     assert sent(ledger) == []
 
 
@@ -505,7 +505,7 @@ def run(
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_the_command_adds_lists_rotates_and_removes(
-    run: Callable[..., Result], settings: Settings, receiver: Receiver, tmp_path: Path
+    run: Callable[..., Result], settings: Settings, ledger: Ledger, receiver: Receiver, tmp_path: Path
 ) -> None:
     added = run("add", receiver.url, "--event", "batch.completed", "--event", "run.finished")
     first = added.stdout.strip()
@@ -517,7 +517,7 @@ def test_the_command_adds_lists_rotates_and_removes(
     file.write_text(new_secret() + "\n")
     assert run("rotate", endpoint["id"], "--secret-file", file).stdout == file.read_text()
     delivery_id = run("test", endpoint["id"]).stdout.strip()
-    assert deliver_next(settings)
+    assert deliver_next(ledger, settings)
     assert receiver.ids == [delivery_id]
     [attempt] = json.loads(run("attempts", "--json").stdout)
     assert (attempt["id"], attempt["state"], attempt["status"], attempt["attempts"]) == (
