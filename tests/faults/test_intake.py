@@ -177,9 +177,10 @@ def test_a_folder_that_changes_while_it_is_taken_in_fails_the_batch(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(publisher, "wake_up", interrupt)
-        take_in_next(ledger, store, publisher, settings, owner="interrupted")
+        with pytest.raises(KeyboardInterrupt):
+            take_in_next(ledger, store, publisher, settings, owner="interrupted")
     assert names_of(ledger, store, job_id) == source.names[:CHUNK_IMAGES]
 
     # When a file appears among those that were taken in, and the next process continues
