@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from email.message import Message
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -39,11 +39,14 @@ _UNICAST: Final = IPv6Network("2000::/3")
 
 #: NAT64: an address stands for the IPv4 address in its last 32 bits.
 _NAT64: Final = IPv6Network("64:ff9b::/96")
-#: 6to4 and Teredo: an address contains an IPv4 address, to which a router may still send the packets.
-_TUNNELS: Final = (IPv6Network("2002::/16"), IPv6Network("2001::/32"))
-
-#: Public by its number, but on Azure it is the machine's own host.
-_PLATFORM: Final = (IPv4Network("168.63.129.16/32"),)
+#: Not public either, whatever an older Python says: 6to4 and Teredo, to whose inner IPv4 address a router may
+#: still send the packets; addresses with special meanings, such as Oracle's metadata; and Azure's own host.
+_SPECIAL: Final = tuple(
+    map(
+        ip_network,
+        ("2002::/16", "2001::/23", "3fff::/20", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16"),
+    )
+)
 
 #: How many bytes one call reads.
 _PART_BYTES: Final = 64 * 1024
@@ -111,7 +114,7 @@ def request(
 
 
 def check_url(url: str, *, private: Iterable[str] = ()) -> None:
-    """Raise AddressForbidden if `request` would refuse this URL now, Unavailable if its host has no address."""
+    """Raise AddressForbidden if `request` would refuse this URL now, Unavailable if it has no address."""
     _resolve(_parse(url), frozenset(name.lower() for name in private))
 
 
@@ -123,11 +126,9 @@ def is_public(address: str) -> bool:
             ip = IPv4Address(int(ip) & 0xFFFFFFFF)
         elif ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif ip not in _UNICAST or any(ip in network for network in _TUNNELS):
+        elif ip not in _UNICAST:
             return False
-    if isinstance(ip, IPv4Address) and any(ip in network for network in _PLATFORM):
-        return False
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _SPECIAL)
 
 
 def _parse(url: str) -> _Target:
@@ -154,7 +155,7 @@ def _parse(url: str) -> _Target:
 
 
 def _resolve(target: _Target, private: frozenset[str]) -> list[Any]:
-    """Return the addresses of the host, as the socket module has them. Raises AddressForbidden, Unavailable."""
+    """Return the host's addresses, as the socket module has them. Raises AddressForbidden, Unavailable."""
     try:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -164,7 +165,10 @@ def _resolve(target: _Target, private: frozenset[str]) -> list[Any]:
         for *_, address in found:
             if not is_public(str(address[0])):
                 # Without the address, which would tell strangers about the network.
-                raise AddressForbidden(f"{target.origin} is not an address on the public internet.")
+                raise AddressForbidden(
+                    f"{target.origin} is not on the public internet, and LABELMILL_PRIVATE_HOSTS does not "
+                    "list it."
+                )
     return found
 
 
@@ -221,7 +225,7 @@ def _read(response: HTTPResponse, max_bytes: int) -> bytes:
 
 
 class _Timed(io.RawIOBase):
-    """A connected socket for `http.client`, of which no sequence of reads and writes outlives the deadline."""
+    """A connected socket for `http.client` whose reads and writes all end at one deadline."""
 
     def __init__(self, connected: socket.socket, deadline: float) -> None:
         self._socket = connected

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import Role, create_key
 from jobs.ledger.batches import add_batch
 from jobs.ledger.deliveries import claim_delivery
 from jobs.ledger.files import add_file, file_key
@@ -26,25 +24,14 @@ from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
-from labelmill.server.application import create_app
-from labelmill.serving import listen_on
+from tests.serving import served_by_thread
 
 
 @pytest.fixture
 def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
     """Yield a client of the API, which is served by a thread of this process."""
-    with ledger.transaction() as connection:
-        _, key = create_key(connection, "test", Role.ADMIN)
-    with listen_on("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        port = listening.getsockname()[1]
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", headers=headers, timeout=60) as client:
-            yield client
-        server.should_exit = True
-        thread.join()
+    with served_by_thread(settings, ledger) as client:
+        yield client
 
 
 def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
@@ -120,7 +107,17 @@ def test_one_idempotency_key_is_one_batch_also_at_the_same_time(api: httpx.Clien
         ({"input_file_id": "x" * 65}, 422),
         ({"input_file_id": "file-06h0w4r0rf0dkckt"}, 404),
         ({"input_file_id": "file-06h0w4r0rf0dkckt", "metadata": {"a": "\0"}}, 422),
-        ({"input_file_id": "file-06h0w4r0rf0dkckt", "urls": []}, 422),
+        ({"input_file_id": "file-06h0w4r0rf0dkckt", "urls": ["http://example.org/a"]}, 422),
+        ({}, 422),
+        ({"input_file_id": None, "source_url": "s3://bucket/photos/"}, 422),
+        ({"urls": []}, 422),
+        ({"urls": ["a.png"]}, 422),
+        ({"urls": ["http://example.org/"] * 10_001}, 422),
+        ({"source_url": "photos/"}, 422),
+        ({"source_url": "file:///etc/"}, 403),
+        ({"source_url": "s3://bucket/photos/"}, 403),
+        ({"source_url": "http://169.254.169.254/latest/"}, 403),
+        ({"urls": ["http://example.org/a"], "by_reference": True}, 403),
     ],
 )
 def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, object], status: int) -> None:
@@ -144,7 +141,7 @@ def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, objec
 def test_a_webhook_to_a_forbidden_address_is_refused(api: httpx.Client, url: str, detail: str) -> None:
     uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
     answer = api.post("/batches", json={"input_file_id": uploaded["id"], "webhook_url": url})
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     assert detail in answer.json()["detail"]
     assert "secret" not in answer.text
 
