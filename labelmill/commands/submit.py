@@ -10,7 +10,7 @@ from jobs.errors import UserError
 from jobs.limits import ErrorLimits
 from jobs.schema import SMALL_JOB_IMAGES
 from labelmill.client import Client
-from labelmill.commands.options import ChampionOfOption
+from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.console import examples, exit_code_of, pluralize, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
@@ -70,6 +70,7 @@ def submit(
             f"{SMALL_JOB_IMAGES} images, otherwise 0.",
         ),
     ] = None,
+    top: TopOption = None,
     max_errors: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Stop the job if more images than this get an error."),
@@ -114,6 +115,7 @@ def submit(
                 by_reference=by_reference,
                 error_limits=limits,
                 priority=priority,
+                top_k=top,
                 on_progress=progress.update,
                 on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )

@@ -38,6 +38,7 @@ from labelmill.server.schemas import (
     Page,
     RequestCounts,
     Result,
+    ResultClass,
     ResultError,
     seconds,
 )
@@ -192,7 +193,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
-        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
+        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits, top_k=wanted.top_k)
         add_batch(connection, batch_id, request=body, file_id=file.id)
         session.record(connection, "create batch", batch_id)
     return batch_id
@@ -271,6 +272,7 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
 
 
 def _to_result(prediction: Prediction) -> Result:
+    top = prediction.alternatives
     error = None
     if prediction.error is not None:
         error = ResultError(code=prediction.error, message=prediction.detail)
@@ -280,6 +282,7 @@ def _to_result(prediction: Prediction) -> Result:
         index=prediction.index,
         label=prediction.label,
         confidence=prediction.confidence,
+        top=None if top is None else [ResultClass(**each) for each in top],
         error=error,
         model=prediction.model,
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.dataset import MNIST
+from jobs.limits import MAX_TOP_K
 from producer.submit import MAX_PRIORITY
 
 T = TypeVar("T")
@@ -93,6 +94,7 @@ class NewBatch(BaseModel):
     dataset: Name | None = None
     metadata: Metadata | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
@@ -155,6 +157,13 @@ class ResultError(BaseModel):
     message: str | None
 
 
+class ResultClass(BaseModel):
+    """One of the most probable classes of an image."""
+
+    label: str
+    confidence: float
+
+
 class Result(BaseModel):
     """The outcome of one image."""
 
@@ -163,6 +172,7 @@ class Result(BaseModel):
     index: int
     label: str | None
     confidence: float | None
+    top: list[ResultClass] | None
     error: ResultError | None
     model: str
 
