@@ -45,7 +45,7 @@ def test_more_alternatives_than_there_can_be_are_refused(labelmill: Command, pho
     for command in ("submit", "classify"):
         done = labelmill(command, photos, "--top", 11)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "'--top': 11 is not in the range 1<=x<=10" in done.stderr
+        assert "'--top': '11' should be less than or equal to 10" in done.stderr
 
 
 def test_a_job_without_results_waits_for_a_worker(
