@@ -511,13 +511,14 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
         ledger, broker = {("outside", 5432)}, {("outside", 6379), ("outside", 6380)}
         store = {("outside", 443)}
     download = {("outside", 443)}
+    links = {("outside", 80), ("outside", 443)}
     assert {name: reachable(objects, name, "egress") for name in ours(objects)} == {
         "migrate": names | ledger,
         "beat": names | ledger | broker,
         "metrics": names | ledger | broker,
         "worker": names | ledger | broker | store,
         "trainer": names | ledger | broker | store | download,
-        "api": names | ledger | broker | store,
+        "api": names | ledger | broker | store | links,
         "producer": names | ledger | broker | store,
     }
     entered = {name: reachable(objects, name, "ingress") for name in workloads(objects)}
