@@ -39,12 +39,13 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     return dict(zip(COLUMNS, _row(prediction), strict=True))
 
 
-def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
+def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool = True) -> int:
     """Write a header row and one row per prediction; missing values are empty. Return the number of rows."""
     writer = csv.writer(out, lineterminator="\n")
     # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(COLUMNS)
+    if header:
+        writer.writerow(COLUMNS)
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
         (quoting if "\r" in prediction.name else writer).writerow(_row(prediction))
@@ -65,7 +66,7 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     The first page of rows sets the width of the names, up to NAME_WIDTH. Longer names push their row to the
     right.
     """
-    pages = _pages(predictions)
+    pages = pages_of(predictions)
     page = next(pages, [])
     width = min(NAME_WIDTH, max([4, *(len(printable(prediction.name)) for prediction in page)]))
     out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
@@ -108,6 +109,14 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
 
     Raises UserError without pyarrow.
     """
+    return sum(parquet_pages(predictions, out))
+
+
+def parquet_pages(predictions: Iterable[Prediction], out: IO[bytes]) -> Iterator[int]:
+    """Write a Parquet file with one row group per page. Yield the number of rows after each page.
+
+    The file is complete at the end of the iteration. Raises UserError without pyarrow.
+    """
     check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -123,16 +132,15 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
             pa.field("model", pa.string(), nullable=False),
         ]
     )
-    count = 0
     with pq.ParquetWriter(out, schema) as writer:
-        for page in _pages(predictions):
+        for page in pages_of(predictions):
             columns = [list(column) for column in zip(*map(_row, page), strict=True)]
             writer.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=schema))
-            count += len(page)
-    return count
+            yield len(page)
 
 
-def _pages(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+def pages_of(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+    """Yield predictions many at a time."""
     rows = iter(predictions)
     while page := list(islice(rows, PAGE_ROWS)):
         yield page

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from labelmill.server import batches, files, images, models
+from labelmill.server import batches, files, images, models, results
 from labelmill.server.problems import add_handlers, problem
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> ASGIApp:
     app.state.settings, app.state.ledger = settings, ledger
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
-    for resource in (files, batches, images, models):
+    for resource in (files, batches, results, images, models):
         v1.include_router(resource.router)
     app.include_router(v1)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.dataset import MNIST
+from jobs.ledger.queries import Prediction
 from producer.submit import MAX_PRIORITY
 
 T = TypeVar("T")
@@ -147,6 +148,11 @@ class BatchObject(BaseModel):
     paused: bool
     retry_of: str | None
 
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more happens to the batch."""
+        return self.status in ("completed", "failed", "cancelled")
+
 
 class ResultError(BaseModel):
     """Why an image got no label."""
@@ -165,6 +171,31 @@ class Result(BaseModel):
     confidence: float | None
     error: ResultError | None
     model: str
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Self:
+        """Return the outcome that a prediction records."""
+        error = None
+        if prediction.error is not None:
+            error = ResultError(code=prediction.error, message=prediction.detail)
+        return cls(
+            custom_id=prediction.name,
+            name=prediction.name,
+            index=prediction.index,
+            label=prediction.label,
+            confidence=prediction.confidence,
+            error=error,
+            model=prediction.model,
+        )
+
+
+class Classification(BaseModel):
+    """The labels of a few images. The id is that of their batch."""
+
+    id: str
+    object: Literal["classification"] = "classification"
+    model: str
+    results: list[Result]
 
 
 # ---- images and labels --------------------------------------------------------------------------------
