@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from labelmill.server import batches, files, images, models, results
+from labelmill.server import batches, events, files, images, models, results
+from labelmill.server.events import Streams
 from labelmill.server.problems import add_handlers, problem
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
@@ -41,8 +42,11 @@ class Health(BaseModel):
     status: str
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """Return the application for these settings. Raises LedgerNotReady, Unavailable."""
+def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """Return the application for these settings. When `is_stopping` is true, endless answers end.
+
+    Raises LedgerNotReady, Unavailable.
+    """
     ledger = open_ledger(settings)
 
     @asynccontextmanager
@@ -59,9 +63,10 @@ def create_app(settings: Settings) -> ASGIApp:
         redoc_url=None,
     )
     app.state.settings, app.state.ledger = settings, ledger
+    app.state.streams = Streams(ledger, is_stopping)
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
-    for resource in (files, batches, results, images, models):
+    for resource in (files, batches, results, events, images, models):
         v1.include_router(resource.router)
     app.include_router(v1)
 

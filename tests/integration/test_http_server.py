@@ -5,43 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import Role, create_key
 from jobs.ledger.batches import add_batch
 from jobs.ledger.files import add_file, file_key
 from jobs.ledger.queries import PAGE_ROWS
 from jobs.ledger.submission import open_job
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
-from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
-from labelmill.server.application import create_app
-from labelmill.serving import listen_on
-
-
-@pytest.fixture
-def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
-    """Yield a client of the API, which is served by a thread of this process."""
-    with ledger.transaction() as connection:
-        _, key = create_key(connection, "test", Role.ADMIN)
-    with listen_on("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        port = listening.getsockname()[1]
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", headers=headers, timeout=60) as client:
-            yield client
-        server.should_exit = True
-        thread.join()
 
 
 def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
