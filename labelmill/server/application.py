@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from labelmill.server import batches, events, files, images, models, results
+from labelmill.server import batches, classifications, events, files, images, models, results
 from labelmill.server.events import Streams
 from labelmill.server.problems import add_handlers, problem
 
@@ -25,6 +25,9 @@ _THREADS: Final = 16
 
 #: Maximum bytes of a request's body, apart from uploads.
 _MAX_BODY_BYTES: Final = 1024 * 1024
+
+#: These take files, and limit their bodies themselves.
+_UPLOADS: Final = frozenset(("/v1/files", "/v1/classifications"))
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -66,7 +69,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
     app.state.streams = Streams(ledger, is_stopping)
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
-    for resource in (files, batches, results, events, images, models):
+    for resource in (files, batches, results, events, classifications, images, models):
         v1.include_router(resource.router)
     app.include_router(v1)
 
@@ -111,7 +114,7 @@ class _CommonRules:
 
 def _refusal(request: Request) -> Response | None:
     """Return the answer to a request whose body is too large, or of unknown length; None to go on."""
-    if request.method not in ("POST", "PUT", "PATCH") or request.url.path == "/v1/files":
+    if request.method not in ("POST", "PUT", "PATCH") or request.url.path in _UPLOADS:
         return None
     length = request.headers.get("content-length", "")
     if length.isdecimal():
