@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.dataset import MNIST
+from jobs.ledger.queries import Prediction
 from jobs.limits import MAX_TOP_K
 from producer.submit import MAX_PRIORITY
 
@@ -183,6 +184,11 @@ class BatchObject(BaseModel):
     paused: bool
     retry_of: str | None
 
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more happens to the batch."""
+        return self.status in ("completed", "failed", "cancelled")
+
 
 class ResultError(BaseModel):
     """Why an image got no label."""
@@ -209,6 +215,33 @@ class Result(BaseModel):
     top: list[ResultClass] | None
     error: ResultError | None
     model: str
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Self:
+        """Return the outcome that a prediction records."""
+        top = prediction.alternatives
+        error = None
+        if prediction.error is not None:
+            error = ResultError(code=prediction.error, message=prediction.detail)
+        return cls(
+            custom_id=prediction.name,
+            name=prediction.name,
+            index=prediction.index,
+            label=prediction.label,
+            confidence=prediction.confidence,
+            top=None if top is None else [ResultClass(**each) for each in top],
+            error=error,
+            model=prediction.model,
+        )
+
+
+class Classification(BaseModel):
+    """The labels of a few images. The id is that of their batch."""
+
+    id: str
+    object: Literal["classification"] = "classification"
+    model: str
+    results: list[Result]
 
 
 # ---- images and labels --------------------------------------------------------------------------------

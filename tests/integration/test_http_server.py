@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -21,19 +20,10 @@ from jobs.ledger.submission import open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
-from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
 from tests.conftest import JobMaker, Worker
 from tests.outcomes import Outcome, best
-from tests.serving import served_by_thread
-
-
-@pytest.fixture
-def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
-    """Yield a client of the API, which is served by a thread of this process."""
-    with served_by_thread(settings, ledger) as client:
-        yield client
 
 
 def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
