@@ -42,7 +42,7 @@ from jobs.ledger.webhooks import (
 from jobs.limits import ErrorLimits
 from jobs.messages import WEBHOOK_QUEUE
 from jobs.model import Model
-from jobs.queue import Publisher
+from jobs.queue import Publisher, make_app
 from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, webhook_endpoints
 from jobs.settings import Settings
 from jobs.store import Store
@@ -54,6 +54,7 @@ from tests.console import Home, until
 from tests.outcomes import Outcome
 from tests.receiver import Receiver, receiving
 from worker.reconcile import Reconciler
+from worker.schedule import SlotScheduler
 from worker.webhooks import deliver_next
 
 
@@ -250,7 +251,7 @@ def test_the_end_of_a_training_run_is_reported(ledger: Ledger) -> None:
 
 
 def test_drift_is_reported_once_a_week(
-    ledger: Ledger, champion: Model, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, champion: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ledger.reading() as connection:
         steady = health.model_health(connection, champion.id)
@@ -266,12 +267,22 @@ def test_drift_is_reported_once_a_week(
     [body] = map(json.loads, _bodies(ledger))
     assert (body["type"], body["data"]["model"]) == ("drift.detected", champion.id)
     assert "has drifted" in body["data"]["warnings"][0]
+    # And beat is who asks
+    with ledger.transaction() as connection:
+        connection.execute(sa.text("DELETE FROM locks"))
+    app = make_app(settings)
+    app.labelmill_settings = settings
+    beat = SlotScheduler(app)
+    beat.tick()
+    beat.tick()
+    app.close()
+    assert events(ledger) == ["drift.detected"] * 2
     # And no drift is no event
     with ledger.transaction() as connection:
         connection.execute(sa.text("DELETE FROM locks"))
     found[champion.id] = steady
     report_drift(ledger)
-    assert len(sent(ledger)) == 1
+    assert len(sent(ledger)) == 2
 
 
 # ---- how it is sent -----------------------------------------------------------------------------------
