@@ -39,7 +39,7 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     return dict(zip(COLUMNS, _row(prediction), strict=True))
 
 
-def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
+def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool = True) -> int:
     """Write a header row and one row per prediction; missing values are empty, alternatives are JSON.
 
     Return the number of rows.
@@ -47,7 +47,8 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
     writer = csv.writer(out, lineterminator="\n")
     # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(COLUMNS)
+    if header:
+        writer.writerow(COLUMNS)
 
     def cells(prediction: Prediction) -> tuple[Any, ...]:
         *others, alternatives = _row(prediction)
@@ -73,7 +74,7 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     The first page of rows sets the width of the names, up to NAME_WIDTH, and whether there are alternatives.
     Longer names push their row to the right.
     """
-    pages = _pages(predictions)
+    pages = pages_of(predictions)
     page = next(pages, [])
     width = min(NAME_WIDTH, max([4, *(len(printable(prediction.name)) for prediction in page)]))
     out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence")
@@ -122,6 +123,14 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
 
     Raises UserError without pyarrow.
     """
+    return sum(parquet_pages(predictions, out))
+
+
+def parquet_pages(predictions: Iterable[Prediction], out: IO[bytes]) -> Iterator[int]:
+    """Write a Parquet file with one row group per page. Yield the number of rows after each page.
+
+    The file is complete at the end of the iteration. Raises UserError without pyarrow.
+    """
     check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,16 +148,15 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
             pa.field("alternatives", pa.list_(alternative)),
         ]
     )
-    count = 0
     with pq.ParquetWriter(out, schema) as writer:
-        for page in _pages(predictions):
+        for page in pages_of(predictions):
             columns = [list(column) for column in zip(*map(_row, page), strict=True)]
             writer.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=schema))
-            count += len(page)
-    return count
+            yield len(page)
 
 
-def _pages(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+def pages_of(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+    """Yield predictions many at a time."""
     rows = iter(predictions)
     while page := list(islice(rows, PAGE_ROWS)):
         yield page
