@@ -108,6 +108,8 @@ def _line(job_id: str, prediction: Prediction) -> dict[str, Any]:
     if prediction.error is not None:
         line["error"] = {"code": prediction.error, "message": prediction.detail}
     else:
-        body = {"label": prediction.label, "confidence": prediction.confidence}
+        body: dict[str, Any] = {"label": prediction.label, "confidence": prediction.confidence}
+        if prediction.alternatives is not None:
+            body["top"] = prediction.alternatives
         line["response"] = {"status_code": HTTPStatus.OK, "body": body}
     return line
