@@ -25,6 +25,8 @@ from jobs.store import Store
 from labelmill.purging import Purge
 from labelmill.server.application import create_app
 from labelmill.serving import listen_on
+from tests.conftest import JobMaker, Worker
+from tests.outcomes import Outcome
 
 
 @pytest.fixture
@@ -73,6 +75,27 @@ def test_output_that_cannot_be_read_to_its_end_does_not_look_complete(
     # Whatever fails before the first line is an answer of its own
     short = add_done_job(ledger, champion, 10)
     assert api.get(f"/files/file-{short}-output/content").status_code == 409
+
+
+def test_the_output_of_no_batch_is_no_file(api: httpx.Client) -> None:
+    answer = api.get("/files/file-06h0w4r0rf0dkckt-output")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404,
+        "There is no file 'file-06h0w4r0rf0dkckt-output'.",
+    )
+
+
+def test_images_that_are_gone_cannot_be_retried(
+    api: httpx.Client, make_job: JobMaker, worker: Worker, store: Store
+) -> None:
+    # Given a batch whose only image got an error, and is not in the store
+    store.put("payloads/another", b"")
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("0.png", None, None, "corrupt")])
+    # When it is retried, then the answer says why that is not possible
+    answer = api.post(f"/batches/{job.id}/retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "is gone from the store" in answer.json()["detail"]
 
 
 def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger, champion: Model) -> None:
