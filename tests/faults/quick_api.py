@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import jobs.ledger.batches
 import producer.heartbeat
+from jobs.settings import Settings
 from labelmill.cli import main
-from tests.faults.harness import LEASE_SECONDS
 
-jobs.ledger.batches.INTAKE_LEASE_SECONDS = LEASE_SECONDS  # type: ignore[misc]
-producer.heartbeat.HEARTBEAT_SECONDS = LEASE_SECONDS / 5  # type: ignore[misc]
+lease_seconds = Settings.load().lease_seconds  # the harness's
+jobs.ledger.batches.INTAKE_LEASE_SECONDS = lease_seconds  # type: ignore[misc]
+producer.heartbeat.HEARTBEAT_SECONDS = lease_seconds / 5  # type: ignore[misc]
 
 if __name__ == "__main__":
     main()
