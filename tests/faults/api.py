@@ -69,6 +69,10 @@ class Api:
         except httpx.TransportError:
             return None
 
+    def answers(self) -> bool:
+        """Return whether requests are served."""
+        return self.status() == HTTPStatus.OK
+
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request again and again until it is answered. Any answer but 2xx and 503 is an error."""
         deadline = time.monotonic() + HEALED_SECONDS

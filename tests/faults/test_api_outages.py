@@ -50,7 +50,7 @@ def test_restarting_postgresql_loses_nothing_that_was_answered(
 ) -> None:
     with matrix.trials("PostgreSQL stopped at once under the API", "I1-I3", short=3, long=50) as trials:
         api, restarts = postgresql_api, 0
-        until(lambda: api.status() == 200, "the API answers")
+        until(api.answers, "the API answers")
         process = api.process.pid
         while restarts < trials.wanted:
             # given people who upload and submit all the time
@@ -95,4 +95,4 @@ def _restart(api: Api, server: FaultyPostgresql) -> None:
         time.sleep(random.uniform(0.0, 1.0))
     finally:
         server.start()  # other tests have it, too
-    until(lambda: api.status() == 200, "the API answers again", seconds=HEALED_SECONDS)
+    until(api.answers, "the API answers again", seconds=HEALED_SECONDS)
