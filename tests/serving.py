@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import uvicorn
 from openai import OpenAI
 
+from jobs.ledger import Ledger
+from jobs.ledger.api_keys import Role, create_key
+from jobs.settings import Settings
+from labelmill.server.application import create_app
+from labelmill.serving import listen_on
 from tests.console import Home, until
 
 
@@ -24,6 +31,23 @@ def served(home: Home, log: Path) -> Iterator[str]:
         assert found is not None
         until(lambda: _answers(found[1]), "the API answers")
         yield found[1]
+
+
+@contextlib.contextmanager
+def served_by_thread(settings: Settings, ledger: Ledger) -> Iterator[httpx.Client]:
+    """Serve the API in this process; yield an admin's client of it."""
+    with ledger.transaction() as connection:
+        _, key = create_key(connection, "test", Role.ADMIN)
+    with listen_on("127.0.0.1", 0) as listening:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        port = listening.getsockname()[1]
+        headers = {"Authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", headers=headers, timeout=60) as client:
+            yield client
+        server.should_exit = True
+        thread.join()
 
 
 def _answers(url: str) -> bool:

@@ -19,6 +19,7 @@ from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
 from jobs.ledger.control import drop_waiting_work
 from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
+from jobs.ledger.outbox import report_ended_jobs
 from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 from jobs.text import all_storable, storable
@@ -220,13 +221,17 @@ def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, se
     else:
         connection.execute(_COUNT, list(updates.values()))
         updated = connection.execute(sa.select(*_END).where(jobs.c.id.in_(updates))).all()
+    ended = []
     for job in updated:
         if job.state == JobState.DONE:  # because of these chunks: they held its last images
+            ended.append(job.id)
             count(connection, {(CounterName.JOBS, JobState.DONE): 1})
         if job.state == JobState.FAILED and job.error is None:
+            ended.append(job.id)
             count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
             connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many_errors(job)))
             drop_waiting_work(connection, job.id)
+    report_ended_jobs(connection, ended)
 
 
 def _too_many_errors(job: sa.Row[Any]) -> str:

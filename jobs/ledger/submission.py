@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ledger.counters import CounterName, count
+from jobs.ledger.outbox import report_ended_jobs
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
@@ -131,6 +132,7 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
         raise _stopped(connection, job_id)
     if sealed == JobState.DONE:
         count(connection, {(CounterName.JOBS, JobState.DONE): 1})
+        report_ended_jobs(connection, [job_id])
 
 
 def _stopped(connection: Connection, job_id: str) -> Stopped:

@@ -54,9 +54,10 @@ class JobMethods(Session):
     ) -> str:
         """Submit images as one job and return the job's id.
 
-        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, an MNIST
-        IDX file, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin` yields, or the
-        bytes of one image file. Bytes at position n (from 0) become the image `image-n`.
+        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, a manifest
+        (`.csv`, `.jsonl`, `.parquet`), an MNIST IDX file, a URL such as `s3://bucket/photos/`, `-` for the
+        paths and URLs that `stdin` yields, or the bytes of one image file. Bytes at position n (from 0)
+        become the image `image-n`.
 
         Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
         other arguments and errors, see `submission`. Examples::
@@ -88,6 +89,7 @@ class JobMethods(Session):
             stdin=stdin,
             max_bytes=self.settings.max_image_bytes,
             archives=self.settings.archive_limits,
+            private_hosts=self.settings.private_hosts,
         )
 
     def submission(

@@ -14,17 +14,20 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from jobs.dataset import MNIST
-from jobs.errors import Conflict, NotFound
+from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
 from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
 from jobs.ledger.submission import find_key, open_job
+from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
+from jobs.references import Roots
 from jobs.schema import JobState
+from jobs.webhooks import check_receiver
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.files import id_in
+from labelmill.server.files import id_in, store_list
 from labelmill.server.outputs import errors_id, output_id
 from labelmill.server.problems import PROBLEMS, ApiError, conflicts
 from labelmill.server.schemas import (
@@ -70,12 +73,15 @@ def create_batch(
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=_MAX_KEY)] = None,
 ) -> BatchObject:
-    """Classify the images of an uploaded file. Once this is answered, the batch is committed.
+    """Classify the images of an uploaded file, at URLs, or below a URL.
 
-    A request with the same `Idempotency-Key` and the same body returns the same batch.
+    Once this is answered, the batch is committed. A request with the same `Idempotency-Key` and the same body
+    returns the same batch.
     """
     key = None if idempotency_key is None else _job_key(session, idempotency_key)
     body = wanted.model_dump(mode="json", exclude_none=True)
+    if wanted.urls is not None:  # they may be a megabyte, and may contain keys
+        body["urls"] = hashlib.sha256("\0".join(wanted.urls).encode()).hexdigest()
     batch_id = _existing(session, key, body)
     if batch_id is None:
         try:
@@ -185,17 +191,53 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     limits = None
     if wanted.max_errors is not None or wanted.max_error_rate is not None:
         limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
+    _check_roots(session, wanted)
+    _check_webhook(session, wanted)
     batch_id = new_id()
+    listed = None if wanted.urls is None else store_list(session, wanted.urls)
     with session.client.ledger.transaction() as connection:
-        file = get_file(connection, id_in(wanted.input_file_id), keep=True)
+        if wanted.webhook_url is not None:
+            secret_of_batches(connection)  # without a secret, nothing is sent
+        if listed is not None:
+            file_id: str | None = listed.add(connection).id
+        elif wanted.input_file_id is not None:
+            file_id = get_file(connection, id_in(wanted.input_file_id), keep=True).id
+        else:
+            file_id = None
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
         open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
-        add_batch(connection, batch_id, request=body, file_id=file.id)
+        add_batch(connection, batch_id, request=body, file_id=file_id)
         session.record(connection, "create batch", batch_id)
     return batch_id
+
+
+def _check_roots(session: Session, wanted: NewBatch) -> None:
+    """Raise ApiError if a source or a reference is outside of the roots that are allowed."""
+    roots = Roots(session.client.settings.reference_roots)
+    reason = None
+    if wanted.by_reference and not roots:
+        reason = "by_reference: no folder or URL is allowed"
+    elif wanted.source_url is not None:
+        try:
+            roots.check_folder(wanted.source_url)
+        except ImageError as error:
+            reason = f"source_url: {error.detail}"
+    if reason is not None:
+        raise ApiError(
+            HTTPStatus.FORBIDDEN, "forbidden", f"{reason}. The server's LABELMILL_REFERENCE_ROOTS decides."
+        )
+
+
+def _check_webhook(session: Session, wanted: NewBatch) -> None:
+    """Raise ApiError if the batch names a receiver to which nothing would be sent."""
+    if wanted.webhook_url is not None:
+        try:
+            check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
+        except AddressForbidden as error:
+            raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"webhook_url: {error}") from None
 
 
 def _job_key(session: Session, idempotency_key: str) -> str:

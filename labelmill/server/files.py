@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import posixpath
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from http import HTTPStatus
 from itertools import chain
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
+from sqlalchemy.engine import Connection
 from starlette.requests import ClientDisconnect
 
 from jobs.errors import Conflict, NotFound, Unavailable
@@ -57,7 +59,7 @@ _FORM: Final = {
 
 @router.post("", openapi_extra=_FORM)
 async def upload_file(request: Request, session: SubmitSession) -> FileObject:
-    """Upload an image, or a ZIP or TAR archive of images. It is streamed into the store."""
+    """Upload an image, a ZIP or TAR archive of images, or a manifest. It is streamed into the store."""
     client, file_id = session.client, new_id()
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > client.settings.max_job_bytes + MAX_FORM_BYTES:
@@ -198,6 +200,30 @@ def _checked_name(name: str) -> str:
             f"file: its name must have 1 to {_MAX_NAME} characters.",
         )
     return base
+
+
+class StoredList(NamedTuple):
+    """A list of URLs in the store, as a manifest that has no row yet."""
+
+    file_id: str
+    content: bytes
+
+    def add(self, connection: Connection) -> File:
+        """Add the file's row."""
+        digest = hashlib.sha256(self.content).hexdigest()
+        size = len(self.content)
+        return add_file(
+            connection, self.file_id, name="urls.jsonl", purpose="batch", size=size, sha256=digest
+        )
+
+
+def store_list(session: Session, urls: Iterable[str]) -> StoredList:
+    """Write a manifest of these URLs into the store. Raises Unavailable."""
+    _check_store(session)
+    content = "".join(f"{json.dumps({'url': url})}\n" for url in urls).encode()
+    stored = StoredList(new_id(), content)
+    session.client.store.put(file_key(stored.file_id), content)
+    return stored
 
 
 def id_in(file_id: str) -> str:
