@@ -184,11 +184,13 @@ class Harness:
 
     # ---- processes --------------------------------------------------------------------------------------
 
-    def add_worker(self, name: str, *, processes: int = 2, queue: str = CLASSIFY_QUEUE) -> Process:
-        """One more worker, or a trainer."""
+    def add_worker(
+        self, name: str, *, processes: int = 2, queue: str = CLASSIFY_QUEUE, **extra: str
+    ) -> Process:
+        """One more worker, trainer or sender of webhooks; `extra`: its environment beside the harness's."""
         command = worker_command(queue=queue, processes=processes, name=name)
         command[command.index("worker.app")] = "tests.faults.failpoints:app"
-        worker = Process(command, dict(self._environment), self.faults / f"{name}.log")
+        worker = Process(command, self._environment | extra, self.faults / f"{name}.log")
         self.workers.append(worker)
         return worker
 
