@@ -332,6 +332,7 @@ jobs = Table(
     Column("error_limit", BigInteger),
     Column("error_rate_limit", Double),
     Column("error_rate_sample", BigInteger),
+    Column("top_k", Integer),  # how many of the most probable classes each prediction keeps
     Column("retry_of", _Id),  # the job whose unlabelled images these are; it may be purged by now
     # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.shadows`).
     Column("shadow_of", _Id),
@@ -531,6 +532,7 @@ predictions = Table(
     Column("confidence", REAL),
     Column("error", String(32)),
     Column("detail", Text),
+    Column("alternatives", _Json),  # the most probable classes, if the job asked for them (`jobs.outcomes`)
     sqlite_with_rowid=False,
 )
 

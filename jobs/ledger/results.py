@@ -5,6 +5,7 @@ Here an image that `producer.submit` accepted gets its row in `predictions`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,25 +118,38 @@ _COLUMNS: Final = {
     "confidence": "float4",
     "error": "varchar",
     "detail": "text",
+    "alternatives": "jsonb",
 }
 
 
 def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
-    columns = list(_COLUMNS)
+    # Nearly all chunks have none of these, and NULLs cost SQLite a microsecond per image.
+    unused: set[str] = set()
     if not any(outcomes.failed for _, outcomes in recorded):
-        del columns[-2:]  # as in nearly all chunks; NULLs cost SQLite a microsecond per image
-    rows = chain.from_iterable(_rows(claim, outcomes, len(columns)) for claim, outcomes in recorded)
+        unused |= {"error", "detail"}
+    if all(outcomes.alternatives is None for _, outcomes in recorded):
+        unused.add("alternatives")
+    columns = [name for name in _COLUMNS if name not in unused]
+    on_postgresql = connection.dialect.name == "postgresql"
+    rows = chain.from_iterable(
+        _rows(claim, outcomes, columns, as_text=not on_postgresql) for claim, outcomes in recorded
+    )
     into = f"predictions ({', '.join(columns)})"
-    if connection.dialect.name == "postgresql":
+    if on_postgresql:
         _copy(connection, f"COPY {into} FROM STDIN WITH (FORMAT BINARY)", columns, rows)
     else:
         values = ", ".join("?" * len(columns))
         connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({values})", list(rows))  # noqa: S608 -- constants
 
 
-def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[object, ...]]:
+def _rows(
+    claim: Claim, outcomes: Outcomes, columns: Sequence[str], *, as_text: bool
+) -> Iterator[tuple[object, ...]]:
     # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
     details = [detail and storable(detail) for detail in outcomes.details or ()]
+    alternatives: Sequence[object] = outcomes.alternatives or ()
+    if as_text:  # the driver of PostgreSQL does this itself
+        alternatives = [each and json.dumps(each) for each in alternatives]
     all_columns: tuple[Iterable[object], ...] = (
         repeat(claim.job_id),
         count_up(claim.first_index),
@@ -144,8 +158,10 @@ def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[obje
         outcomes.confidences,
         outcomes.errors or repeat(None),
         details or repeat(None),
+        alternatives or repeat(None),
     )
-    return zip(*all_columns[:columns], strict=False)  # some of them have no end
+    used = (values for name, values in zip(_COLUMNS, all_columns, strict=True) if name in columns)
+    return zip(*used, strict=False)  # some of them have no end
 
 
 def _copy(

@@ -61,6 +61,7 @@ def open_job(
     model_id: str,
     key: str | None,
     error_limits: ErrorLimits | None = None,
+    top_k: int | None = None,
     retry_of: str | None = None,
     traceparent: str | None = None,
 ) -> None:
@@ -79,6 +80,7 @@ def open_job(
                 error_limit=limits.count,
                 error_rate_limit=limits.rate,
                 error_rate_sample=limits.sample,
+                top_k=top_k,
                 retry_of=retry_of,
                 traceparent=traceparent,
                 created_at=db_now(),
@@ -197,6 +199,7 @@ class KeyHolder:
     sealed: bool
     fingerprint: str | None
     model_id: str
+    top_k: int | None
 
 
 def find_key(connection: Connection, key: str) -> KeyHolder | None:
@@ -204,9 +207,10 @@ def find_key(connection: Connection, key: str) -> KeyHolder | None:
     alive = sa.and_(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at >= db_now(-ABANDONED_SECONDS))
     row = connection.execute(
         sa.select(
-            jobs.c.id, jobs.c.submitted_at, jobs.c.fingerprint, jobs.c.model_id, alive.label("alive")
+            *jobs.c["id", "submitted_at", "fingerprint", "model_id", "top_k"], alive.label("alive")
         ).where(jobs.c.key == key)
     ).one_or_none()
     if row is None:
         return None
-    return KeyHolder(row.id, bool(row.alive), row.submitted_at is not None, row.fingerprint, row.model_id)
+    sealed = row.submitted_at is not None
+    return KeyHolder(row.id, bool(row.alive), sealed, row.fingerprint, row.model_id, row.top_k)

@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -16,24 +15,15 @@ from jobs.ledger import Ledger
 from jobs.ledger.batches import add_batch
 from jobs.ledger.deliveries import claim_delivery
 from jobs.ledger.files import add_file, file_key
-from jobs.ledger.queries import PAGE_ROWS
+from jobs.ledger.queries import PAGE_ROWS, job_status
 from jobs.ledger.submission import open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
-from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
 from tests.conftest import JobMaker, Worker
-from tests.outcomes import Outcome
-from tests.serving import served_by_thread
-
-
-@pytest.fixture
-def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
-    """Yield a client of the API, which is served by a thread of this process."""
-    with served_by_thread(settings, ledger) as client:
-        yield client
+from tests.outcomes import Outcome, best
 
 
 def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
@@ -95,6 +85,31 @@ def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger
         add_batch(connection, job_id, request={}, file_id=new_id())
     assert api.get(f"/batches/{job_id}").json()["status"] == "validating"
     assert api.get(f"/batches/{job_id}/results").json() == []
+
+
+@pytest.mark.usefixtures("champion")
+def test_results_have_the_most_probable_classes_if_they_were_asked_for(
+    api: httpx.Client, ledger: Ledger, make_job: JobMaker, worker: Worker
+) -> None:
+    # Given a batch with alternatives, one of whose images cannot be read
+    job = make_job([2])
+    top = best("7", "1")
+    outcomes = [Outcome("a.png", "7", 0.5, alternatives=top), Outcome("b.png", None, None, "corrupt")]
+    worker.work(job.chunks[0], outcomes)
+
+    # Then its results and its output have them
+    found = api.get(f"/batches/{job.id}/results").json()
+    assert [(each["label"], each["top"]) for each in found] == [("7", top), (None, None)]
+    [line] = api.get(f"/files/file-{job.id}-output/content").text.splitlines()
+    assert json.loads(line)["response"]["body"] == {"label": "7", "confidence": 0.5, "top": top}
+
+    # And a request says how many: no more than ten
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    wanted = {"input_file_id": uploaded["id"]}
+    assert api.post("/batches", json={**wanted, "top_k": 11}).status_code == 422
+    batch = api.post("/batches", json={**wanted, "top_k": 10}).json()
+    with ledger.reading() as connection:
+        assert job_status(connection, batch["id"]).top_k == 10
 
 
 @pytest.mark.usefixtures("champion")
