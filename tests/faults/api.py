@@ -101,7 +101,7 @@ class Api:
         """Return the ids of the batches in the ledger that were created under this name."""
         with self.harness.ledger.reading() as connection:
             found = connection.execute(sa.select(batches.c.job_id, batches.c.request)).all()
-        return [row.job_id for row in found if row.request["metadata"] == {"name": name}]
+        return [row.job_id for row in found if row.request.get("metadata") == {"name": name}]
 
     def taken_in(self, batch_id: str) -> int:
         """Return how many images of a batch are in the ledger."""
