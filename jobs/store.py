@@ -211,9 +211,11 @@ class Store:
         """
         try:
             yield
-        except (FileNotFoundError, LabelmillError, SoftTimeLimitExceeded, MemoryError):
+        except (LabelmillError, SoftTimeLimitExceeded, MemoryError):
             raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and what != "written":  # then there is no bucket
+                raise
             if self.folder is not None and not isinstance(error, OSError):
                 raise  # a mistake in our own code
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__

@@ -139,9 +139,7 @@ def _entries(filesystem: Any, folder: str, url: str) -> Iterator[_Entry]:
     yield from sorted(entries, key=attrgetter("name"))
 
 
-def _load(
-    filesystem: Any, path: str, url: str, name: str, size: int | None, max_bytes: int
-) -> SourceImage:
+def _load(filesystem: Any, path: str, url: str, name: str, size: int | None, max_bytes: int) -> SourceImage:
     """Read one object. If that fails, return its error."""
     try:
         data = read_object(filesystem, path, url=url, size=size, max_bytes=max_bytes)
