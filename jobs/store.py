@@ -179,6 +179,7 @@ class Store:
         """Return the total size of all files below this key, in bytes. Raises Unavailable."""
         try:
             with self._translating_errors("read"):
+                self._fs.invalidate_cache()  # others write here too
                 files = self._fs.find(f"{self._root}/{key}", detail=True)
         except FileNotFoundError:
             return 0
