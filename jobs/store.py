@@ -87,8 +87,7 @@ class Store:
                     _sync_entries(made)
             return
         with self._translating_errors("written"):
-            path = f"{self._root}/{key}"
-            file = self._fs.open(path, "wb", block_size=_PART_BYTES, autocommit=False)
+            file = self._fs.open(f"{self._root}/{key}", "wb", block_size=_PART_BYTES, autocommit=False)
         try:
             yield write
             with self._translating_errors("written"):

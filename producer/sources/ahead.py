@@ -38,7 +38,7 @@ def read_ahead(found: Iterable[SourceImage | Unread]) -> Iterator[SourceImage]:
     readers = _Readers()
     try:
         for each in found:
-            size = each.max_bytes if isinstance(each, Unread) else 0
+            size = each.max_bytes if isinstance(each, Unread) else len(each.data or b"")
             while waiting and (len(waiting) >= AHEAD_OBJECTS or held + size > AHEAD_BYTES):
                 freed, image = waiting.popleft()
                 yield image.result()

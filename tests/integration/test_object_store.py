@@ -135,9 +135,7 @@ def test_wrong_credentials_are_said_to_be_wrong(s3_bucket: str, monkeypatch: pyt
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
 
     # Then sources and stores say that access is denied, and repeat no secret
-    with pytest.raises(
-        SourceError, match=r"access to .* is denied: check the credentials"
-    ):
+    with pytest.raises(SourceError, match=r"access to .* is denied: check the credentials"):
         Sources([f"{s3_bucket}/photos/"])
     with pytest.raises(Unavailable, match=r"cannot be written: .*AWS Access Key Id") as denied:
         Store(s3_bucket).put("payloads/a", b"x")
