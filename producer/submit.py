@@ -203,6 +203,8 @@ class Submitter:
     on_progress: Callable[[int], None]
     tracing: Tracing | None
     shadow_share: float
+    #: Called in the transaction that seals the job.
+    on_seal: Callable[[Connection], object] = lambda _connection: None
     began: int = field(default_factory=time.time_ns)  # nanoseconds since the epoch, for the span
 
     def submit(self, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
@@ -283,6 +285,7 @@ class Submitter:
                 if chunk.is_last:  # in the same COMMIT: this halves their number for small jobs
                     seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
                     shadow_job(connection, job_id, share=self.shadow_share)
+                    self.on_seal(connection)
             total += row.images
             if not chunk.is_last:
                 heartbeat.begin()

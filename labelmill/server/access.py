@@ -19,20 +19,16 @@ _BEARER: Final = HTTPBearer(auto_error=False, description="A key that `labelmill
 
 
 class Session:
-    """One request's client and key."""
+    """One request's client and key. What the client changes is written into the audit."""
 
     def __init__(self, client: Client, key: ApiKey) -> None:
         self.client = client
         self.key = key
+        client.on_change = self.record
 
     def record(self, connection: Connection, action: str, changed: str) -> None:
         """Write into the audit that the key's owner changes something. `changed` is its id."""
         record_action(connection, self.key.id, action, changed)
-
-    def record_done(self, action: str, changed: str) -> None:
-        """Write into the audit what a method of the client has committed already."""
-        with self.client.ledger.transaction() as connection:
-            self.record(connection, action, changed)
 
 
 def requires(role: Role) -> Callable[..., Iterator[Session]]:

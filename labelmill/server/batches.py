@@ -6,7 +6,6 @@ A batch is a job. Those that were submitted with the command are listed, too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import urlencode
@@ -113,19 +112,22 @@ def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Stop a batch. Images that are classified already keep their labels."""
-    return _changed(session, batch_id, "cancel batch", session.client.cancel)
+    session.client.cancel(found_id(session, batch_id))
+    return _shown(session, batch_id)
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Pause a batch until it is resumed."""
-    return _changed(session, batch_id, "pause batch", session.client.pause)
+    session.client.pause(found_id(session, batch_id))
+    return _shown(session, batch_id)
 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Resume a paused batch."""
-    return _changed(session, batch_id, "resume batch", session.client.resume)
+    session.client.resume(found_id(session, batch_id))
+    return _shown(session, batch_id)
 
 
 @router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
@@ -134,7 +136,6 @@ def retry_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     retried = session.client.retry(found_id(session, batch_id)).submitted
     if retried is None:
         raise Conflict(f"Batch {batch_id} has no image that could be submitted again.")
-    session.record_done("retry batch", batch_id)
     return _shown(session, retried.job_id)
 
 
@@ -171,13 +172,6 @@ def list_results(
         query = {**request.query_params, "after": found[-1].index, "limit": limit}
         response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
     return list(map(_to_result, found))
-
-
-def _changed(session: Session, batch_id: str, action: str, change: Callable[[str], object]) -> BatchObject:
-    """Change a batch, write that into the audit, and return what it is then. Raises NotFound, Conflict."""
-    change(found_id(session, batch_id))
-    session.record_done(action, batch_id)
-    return _shown(session, batch_id)
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
