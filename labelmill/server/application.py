@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Final
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +20,7 @@ from jobs.settings import Settings
 from labelmill.migrating import open_ledger
 from labelmill.server import batches, files, images, models
 from labelmill.server.problems import add_handlers, problem
+from labelmill.server.reference import render
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
 _THREADS: Final = 16
@@ -56,6 +59,7 @@ def create_app(settings: Settings) -> ASGIApp:
         version=version("labelmill"),
         summary="Bulk image classification. The resources are those of OpenAI's Batch API.",
         lifespan=lifespan,
+        docs_url=None,  # it would load its scripts from elsewhere
         redoc_url=None,
     )
     app.state.settings, app.state.ledger = settings, ledger
@@ -75,6 +79,13 @@ def create_app(settings: Settings) -> ASGIApp:
         """Answer if the ledger can be reached."""
         ledger.check()
         return Health(status="ok")
+
+    reference = cache(lambda: render(app.openapi()))
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        page, policy = reference()
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     return _CommonRules(app)
 
@@ -97,8 +108,7 @@ class _CommonRules:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                if scope["path"] != "/docs":  # it loads its own scripts
-                    headers["Content-Security-Policy"] = _POLICY
+                headers.setdefault("Content-Security-Policy", _POLICY)
             await send(message)
 
         await (_refusal(Request(scope)) or self._app)(scope, receive, send_with_headers)
