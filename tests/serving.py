@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import pytest
+import uvicorn
 from openai import OpenAI
 
+from jobs.settings import Settings
+from labelmill.server.application import create_app
+from labelmill.server.connections import Connection
+from labelmill.serving import listen_on
 from tests.console import Home, until
 
 
@@ -24,6 +35,48 @@ def served(home: Home, log: Path) -> Iterator[str]:
         assert found is not None
         until(lambda: _answers(found[1]), "the API answers")
         yield found[1]
+
+
+@contextlib.contextmanager
+def served_here(settings: Settings, **options: Any) -> Iterator[str]:
+    """Serve the API in a thread of this process, with these options of uvicorn; yield its URL."""
+    with listen_on("127.0.0.1", 0) as listening:
+        config = uvicorn.Config(create_app(settings), log_config=None, http=Connection, **options)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def connect(url: str, data: bytes) -> socket.socket:
+    """Open a connection to the server, and send these bytes."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def drip(connection: socket.socket, data: bytes, *, seconds: float) -> bytes:
+    """Send the data again and again until the server ends the connection. Return what it answered."""
+    answer = b""
+    deadline = time.monotonic() + seconds
+    connection.settimeout(0.1)
+    while time.monotonic() < deadline:
+        try:
+            connection.sendall(data)
+            received = connection.recv(65_536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return answer
+        if not received:
+            return answer
+        answer += received
+    pytest.fail(f"the connection is still open after {seconds:g} seconds")
 
 
 def _answers(url: str) -> bool:

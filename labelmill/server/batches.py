@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from jobs.dataset import MNIST
 from jobs.errors import Conflict, NotFound
 from jobs.ids import is_id, new_id
-from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
+from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
@@ -56,6 +56,9 @@ _STATUS: Final = {
 
 #: Stars of a glob: on SQLite, each one multiplies the time that a name takes.
 _MAX_STARS: Final = 3
+
+#: When a client may try again if too many batches wait.
+_BACKLOG_RETRY_SECONDS: Final = 60
 
 #: An error's code if a batch fails as a whole.
 _FAILED: Final = "batch_failed"
@@ -181,6 +184,13 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
     batch_id = new_id()
     with session.client.ledger.transaction() as connection:
+        if is_backlog_full(connection):
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "unavailable",
+                "Too many batches wait for their images to be read: try again later.",
+                {"Retry-After": str(_BACKLOG_RETRY_SECONDS)},
+            )
         file = get_file(connection, id_in(wanted.input_file_id), keep=True)
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -23,8 +22,7 @@ from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
-from labelmill.server.application import create_app
-from labelmill.serving import listen_on
+from tests.serving import served_here
 
 
 @pytest.fixture
@@ -32,16 +30,12 @@ def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Clie
     """Yield a client of the API, which is served by a thread of this process."""
     with ledger.transaction() as connection:
         _, key = create_key(connection, "test", Role.ADMIN)
-    with listen_on("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        port = listening.getsockname()[1]
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", headers=headers, timeout=60) as client:
-            yield client
-        server.should_exit = True
-        thread.join()
+    headers = {"Authorization": f"Bearer {key}"}
+    with (
+        served_here(settings) as url,
+        httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client,
+    ):
+        yield client
 
 
 def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
