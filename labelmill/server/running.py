@@ -24,6 +24,7 @@ from labelmill.migrating import open_ledger
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection
 from labelmill.server.guards import MAX_HEAD_BYTES
+from labelmill.serving import announced
 from labelmill.signals import die_with_parent, sigterm_like_ctrl_c
 from producer.intake import take_in_next
 from worker.logs import log_to_stderr
@@ -72,7 +73,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         thread.start()
     try:
         # Uvicorn raises the signal again that has stopped it.
-        with suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
+        with announced(settings, url), suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
             uvicorn.Server(config).run(sockets=[listening])
     finally:
         over.set()
