@@ -195,6 +195,8 @@ class Settings(BaseSettings):
     api_rate: Count = 500
     #: Uploads at the same time with one key.
     api_uploads: Count = 4
+    #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
+    private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 
     #: Five cron fields, in UTC, or `never`.
     retrain_cron: str = "0 3 * * 0"

@@ -42,7 +42,7 @@ def retry(
     chunk_images: int,
     shadow_share: float = 0.0,
     on_progress: Callable[[int], None] = lambda _images: None,
-    on_seal: Callable[[Connection], object] = lambda _connection: None,
+    on_seal: Callable[[Connection, str], object] = lambda *_: None,
     tracing: Tracing | None = None,
 ) -> Retried:
     """Submit the job's images without a label again, with their original names and contents.
@@ -53,14 +53,15 @@ def retry(
     `submit` raises.
     """
     with ledger.transaction() as connection:
-        model_id = check_retry(connection, job_id)
+        status = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)
     submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
     chunks = chunks_of(images, chunk_images)
     first = next(chunks, None)
     if first is None:
         return Retried(None, images.unreadable)
-    submitted = submitter.submit(JobOptions(model_id, retry_of=job_id), chain([first], chunks))
+    options = JobOptions(status.model, top_k=status.top_k, retry_of=job_id)
+    submitted = submitter.submit(options, chain([first], chunks))
     return Retried(submitted, images.unreadable)
 
 

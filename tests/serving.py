@@ -18,6 +18,8 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
+from jobs.ledger import Ledger
+from jobs.ledger.api_keys import Role, create_key
 from jobs.settings import Settings
 from labelmill.server.application import create_app
 from labelmill.server.connections import Connection
@@ -38,18 +40,31 @@ def served(home: Home, log: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served_here(settings: Settings, **options: Any) -> Iterator[str]:
-    """Serve the API in a thread of this process, with these options of uvicorn; yield its URL."""
+def served_locally(settings: Settings, **options: Any) -> Iterator[tuple[uvicorn.Server, str]]:
+    """Serve the API by a thread of this process, with options of uvicorn; yield the server and its URL."""
     with listen_on("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(create_app(settings), log_config=None, http=Connection, **options)
-        server = uvicorn.Server(config)
+        app = create_app(settings, lambda: server.should_exit)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=Connection, **options))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield server, f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def served_here(settings: Settings, ledger: Ledger) -> Iterator[tuple[uvicorn.Server, httpx.Client]]:
+    """Serve the API by a thread of this process; yield the server, and a client that may do everything."""
+    with ledger.transaction() as connection:
+        _, key = create_key(connection, "test", Role.ADMIN)
+    headers = {"Authorization": f"Bearer {key}"}
+    with (
+        served_locally(settings) as (server, url),
+        httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client,
+    ):
+        yield server, client
 
 
 def connect(url: str, data: bytes) -> socket.socket:

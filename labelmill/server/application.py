@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from labelmill.server import batches, files, images, models
+from labelmill.server import batches, classifications, events, files, images, models, results
+from labelmill.server.events import Streams
 from labelmill.server.guards import Guard
 from labelmill.server.limits import Limits
 from labelmill.server.problems import add_handlers
@@ -43,8 +44,11 @@ class Health(BaseModel):
     status: str
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """Return the application for these settings. Raises LedgerNotReady, Unavailable."""
+def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """Return the application for these settings. When `is_stopping` is true, endless answers end.
+
+    Raises LedgerNotReady, Unavailable.
+    """
     ledger = open_ledger(settings)
 
     @asynccontextmanager
@@ -63,9 +67,10 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     limits = Limits(settings)
     app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
+    app.state.streams = Streams(ledger, is_stopping)
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
-    for resource in (files, batches, images, models):
+    for resource in (files, batches, results, events, classifications, images, models):
         v1.include_router(resource.router)
     app.include_router(v1)
 

@@ -10,8 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 #: Connections beyond these are answered with 503.
 MAX_CONNECTIONS: Final = 128
 
-#: The only path whose requests may take long to arrive. Each needs a key, and has limits of its own.
-UPLOAD_PATH: Final = "/v1/files"
+#: The paths of requests that may take long to arrive. Each needs a key, and has limits of its own.
+UPLOAD_PATHS: Final = frozenset(("/v1/files", "/v1/classifications"))
 
 
 class Connection(H11Protocol):
@@ -49,4 +49,4 @@ class Connection(H11Protocol):
         """Return whether the client must send something: the head of a request, or a body that is short."""
         if self.timeout_keep_alive_task is not None:
             return True
-        return self.cycle is not None and self.cycle.more_body and self.scope["path"] != UPLOAD_PATH
+        return self.cycle is not None and self.cycle.more_body and self.scope["path"] not in UPLOAD_PATHS

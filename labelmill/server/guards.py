@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labelmill.server.connections import UPLOAD_PATH
+from labelmill.server.connections import UPLOAD_PATHS
 from labelmill.server.limits import Limits
 from labelmill.server.problems import ApiError, problem
 
@@ -49,7 +49,7 @@ class Guard:
         except ApiError as error:
             await problem(error.status, error.code, str(error), error.headers)(scope, receive, send)
             return
-        await self._app(scope, receive if scope["path"] == UPLOAD_PATH else _in_time(receive), send)
+        await self._app(scope, receive if scope["path"] in UPLOAD_PATHS else _in_time(receive), send)
 
     def _check(self, request: Request) -> None:
         """Raise ApiError if the request is refused."""
@@ -63,7 +63,7 @@ class Guard:
         scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
         if scheme.lower() == "bearer" and path.startswith("/v1/"):
             self._limits.check(address_of(request), secret)
-        if request.method in ("POST", "PUT", "PATCH") and path != UPLOAD_PATH:
+        if request.method in ("POST", "PUT", "PATCH") and path not in UPLOAD_PATHS:
             _check_body(request)
 
 

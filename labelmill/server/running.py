@@ -50,7 +50,7 @@ _STOP_SECONDS: Final = 20
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve the API on this socket until SIGTERM or Ctrl-C. Raises LedgerNotReady, Unavailable."""
     log_to_stderr(settings)
-    app = create_app(settings)
+    app = create_app(settings, lambda: server.should_exit)
     url = http_url(*listening.getsockname()[:2])
     say(f"HTTP API at {url}; Ctrl-C ends it")
     config = uvicorn.Config(
@@ -64,6 +64,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         timeout_keep_alive=_HEAD_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
+    server = uvicorn.Server(config)
     over = threading.Event()
     watching = [
         threading.Thread(target=_watch_intake, args=(settings, over), name=f"intake {number}")
@@ -74,7 +75,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     try:
         # Uvicorn raises the signal again that has stopped it.
         with announced(settings, url), suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
     finally:
         over.set()
         for thread in watching:

@@ -46,6 +46,7 @@ def things(client: Client, store: Store, make_model, submitted, worker) -> Thing
 @pytest.mark.parametrize(
     ("action", "change"),
     [
+        ("submit job", lambda client, _: client.submit(b"another")),
         ("cancel job", lambda client, things: client.cancel(things.open)),
         ("pause job", lambda client, things: client.pause(things.open)),
         ("resume job", lambda client, things: client.resume(things.paused)),

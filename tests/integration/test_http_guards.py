@@ -20,11 +20,11 @@ from jobs.ledger.api_keys import Role, create_key
 from jobs.schema import batches
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.server import files, guards
+from labelmill.server import guards, uploads
 from labelmill.server.guards import check_host
 from labelmill.server.problems import ApiError
 from tests.console import until
-from tests.serving import connect, drip, served_here
+from tests.serving import connect, drip, served_locally
 
 Served = Callable[..., httpx.Client]
 
@@ -44,7 +44,7 @@ def served(settings: Settings, store: Store, key: str) -> Iterator[Served]:  # n
     with contextlib.ExitStack() as stack:
 
         def serve(**changed: object) -> httpx.Client:
-            url = stack.enter_context(served_here(settings.model_copy(update=changed)))
+            _, url = stack.enter_context(served_locally(settings.model_copy(update=changed)))
             headers = {"Authorization": f"Bearer {key}"}
             return stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60))
 
@@ -212,9 +212,9 @@ def test_a_client_that_never_ends_is_ended(
     status: int | None,
 ) -> None:
     monkeypatch.setattr(guards, "_BODY_SECONDS", 0.5)
-    monkeypatch.setattr(files, "_BLOCK_SECONDS", 0.5)
+    monkeypatch.setattr(uploads, "_BLOCK_SECONDS", 0.5)
     small = settings.model_copy(update={"max_job_bytes": 2_000_000})
-    with served_here(small, timeout_keep_alive=1) as url:
+    with served_locally(small, timeout_keep_alive=1) as (_, url):
         sent = begin.replace("KEY", f"Authorization: Bearer {key}\r\n").encode()
         with connect(url, sent) as connection:
             answer = drip(connection, more, seconds=30)
@@ -235,7 +235,7 @@ def test_a_client_that_never_ends_is_ended(
 @pytest.mark.usefixtures("store")
 def test_slow_clients_do_not_use_up_the_server(settings: Settings, key: str, begin: str) -> None:
     with (
-        served_here(settings, limit_concurrency=8, timeout_keep_alive=60) as url,
+        served_locally(settings, limit_concurrency=8, timeout_keep_alive=60) as (_, url),
         contextlib.ExitStack() as stack,
     ):
         for _ in range(30):
@@ -246,7 +246,7 @@ def test_slow_clients_do_not_use_up_the_server(settings: Settings, key: str, beg
 
 @pytest.mark.usefixtures("store", "key")
 def test_a_server_that_is_busy_says_so(settings: Settings) -> None:
-    with served_here(settings, limit_concurrency=1) as url:
+    with served_locally(settings, limit_concurrency=1) as (_, url):
         assert httpx.get(f"{url}/healthz").status_code == HTTPStatus.SERVICE_UNAVAILABLE
 
 
