@@ -142,8 +142,8 @@ def submit(
     (1 to 10) most probable classes; by default only the label. The challenger, if there is one, also
     classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so far.
     `on_wait` is called with a job's id before waiting for another producer that is still submitting it under
-    the same key. `on_seal` is called with the job's id in the transaction that submits it. `tracing` records a
-    span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
+    the same key. `on_seal` is called with the job's id in the transaction that submits it. `tracing` records
+    a span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
     heartbeat.
 
     Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by

@@ -195,7 +195,7 @@ def test_a_key_has_a_number_of_uploads_at_the_same_time(served: Served, store: S
             f"POST /v1/files {HEAD}KEYContent-Type: multipart/form-data; boundary=b\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
             f"{len(FORM):x}\r\n{FORM.decode()}\r\n",
-            b"10000\r\n" + bytes(0x10000) + b"\r\n",
+            b"20000\r\n" + bytes(0x20000) + b"\r\n",
             413,
             id="endless upload",
         ),
@@ -212,8 +212,8 @@ def test_a_client_that_never_ends_is_ended(
     status: int | None,
 ) -> None:
     monkeypatch.setattr(guards, "_BODY_SECONDS", 0.5)
-    monkeypatch.setattr(uploads, "_BLOCK_SECONDS", 0.5)
-    small = settings.model_copy(update={"max_job_bytes": 2_000_000})
+    monkeypatch.setattr(uploads, "_BLOCK_SECONDS", 3)
+    small = settings.model_copy(update={"max_job_bytes": 300_000})
     with served_locally(small, timeout_keep_alive=1) as (_, url):
         sent = begin.replace("KEY", f"Authorization: Bearer {key}\r\n").encode()
         with connect(url, sent) as connection:
