@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy.engine import Connection
+
 from jobs.errors import ImageError, PayloadDamaged
 from jobs.ledger import Ledger
 from jobs.ledger.queries import Unlabelled, check_not_purged, check_retry, images_without_label
@@ -40,18 +42,20 @@ def retry(
     chunk_images: int,
     shadow_share: float = 0.0,
     on_progress: Callable[[int], None] = lambda _images: None,
+    on_seal: Callable[[Connection, str], object] = lambda *_: None,
     tracing: Tracing | None = None,
 ) -> Retried:
     """Submit the job's images without a label again, with their original names and contents.
 
-    With `failed_only`, leave out images that never got an outcome. Memory holds one chunk of the old job and
-    one of the new. Raises NotFound; Conflict if the job has not finished, or if its payloads were purged,
-    even during the retry; and what `submit` raises.
+    With `failed_only`, leave out images that never got an outcome. `on_seal` is called in the transaction
+    that submits the new job. Memory holds one chunk of the old job and one of the new. Raises NotFound;
+    Conflict if the job has not finished, or if its payloads were purged, even during the retry; and what
+    `submit` raises.
     """
     with ledger.transaction() as connection:
         status = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)
-    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
+    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
     chunks = chunks_of(images, chunk_images)
     first = next(chunks, None)
     if first is None:
