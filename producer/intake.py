@@ -7,9 +7,11 @@ continues after another one skips as many as are in the ledger: each image is ta
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -27,7 +29,7 @@ from jobs.ledger.batches import (
     release_intake,
 )
 from jobs.ledger.control import end_job
-from jobs.ledger.files import File, get_file
+from jobs.ledger.files import File, delete_file, file_key, get_file, known_files
 from jobs.ledger.shadows import shadow_job
 from jobs.ledger.submission import add_chunk, seal_job, touch_job
 from jobs.queue import Publisher
@@ -39,6 +41,7 @@ from producer.chunking import chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources
 from producer.sources.files import shown
+from producer.sources.tars import is_packed, read_packed
 from producer.submit import choose_priority, store_payload
 
 logger = logging.getLogger(__name__)
@@ -86,18 +89,19 @@ def _take_in_or_fail(
     ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, intake: Intake
 ) -> None:
     """Take in the batch, or let it fail if its source cannot be read. Raises LeaseLost, Unavailable."""
-    error = None
     try:
         _take_in(ledger, store, publisher, settings, intake)
-        return
-    except Stopped:  # cancelled, or failed with too many errors
-        pass
-    except SourceError as source_error:
-        error = str(source_error)
-    with ledger.transaction() as connection:
-        finish_intake(connection, intake)
-        if error is not None:
-            end_job(connection, intake.job_id, JobState.FAILED, error=error)
+    except (Stopped, SourceError) as error:  # Stopped: cancelled, or failed with too many errors
+        with ledger.transaction() as connection:
+            finish_intake(connection, intake)
+            if isinstance(error, SourceError):
+                end_job(connection, intake.job_id, JobState.FAILED, error=str(error))
+            _delete_input(connection, intake)
+    if intake.request.get("delete_input") and intake.file_id is not None:
+        with ledger.reading() as connection:
+            is_deleted = not known_files(connection, [intake.file_id])
+        if is_deleted:  # if this process is killed before, a purge removes the bytes
+            store.remove(file_key(intake.file_id))
 
 
 def _touch(connection: Connection, *, intake: Intake) -> bool:
@@ -150,7 +154,15 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
 def _finish(connection: Connection, intake: Intake, settings: Settings) -> None:
     finish_intake(connection, intake)
     seal_job(connection, intake.job_id, fingerprint=None)
+    _delete_input(connection, intake)
     shadow_job(connection, intake.job_id, share=settings.shadow_share)
+
+
+def _delete_input(connection: Connection, intake: Intake) -> None:
+    """Delete the row of the uploaded file if that was requested and no other batch reads the file."""
+    if intake.request.get("delete_input") and intake.file_id is not None:
+        with suppress(NotFound, Conflict), connection.begin_nested():
+            delete_file(connection, intake.file_id)
 
 
 def _named_images(path: str, file: File, settings: Settings) -> Iterator[SourceImage]:
@@ -160,6 +172,10 @@ def _named_images(path: str, file: File, settings: Settings) -> Iterator[SourceI
     """
     inside = f"{shown(path)}/"
     try:
+        if is_packed(path):  # a job's own limits bound its members
+            limits = replace(settings.archive_limits, max_members=sys.maxsize)
+            yield from read_packed(path, max_bytes=settings.max_image_bytes, limits=limits)
+            return
         for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
             name = image.name
             name = name.removeprefix(inside) if name.startswith(inside) else file.name

@@ -9,8 +9,8 @@ import typer
 from jobs.errors import UserError
 from jobs.limits import ErrorLimits
 from jobs.schema import SMALL_JOB_IMAGES
-from labelmill.client import Client
 from labelmill.commands.options import ChampionOfOption
+from labelmill.connection import open_client
 from labelmill.console import examples, exit_code_of, pluralize, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
@@ -101,9 +101,9 @@ def submit(
     if min_sample is not None and max_error_rate is None:
         raise UserError("--min-sample needs --max-error-rate: give both.")
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
-    with Client() as client:
+    with open_client() as client:
         if model is not None:
-            model = client.model(model, dataset=dataset).id
+            model = client.model_id(model, dataset=dataset)
         images = client.sources(sources, stdin=paths_on_stdin())
         with ProgressLine("submitting") as progress:
             submitted = client.submission(

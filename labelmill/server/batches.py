@@ -12,6 +12,7 @@ from typing import Annotated, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
 from jobs.errors import Conflict, NotFound
@@ -19,7 +20,7 @@ from jobs.ids import is_id, new_id
 from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
-from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
+from jobs.ledger.queries import JobStatus, Prediction, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.submission import find_key, open_job
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState
@@ -39,13 +40,13 @@ from labelmill.server.schemas import (
     RequestCounts,
     Result,
     ResultError,
+    RetriedBatch,
     seconds,
 )
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
-#: Characters of an `Idempotency-Key`.
-_MAX_KEY: Final = 200
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
 
 _STATUS: Final = {
     JobState.RECEIVING: "validating",
@@ -54,6 +55,9 @@ _STATUS: Final = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
+
+#: The digest of the file, in a stored request.
+_SHA256: Final = "input_sha256"
 
 #: Stars of a glob: on SQLite, each one multiplies the time that a name takes.
 _MAX_STARS: Final = 3
@@ -68,13 +72,14 @@ def create_batch(
     session: SubmitSession,
     request: Request,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=_MAX_KEY)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> BatchObject:
     """Classify the images of an uploaded file. Once this is answered, the batch is committed.
 
-    A request with the same `Idempotency-Key` and the same body returns the same batch.
+    A request with the same `Idempotency-Key` and the same body returns the same batch, even if it names
+    another file with the same bytes.
     """
-    key = None if idempotency_key is None else _job_key(session, idempotency_key)
+    key = _job_key(session, idempotency_key)
     body = wanted.model_dump(mode="json", exclude_none=True)
     batch_id = _existing(session, key, body)
     if batch_id is None:
@@ -93,12 +98,13 @@ def list_batches(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
+    state: JobState | None = None,
 ) -> Page[BatchObject]:
-    """List the batches, newest first."""
+    """List the batches, newest first; with `state`, only those whose job is in this state."""
     if after is not None:
         found_id(session, after)
     with session.client.ledger.reading() as connection:
-        found = latest_jobs(connection, limit=limit + 1, after=after)
+        found = latest_jobs(connection, limit=limit + 1, after=after, state=state)
         of_http = find_batches(connection, [status.id for status in found])
         objects = [_to_object(status, of_http.get(status.id)) for status in found]
     return Page.of(objects, limit)
@@ -106,7 +112,9 @@ def list_batches(
 
 @router.get("/{batch_id}")
 def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
-    """Show a batch: its status, and how many of its images are done."""
+    """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
+    with session.client.ledger.reading() as connection:
+        batch_id = full_id(connection, "job", batch_id)
     return _shown(session, batch_id)
 
 
@@ -129,13 +137,26 @@ def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
 
 
 @router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
-def retry_batch(batch_id: str, session: SubmitSession) -> BatchObject:
-    """Submit again the images of a batch that got no label, as a new batch."""
-    retried = session.client.retry(found_id(session, batch_id)).submitted
+def retry_batch(
+    batch_id: str,
+    session: SubmitSession,
+    *,
+    failed_only: bool = False,
+    idempotency_key: IdempotencyKey = None,
+) -> RetriedBatch:
+    """Submit again the images of a batch that got no label, as a new batch.
+
+    With `failed_only`, leave out images that a stopped batch never reached. A request with the same
+    `Idempotency-Key` returns the same new batch.
+    """
+    retried, unreadable = session.client.retry(
+        found_id(session, batch_id), failed_only=failed_only, key=_job_key(session, idempotency_key)
+    )
     if retried is None:
-        raise Conflict(f"Batch {batch_id} has no image that could be submitted again.")
+        detail = f"Batch {batch_id} has no image that could be submitted again."
+        raise ApiError(HTTPStatus.CONFLICT, "nothing_to_retry", detail)
     session.record_done("retry batch", batch_id)
-    return _shown(session, retried.job_id)
+    return RetriedBatch(**dict(_shown(session, retried.job_id)), unreadable=unreadable)
 
 
 @router.get("/{batch_id}/results", response_model=list[Result])
@@ -184,7 +205,9 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     """Commit a new batch, and return its id."""
     limits = None
     if wanted.max_errors is not None or wanted.max_error_rate is not None:
-        limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
+        limits = ErrorLimits(
+            wanted.max_errors, wanted.max_error_rate, wanted.min_sample or ErrorLimits().sample
+        )
     batch_id = new_id()
     with session.client.ledger.transaction() as connection:
         file = get_file(connection, id_in(wanted.input_file_id), keep=True)
@@ -193,13 +216,15 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
         open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
-        add_batch(connection, batch_id, request=body, file_id=file.id)
+        add_batch(connection, batch_id, request=body | {_SHA256: file.sha256}, file_id=file.id)
         session.record(connection, "create batch", batch_id)
     return batch_id
 
 
-def _job_key(session: Session, idempotency_key: str) -> str:
+def _job_key(session: Session, idempotency_key: str | None) -> str | None:
     """Return the job's key. Two owners of API keys, and the command, cannot take each other's."""
+    if idempotency_key is None:
+        return None
     digest = hashlib.sha256(f"{session.key.id} {idempotency_key}".encode()).hexdigest()
     return f"http {digest}"
 
@@ -211,13 +236,30 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
     with session.client.ledger.reading() as connection:
         holder = find_key(connection, key)
         batch = find_batch(connection, holder.job_id) if holder is not None else None
-    if batch is None:
-        return None
-    if batch.request != body:
+        if batch is None:
+            return None
+        is_same = _is_same(connection, batch.request, body)
+    if not is_same:
         raise Conflict(
             f"Batch {batch.job_id} has the same Idempotency-Key and another body: use another key."
         )
     return batch.job_id
+
+
+def _is_same(connection: Connection, earlier: dict[str, object], body: dict[str, object]) -> bool:
+    """Return whether two requests want the same: the file may be another one with the same bytes."""
+    digest = earlier.get(_SHA256)
+    rest = {name: value for name, value in earlier.items() if name != _SHA256}
+    if rest == body:
+        return True
+    same_file = {"input_file_id": body["input_file_id"]}
+    try:
+        return (
+            rest | same_file == body
+            and get_file(connection, id_in(str(body["input_file_id"]))).sha256 == digest
+        )
+    except NotFound:
+        return False
 
 
 def found_id(session: Session, batch_id: str) -> str:
@@ -267,6 +309,7 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         completion_window=request.get("completion_window", "24h"),
         paused=status.paused,
         retry_of=status.retry_of,
+        job=status,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.dataset import MNIST
+from jobs.ledger.queries import JobStatus
 from producer.submit import MAX_PRIORITY
 
 T = TypeVar("T")
@@ -18,6 +19,9 @@ _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
 
 #: The largest integer that every JSON parser reads exactly.
 MAX_NUMBER: Final = 2**53
+
+#: Corrections that one request may have.
+MAX_CORRECTIONS: Final = 10_000
 
 #: PostgreSQL stores no U+0000.
 NO_NUL: Final = r"^[^\x00]*$"
@@ -95,6 +99,8 @@ class NewBatch(BaseModel):
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
+    delete_input: bool | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
     endpoint: Text = "/v1/classifications"
     completion_window: Text = "24h"
@@ -146,6 +152,13 @@ class BatchObject(BaseModel):
     completion_window: str
     paused: bool
     retry_of: str | None
+    job: JobStatus  # the same with exact times, as `labelmill status --json` prints it
+
+
+class RetriedBatch(BatchObject):
+    """A batch of images that got no label in another one."""
+
+    unreadable: int  # images of that one which could not be read, so there is nothing to submit again
 
 
 class ResultError(BaseModel):
@@ -183,6 +196,7 @@ class NewCorrection(NewLabel):
 
     batch_id: Name
     index: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+    line: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None  # in the sender's file, for messages
 
 
 class NewCorrections(BaseModel):
@@ -190,7 +204,7 @@ class NewCorrections(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=1000)]
+    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)]
 
 
 class CorrectionObject(BaseModel):
@@ -202,6 +216,9 @@ class CorrectionObject(BaseModel):
     name: str
     label: str
     predicted: str | None
+    confidence: float | None
+    model: str
+    image_sha256: str
     created_at: int
 
 
