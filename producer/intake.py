@@ -23,13 +23,14 @@ from jobs.ledger import Ledger
 from jobs.ledger.batches import (
     Intake,
     claim_intake,
+    delete_input,
     finish_intake,
     hold_intake,
     is_batch_open,
     release_intake,
 )
 from jobs.ledger.control import end_job
-from jobs.ledger.files import File, delete_file, file_key, get_file, known_files
+from jobs.ledger.files import File, file_key, get_file, known_files
 from jobs.ledger.shadows import shadow_job
 from jobs.ledger.submission import add_chunk, seal_job, touch_job
 from jobs.queue import Publisher
@@ -96,7 +97,7 @@ def _take_in_or_fail(
             finish_intake(connection, intake)
             if isinstance(error, SourceError):
                 end_job(connection, intake.job_id, JobState.FAILED, error=str(error))
-            _delete_input(connection, intake)
+            delete_input(connection, intake.request, intake.file_id)
     if intake.request.get("delete_input") and intake.file_id is not None:
         with ledger.reading() as connection:
             is_deleted = not known_files(connection, [intake.file_id])
@@ -154,15 +155,8 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
 def _finish(connection: Connection, intake: Intake, settings: Settings) -> None:
     finish_intake(connection, intake)
     seal_job(connection, intake.job_id, fingerprint=None)
-    _delete_input(connection, intake)
+    delete_input(connection, intake.request, intake.file_id)
     shadow_job(connection, intake.job_id, share=settings.shadow_share)
-
-
-def _delete_input(connection: Connection, intake: Intake) -> None:
-    """Delete the row of the uploaded file if that was requested and no other batch reads the file."""
-    if intake.request.get("delete_input") and intake.file_id is not None:
-        with suppress(NotFound, Conflict), connection.begin_nested():
-            delete_file(connection, intake.file_id)
 
 
 def _named_images(path: str, file: File, settings: Settings) -> Iterator[SourceImage]:
