@@ -28,6 +28,7 @@ from labelmill.server.application import create_app
 from labelmill.serving import listen_on
 from producer.intake import take_in_next
 from producer.sources import SourceImage
+from tests.console import until
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def test_images_that_fail_while_they_are_uploaded_leave_nothing(remote: RemoteCl
     with pytest.raises(KeyboardInterrupt):
         remote.submission(images())
     assert remote.jobs() == []
-    assert store.files("files") == []
+    until(lambda: store.files("files") == [], "the server has noticed")
 
 
 def breaks_once(remote: RemoteClient) -> Iterator[SourceImage]:
@@ -130,7 +131,8 @@ def test_an_upload_that_breaks_is_repeated_whole_or_not_at_all(remote: RemoteCli
     # Given images that can be read only once, then their rest is not submitted
     with pytest.raises(labelmill.Unavailable, match="cannot be read again"):
         remote.submission(breaks_once(remote))
-    assert (remote.jobs(), store.files("files")) == ([], [])
+    assert remote.jobs() == []
+    until(lambda: store.files("files") == [], "the server has noticed")
 
     # And given images that can be read again, then they are
     class Images:
@@ -143,7 +145,7 @@ def test_an_upload_that_breaks_is_repeated_whole_or_not_at_all(remote: RemoteCli
 
     assert remote.submission(Images()).images == 3
     assert len(remote.jobs()) == 1
-    assert len(store.files("files")) == 1
+    until(lambda: len(store.files("files")) == 1, "the server has noticed")
 
 
 class AsksToWait(BaseHTTPRequestHandler):
