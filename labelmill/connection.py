@@ -29,5 +29,5 @@ def open_client() -> Client | RemoteClient:
         settings.api_url,
         settings.api_key,
         settings=settings,
-        on_retry=lambda why: say(f"{why}; trying again"),
+        on_retry=lambda why: say(f"{why.rstrip('.')}; trying again"),
     )

@@ -178,10 +178,11 @@ class Api:
         self, method: str, target: str, body: bytes | Iterator[bytes] | None, headers: Mapping[str, str]
     ) -> _Answer:
         connection = self._open()
+        headers = {**headers, "Accept": "application/json", "Authorization": self._authorization}
         was_sent = False
         try:
             try:
-                connection.request(method, target, body, {**headers, "Authorization": self._authorization})
+                connection.request(method, target, body, headers)
                 was_sent = True
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the server may have refused an upload before all was sent, and say why
