@@ -64,13 +64,14 @@ def retry(
             raise Conflict(f"The key already belongs to job {again.id}, which is no retry of job {job_id}.")
         return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
-        model_id = check_retry(connection, job_id)
+        status = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)
     chunks = chunks_of(images, chunk_images)
     first = next(chunks, None)
     if first is None:
         return Retried(None, images.unreadable)
-    submitted = submitter.submit(JobOptions(model_id, key, retry_of=job_id), chain([first], chunks))
+    options = JobOptions(status.model, key, top_k=status.top_k, retry_of=job_id)
+    submitted = submitter.submit(options, chain([first], chunks))
     return Retried(submitted, images.unreadable)
 
 

@@ -19,7 +19,7 @@ from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
 from jobs.ledger.files import delete_file
-from jobs.schema import JobState, batches, db_now, jobs
+from jobs.schema import JobState, batches, chunks, db_now, jobs
 
 #: A claim expires after so many seconds, unless it is renewed.
 INTAKE_LEASE_SECONDS: Final = 60.0
@@ -47,6 +47,16 @@ class Intake:
     file_id: str | None
     attempts: int
     images: int  # that its job has already
+
+
+@dataclass(frozen=True, slots=True)
+class LastChunk:
+    """Where a job's last images are."""
+
+    payload: str
+    payload_digest: str
+    payload_offset: int
+    images: int
 
 
 def add_batch(connection: Connection, job_id: str, *, request: dict[str, Any], file_id: str | None) -> None:
@@ -85,8 +95,8 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     """
     stopped = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state != JobState.RECEIVING)
     closed = batches.update().where(batches.c.state != "done", stopped).values(state="done")
-    for row in connection.execute(closed.returning(batches.c.request, batches.c.file_id)).all():
-        delete_input(connection, row.request, row.file_id)
+    for each in connection.execute(closed.returning(batches.c.request, batches.c.file_id)).all():
+        delete_input(connection, each.request, each.file_id)
     is_free = sa.or_(
         sa.and_(
             batches.c.state == "pending",
@@ -131,6 +141,13 @@ def delete_input(connection: Connection, request: dict[str, Any], file_id: str |
     if request.get("delete_input") and file_id is not None:
         with suppress(NotFound, Conflict), connection.begin_nested():
             delete_file(connection, file_id)
+
+
+def last_chunk(connection: Connection, job_id: str) -> LastChunk:
+    """Return the last chunk of a job that has one."""
+    columns = (chunks.c.payload, chunks.c.payload_sha256, chunks.c.payload_offset, chunks.c.images)
+    query = sa.select(*columns).where(chunks.c.job_id == job_id)
+    return LastChunk(*connection.execute(query.order_by(chunks.c.first_index.desc()).limit(1)).one())
 
 
 def hold_intake(connection: Connection, intake: Intake, *, progress: bool = False) -> None:

@@ -52,14 +52,16 @@ class CommonMethods(ABC):
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         priority: int | None = None,
+        top_k: int | None = None,
         stdin: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> str:
         """Submit images as one job and return the job's id.
 
-        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, an MNIST
-        IDX file, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin` yields, or the
-        bytes of one image file. Bytes at position n (from 0) become the image `image-n`.
+        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, a manifest
+        (`.csv`, `.jsonl`, `.parquet`), an MNIST IDX file, a URL such as `s3://bucket/photos/`, `-` for the
+        paths and URLs that `stdin` yields, or the bytes of one image file. Bytes at position n (from 0)
+        become the image `image-n`.
 
         Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
         other arguments and errors, see `submission`. Examples::
@@ -75,6 +77,7 @@ class CommonMethods(ABC):
             by_reference=by_reference,
             error_limits=error_limits,
             priority=priority,
+            top_k=top_k,
             on_progress=on_progress,
         ).job_id
 
@@ -91,6 +94,7 @@ class CommonMethods(ABC):
             stdin=stdin,
             max_bytes=self.settings.max_image_bytes,
             archives=self.settings.archive_limits,
+            private_hosts=self.settings.private_hosts,
         )
 
     def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:

@@ -93,6 +93,7 @@ class RemoteClient(CommonMethods):
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         priority: int | None = None,
+        top_k: int | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,  # noqa: ARG002 -- as `Client.submission`
     ) -> Submitted:
@@ -138,6 +139,7 @@ class RemoteClient(CommonMethods):
             "model": None if model is None else model_id,
             "dataset": dataset,
             "priority": priority,
+            "top_k": top_k,
             "max_errors": limits.count,
             "max_error_rate": limits.rate,
             "min_sample": None if limits.rate is None else limits.sample,
@@ -358,6 +360,7 @@ def _to_prediction(result: dict[str, Any]) -> Prediction:
         error=error["code"],
         detail=error["message"],
         model=result["model"],
+        alternatives=result["top"],
     )
 
 

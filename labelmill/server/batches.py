@@ -1,4 +1,4 @@
-"""`/v1/batches`: create, list, follow and control batches, and read their results.
+"""`/v1/batches`: create, list, show and control batches.
 
 A batch is a job. Those that were submitted with the command are listed, too.
 """
@@ -9,28 +9,30 @@ import hashlib
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
-from jobs.errors import Conflict, NotFound
+from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
+from jobs.ledger import Ledger
 from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
-from jobs.ledger.queries import JobStatus, Prediction, full_id, job_status, latest_jobs, model_named
+from jobs.ledger.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.submission import find_key, open_job
+from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
+from jobs.references import Roots
 from jobs.schema import JobState
+from jobs.webhooks import check_receiver
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.files import id_in
+from labelmill.server.files import id_in, store_list
 from labelmill.server.outputs import errors_id, output_id
-from labelmill.server.problems import PROBLEMS, ApiError, conflicts
+from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import (
     FILE_PREFIX,
-    MAX_NUMBER,
     NO_NUL,
     BatchError,
     BatchErrors,
@@ -38,8 +40,6 @@ from labelmill.server.schemas import (
     NewBatch,
     Page,
     RequestCounts,
-    Result,
-    ResultError,
     RetriedBatch,
     seconds,
 )
@@ -59,9 +59,6 @@ _STATUS: Final = {
 #: The digest of the file, in a stored request.
 _SHA256: Final = "input_sha256"
 
-#: Stars of a glob: on SQLite, each one multiplies the time that a name takes.
-_MAX_STARS: Final = 3
-
 #: An error's code if a batch fails as a whole.
 _FAILED: Final = "batch_failed"
 
@@ -74,13 +71,15 @@ def create_batch(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> BatchObject:
-    """Classify the images of an uploaded file. Once this is answered, the batch is committed.
+    """Classify the images of an uploaded file, at URLs, or below a URL.
 
-    A request with the same `Idempotency-Key` and the same body returns the same batch, even if it names
-    another file with the same bytes.
+    Once this is answered, the batch is committed. A request with the same `Idempotency-Key` and the same body
+    returns the same batch, even if it names another file with the same bytes.
     """
-    key = _job_key(session, idempotency_key)
+    key = job_key(session, idempotency_key)
     body = wanted.model_dump(mode="json", exclude_none=True)
+    if wanted.urls is not None:  # they may be a megabyte, and may contain keys
+        body["urls"] = hashlib.sha256("\0".join(wanted.urls).encode()).hexdigest()
     batch_id = _existing(session, key, body)
     if batch_id is None:
         try:
@@ -90,7 +89,7 @@ def create_batch(
             if batch_id is None:
                 raise
     response.headers["Location"] = str(request.url_for("show_batch", batch_id=batch_id).path)
-    return _shown(session, batch_id)
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.get("")
@@ -115,7 +114,7 @@ def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
     with session.client.ledger.reading() as connection:
         batch_id = full_id(connection, "job", batch_id)
-    return _shown(session, batch_id)
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/cancel")
@@ -150,55 +149,20 @@ def retry_batch(
     `Idempotency-Key` returns the same new batch.
     """
     retried, unreadable = session.client.retry(
-        found_id(session, batch_id), failed_only=failed_only, key=_job_key(session, idempotency_key)
+        found_id(session, batch_id), failed_only=failed_only, key=job_key(session, idempotency_key)
     )
     if retried is None:
         detail = f"Batch {batch_id} has no image that could be submitted again."
         raise ApiError(HTTPStatus.CONFLICT, "nothing_to_retry", detail)
     session.record_done("retry batch", batch_id)
-    return RetriedBatch(**dict(_shown(session, retried.job_id)), unreadable=unreadable)
-
-
-@router.get("/{batch_id}/results", response_model=list[Result])
-def list_results(
-    batch_id: str,
-    session: SubmitSession,
-    request: Request,
-    response: Response,
-    label: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
-    below: Annotated[float | None, Query(ge=0, le=1)] = None,
-    errors: bool = False,
-    name: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
-    after: Annotated[int, Query(ge=-1, le=MAX_NUMBER)] = -1,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> list[Result]:
-    """Return a page of the results so far, in the order of the images; `Link` names the next page."""
-    if name is not None and name.count("*") > _MAX_STARS:
-        raise ApiError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", f"name: it may have at most {_MAX_STARS} stars."
-        )
-    with conflicts():
-        predictions = session.client.predictions(
-            found_id(session, batch_id),
-            label=label,
-            below=below,
-            errors=errors,
-            name=name,
-            after=after,
-            limit=limit,
-        )
-        found = list(predictions)
-    if len(found) == limit:
-        query = {**request.query_params, "after": found[-1].index, "limit": limit}
-        response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
-    return list(map(_to_result, found))
+    return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
 
 
 def _changed(session: Session, batch_id: str, action: str, change: Callable[[str], object]) -> BatchObject:
     """Change a batch, write that into the audit, and return what it is then. Raises NotFound, Conflict."""
     change(found_id(session, batch_id))
     session.record_done(action, batch_id)
-    return _shown(session, batch_id)
+    return read_batch(session.client.ledger, batch_id)
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
@@ -208,20 +172,58 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         limits = ErrorLimits(
             wanted.max_errors, wanted.max_error_rate, wanted.min_sample or ErrorLimits().sample
         )
+    _check_roots(session, wanted)
+    _check_webhook(session, wanted)
     batch_id = new_id()
+    listed = None if wanted.urls is None else store_list(session, wanted.urls)
+    digest: dict[str, object] = {}
     with session.client.ledger.transaction() as connection:
-        file = get_file(connection, id_in(wanted.input_file_id), keep=True)
+        if wanted.webhook_url is not None:
+            secret_of_batches(connection)  # without a secret, nothing is sent
+        if listed is not None:
+            file_id: str | None = listed.add(connection).id
+        elif wanted.input_file_id is not None:
+            file = get_file(connection, id_in(wanted.input_file_id), keep=True)
+            file_id, digest = file.id, {_SHA256: file.sha256}
+        else:
+            file_id = None
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
-        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
-        add_batch(connection, batch_id, request=body | {_SHA256: file.sha256}, file_id=file.id)
+        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits, top_k=wanted.top_k)
+        add_batch(connection, batch_id, request=body | digest, file_id=file_id)
         session.record(connection, "create batch", batch_id)
     return batch_id
 
 
-def _job_key(session: Session, idempotency_key: str | None) -> str | None:
+def _check_roots(session: Session, wanted: NewBatch) -> None:
+    """Raise ApiError if a source or a reference is outside of the roots that are allowed."""
+    roots = Roots(session.client.settings.reference_roots)
+    reason = None
+    if wanted.by_reference and not roots:
+        reason = "by_reference: no folder or URL is allowed"
+    elif wanted.source_url is not None:
+        try:
+            roots.check_folder(wanted.source_url)
+        except ImageError as error:
+            reason = f"source_url: {error.detail}"
+    if reason is not None:
+        raise ApiError(
+            HTTPStatus.FORBIDDEN, "forbidden", f"{reason}. The server's LABELMILL_REFERENCE_ROOTS decides."
+        )
+
+
+def _check_webhook(session: Session, wanted: NewBatch) -> None:
+    """Raise ApiError if the batch names a receiver to which nothing would be sent."""
+    if wanted.webhook_url is not None:
+        try:
+            check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
+        except AddressForbidden as error:
+            raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"webhook_url: {error}") from None
+
+
+def job_key(session: Session, idempotency_key: str | None) -> str | None:
     """Return the job's key. Two owners of API keys, and the command, cannot take each other's."""
     if idempotency_key is None:
         return None
@@ -252,36 +254,36 @@ def _is_same(connection: Connection, earlier: dict[str, object], body: dict[str,
     rest = {name: value for name, value in earlier.items() if name != _SHA256}
     if rest == body:
         return True
-    same_file = {"input_file_id": body["input_file_id"]}
+    file_id = body.get("input_file_id")
+    if file_id is None or rest | {"input_file_id": file_id} != body:
+        return False
     try:
-        return (
-            rest | same_file == body
-            and get_file(connection, id_in(str(body["input_file_id"]))).sha256 == digest
-        )
+        return get_file(connection, id_in(str(file_id))).sha256 == digest
     except NotFound:
         return False
 
 
 def found_id(session: Session, batch_id: str) -> str:
     """Return the id of a batch. Raises NotFound if there is no such batch."""
-    _found(session, batch_id)
+    _found(session.client.ledger, batch_id)
     return batch_id
 
 
-def _found(session: Session, batch_id: str) -> JobStatus:
-    with session.client.ledger.reading() as connection:
+def read_batch(ledger: Ledger, batch_id: str) -> BatchObject:
+    """Return a batch as it is now. Raises NotFound."""
+    status = _found(ledger, batch_id)
+    with ledger.reading() as connection:
+        return _to_object(status, find_batch(connection, batch_id))
+
+
+def _found(ledger: Ledger, batch_id: str) -> JobStatus:
+    with ledger.reading() as connection:
         try:
             if is_id(batch_id):
                 return job_status(connection, batch_id)
         except NotFound:  # its message is about jobs and commands
             pass
     raise NotFound(f"There is no batch {batch_id!r}.")
-
-
-def _shown(session: Session, batch_id: str) -> BatchObject:
-    status = _found(session, batch_id)
-    with session.client.ledger.reading() as connection:
-        return _to_object(status, find_batch(connection, batch_id))
 
 
 def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
@@ -310,19 +312,4 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         paused=status.paused,
         retry_of=status.retry_of,
         job=status,
-    )
-
-
-def _to_result(prediction: Prediction) -> Result:
-    error = None
-    if prediction.error is not None:
-        error = ResultError(code=prediction.error, message=prediction.detail)
-    return Result(
-        custom_id=prediction.name,
-        name=prediction.name,
-        index=prediction.index,
-        label=prediction.label,
-        confidence=prediction.confidence,
-        error=error,
-        model=prediction.model,
     )

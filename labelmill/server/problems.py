@@ -101,7 +101,8 @@ def add_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         if first["type"] == "json_invalid":
             return problem(HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid JSON.")
-        detail = f"{where}: {first['msg']}" if where else str(first["msg"])
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        detail = f"{where}: {reason}" if where else reason
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail)
 
     @app.exception_handler(HTTPException)

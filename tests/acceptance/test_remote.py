@@ -59,15 +59,16 @@ def test_a_folder_an_archive_and_a_file_are_submitted_and_read_as_on_the_server(
     sources = few_digits, tmp_path / "more.tgz", tmp_path / ".hidden" / "letter", tmp_path / "*.tgz"
 
     # When they are submitted from the laptop, and on the server
-    submitted = laptop.run("submit", *sources, "--watch", "--key", "june")
+    options = "--watch", "--top", "3"
+    submitted = laptop.run("submit", *sources, *options, "--key", "june")
     assert submitted.returncode == 3, submitted.stderr  # finished, with an error
     assert "60 of 61 images classified, 1 with an error" in submitted.stderr
     job = submitted.stdout.split()[-1]
-    there = stack.run("submit", *sources, "--watch").stdout.split()[-1]
+    there = stack.run("submit", *sources, *options).stdout.split()[-1]
 
     # Then each image has the same name and label, in the same order, in all formats
-    for options in (["--format", "csv"], ["--json"], ["--errors", "--format", "table"], ["--label", "3"]):
-        assert laptop.ok("predictions", job, *options) == stack.ok("predictions", there, *options)
+    for form in (["--format", "csv"], ["--json"], ["--errors", "--format", "table"], ["--label", "3"]):
+        assert laptop.ok("predictions", job, *form) == stack.ok("predictions", there, *form)
     found = rows(laptop.ok("predictions", job, "--format", "csv"))
     assert agreement(found[:50]) > 0.9
     assert len(rows(laptop.ok("predictions", job, "--format", "csv", "--limit", "7"))) == 7
@@ -83,7 +84,7 @@ def test_a_folder_an_archive_and_a_file_are_submitted_and_read_as_on_the_server(
     assert {each["state"] for each in done} == {"done"}
 
     # And the same key with the same content is the same job, with other content a conflict
-    again = laptop.run("submit", *sources, "--key", "june")
+    again = laptop.run("submit", *sources, "--top", "3", "--key", "june")
     assert (again.returncode, again.stdout.split()[-1]) == (0, job)
     assert "already has a job with the same content" in again.stderr
     other = laptop.run("submit", few_digits / "1", "--key", "june")

@@ -1,0 +1,91 @@
+"""Read many objects at the same time, in a fixed order and in bounded memory: each takes a round trip."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Final, NamedTuple
+
+from producer.sources.image import SourceImage
+
+#: Objects that are read at the same time.
+READERS: Final = 32
+
+#: Maximum objects, and bytes of objects, that are read or being read before they are needed. One object is
+#: always read, whatever its size.
+AHEAD_OBJECTS: Final = 256
+AHEAD_BYTES: Final = 64 * 1024 * 1024
+
+
+class Unread(NamedTuple):
+    """An object that is still to be read."""
+
+    read: Callable[[], SourceImage]  # called in a thread
+    max_bytes: int  # that it may have
+
+
+def read_ahead(found: Iterable[SourceImage | Unread]) -> Iterator[SourceImage]:
+    """Yield the images in the same order; up to READERS of those that are unread are read at the same time.
+
+    Raises what reading an object raises, in its turn.
+    """
+    waiting: deque[tuple[int, Future[SourceImage]]] = deque()
+    held = 0
+    readers = _Readers()
+    try:
+        for each in found:
+            size = each.max_bytes if isinstance(each, Unread) else len(each.data or b"")
+            while waiting and (len(waiting) >= AHEAD_OBJECTS or held + size > AHEAD_BYTES):
+                freed, image = waiting.popleft()
+                yield image.result()
+                held -= freed
+            waiting.append((size, readers.begin(each)))
+            held += size
+        while waiting:
+            yield waiting.popleft()[1].result()
+    finally:
+        readers.stop()
+
+
+class _Readers:
+    """Threads that read. Unlike those of an executor, they do not keep a process from ending.
+
+    So Ctrl-C ends a command also if a server does not answer.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[Callable[[], SourceImage], Future[SourceImage]] | None] = SimpleQueue()
+        self._threads = 0
+
+    def begin(self, image: SourceImage | Unread) -> Future[SourceImage]:
+        """Begin to read an image, and return its future."""
+        future: Future[SourceImage] = Future()
+        if isinstance(image, SourceImage):
+            future.set_result(image)
+            return future
+        if self._threads < READERS:
+            self._threads += 1
+            Thread(target=self._work, name="reader", daemon=True).start()
+        self._tasks.put((image.read, future))
+        return future
+
+    def stop(self) -> None:
+        """End the threads; those in the middle of an object end after it."""
+        with suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in range(self._threads):
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            read, future = task
+            try:
+                future.set_result(read())
+            except BaseException as error:  # raised where the image is needed
+                future.set_exception(error)
+            del task, read, future  # its image, while this thread waits for the next
