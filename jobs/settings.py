@@ -22,7 +22,7 @@ from jobs.dataset import MNIST
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
-from jobs.urls import check_broker_url, check_ledger_url, check_store_url
+from jobs.urls import check_api_key, check_api_url, check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
 
@@ -40,7 +40,7 @@ VISIBILITY_LEASES: Final = 4
 
 #: Settings that hold a password. LABELMILL_<NAME>_FILE can name a file with the value instead, because a
 #: container's environment is visible to everyone who can inspect containers.
-SECRETS: Final = ("ledger_url", "broker_url", "store_url")
+SECRETS: Final = ("ledger_url", "broker_url", "store_url", "api_key")
 
 
 def _home(path: Path) -> Path:
@@ -160,6 +160,9 @@ class Settings(BaseSettings):
     ledger_url: Annotated[str, AfterValidator(check_ledger_url)] | None = Field(default=None, repr=False)
     broker_url: Annotated[str, AfterValidator(check_broker_url)] | None = Field(default=None, repr=False)
     store_url: Annotated[str, AfterValidator(check_store_url)] | None = Field(default=None, repr=False)
+    #: With these two, the commands for jobs use the HTTP API instead of ledger, broker and store.
+    api_url: Annotated[str, AfterValidator(check_api_url)] | None = None
+    api_key: Annotated[str, AfterValidator(check_api_key)] | None = Field(default=None, repr=False)
     mnist_dir: Path | None = None
 
     chunk_images: int = Field(default=16384, ge=1, le=100_000)

@@ -39,7 +39,13 @@ from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
 from labelmill.copies import remove_copies
-from labelmill.correction_files import MAX_INDEX, CorrectionRequest, requests_in
+from labelmill.correction_files import (
+    MAX_INDEX,
+    CorrectionRequest,
+    collect,
+    requests_in,
+    summarize_problems,
+)
 
 if TYPE_CHECKING:
     from labelmill.client.session import OnChange
@@ -93,26 +99,26 @@ class Corrector:
         job and need not name it. Rows with an empty label are skipped; `on_skip` is called with their number.
         Raises UserError with a line for each wrong row, Unavailable.
         """
-        requests: dict[tuple[str, int], CorrectionRequest] = {}
-        skipped = 0
+        return self.correct_rows(requests_in(lines, jsonl=jsonl, job_id=job_id), on_skip=on_skip)
+
+    def correct_rows(
+        self,
+        rows: Iterable[tuple[int, CorrectionRequest | UserError | None]],
+        *,
+        on_skip: Callable[[int], None] = lambda _rows: None,
+    ) -> list[Correction]:
+        """Store the corrections in these rows, as `requests_in` yields them: all of them, or none.
+
+        Raises UserError with a line for each wrong row, Unavailable.
+        """
         with self._batch() as batch:
-            for line, request in requests_in(lines, jsonl=jsonl, job_id=job_id):
-                if request is None:
-                    skipped += 1
-                    continue
-                if isinstance(request, UserError):
-                    batch.problems[line] = request
-                    continue
-                first = requests.setdefault((request.job_id, request.index), request)
-                if first.label != request.label:
-                    batch.problems[line] = UserError(
-                        f"its label is {request.label!r}, but line {first.line} says {first.label!r}."
-                    )
-            batch.look_up(list(requests.values()))
+            found = collect(rows)
+            batch.problems = found.problems
+            batch.look_up(list(found.requests.values()))
             if batch.problems:
-                raise UserError(_summarize_problems(batch.problems))
+                raise UserError(summarize_problems(batch.problems))
             stored = batch.save()
-        on_skip(skipped)
+        on_skip(found.skipped)
         return stored
 
     def undo(self, job_id: str, index: int) -> Correction:
@@ -362,9 +368,3 @@ def _chunk(connection: Connection, request: CorrectionRequest) -> FinishedChunk:
 
 def _no_job(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
-
-
-def _summarize_problems(problems: dict[int, UserError]) -> str:
-    count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
-    lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
-    return "\n".join([f"{count}, and nothing is stored:", *lines])

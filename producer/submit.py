@@ -46,7 +46,7 @@ from jobs.store import Store
 from jobs.store_identity import check_store
 from producer.chunking import Chunk, chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
-from producer.sources import SourceImage, Sources
+from producer.sources import SourceImage, Sources, no_images
 
 if TYPE_CHECKING:
     from jobs.traces import Tracing
@@ -174,9 +174,7 @@ def submit(
     chunks = enforce_limits(limits, chunks_of(items_of(found, by_reference), chunk_images))
     first = next(chunks, None)
     if first is None:
-        skipped = images.skipped if isinstance(images, Sources) else 0
-        hint = f" (files skipped because of their names: {skipped:,})" if skipped else ""
-        raise SourceError(f"The sources contain no images{hint}: name other sources. Nothing was submitted.")
+        raise no_images(images)
 
     while True:
         if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:

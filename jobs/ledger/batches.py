@@ -8,6 +8,7 @@ that is in the ledger.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -15,9 +16,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import LeaseLost
+from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
+from jobs.ledger.files import delete_file
 from jobs.schema import JobState, batches, chunks, db_now, jobs
 
 #: A claim expires after so many seconds, unless it is renewed.
@@ -122,7 +124,9 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     progress fails.
     """
     stopped = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state != JobState.RECEIVING)
-    connection.execute(batches.update().where(batches.c.state != "done", stopped).values(state="done"))
+    closed = batches.update().where(batches.c.state != "done", stopped).values(state="done")
+    for each in connection.execute(closed.returning(batches.c.request, batches.c.file_id)).all():
+        delete_input(connection, each.request, each.file_id)
     is_free = sa.or_(
         sa.and_(
             batches.c.state == "pending",
@@ -157,6 +161,16 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
         end_job(connection, intake.job_id, JobState.FAILED, error=why)
         return None
     return intake
+
+
+def delete_input(connection: Connection, request: dict[str, Any], file_id: str | None) -> None:
+    """Delete the row of a batch's uploaded file, if that was requested and no other batch reads the file.
+
+    The caller, or else a purge, removes its bytes.
+    """
+    if request.get("delete_input") and file_id is not None:
+        with suppress(NotFound, Conflict), connection.begin_nested():
+            delete_file(connection, file_id)
 
 
 def last_chunk(connection: Connection, job_id: str) -> LastChunk:

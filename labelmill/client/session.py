@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.client.common import CommonMethods
 from labelmill.migrating import open_ledger
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def accept_numpy_numbers(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-class Session:
+class Session(CommonMethods):
     """A connection to one Labelmill installation."""
 
     def __init__(self, settings: Settings | None = None, *, ledger: Ledger | None = None) -> None:
@@ -81,12 +82,6 @@ class Session:
         tracing = self.__dict__.get("_tracing")  # do not open it only to close it
         if tracing is not None:
             tracing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @cached_property
     def store(self) -> Store:

@@ -36,6 +36,7 @@ from worker.learning.start_model import model_to_start_from
 
 if TYPE_CHECKING:
     from labelmill.correcting import Corrector
+    from labelmill.correction_files import CorrectionRequest
     from labelmill.reviewing import Review
     from worker.learning.recipes import Architecture, Augment, Profile, Recipe
 
@@ -204,6 +205,13 @@ class TrainingMethods(Session):
         Raises UserError with one line for each wrong row.
         """
         return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id, on_skip=on_skip)
+
+    def correct_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
+        """Store all of these corrections, or none if any is wrong.
+
+        Raises UserError with one line for each wrong one.
+        """
+        return self._corrector().correct_rows((request.line, request) for request in requests)
 
     @accept_numpy_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -14,6 +13,7 @@ from jobs.errors import ImageError, NotFound
 from jobs.ledger.corrections import Correction
 from jobs.ledger.queries import predictions_of
 from jobs.limits import IMAGE_FORMATS
+from labelmill.correction_files import CorrectionRequest
 from labelmill.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
@@ -84,9 +84,12 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     """Store the true labels of many images: all of them, or none if one cannot be stored."""
     for batch_id in {each.batch_id for each in wanted.corrections}:
         found_id(session, batch_id)
-    rows = [{"job": each.batch_id, "index": each.index, "label": each.label} for each in wanted.corrections]
+    requests = [
+        CorrectionRequest(each.batch_id, each.index, each.label, each.line or number)
+        for number, each in enumerate(wanted.corrections, 1)
+    ]
     with conflicts():
-        corrections = session.client.correct_from(map(json.dumps, rows), jsonl=True)
+        corrections = session.client.correct_all(requests)
     return Listing(data=list(map(_to_object, corrections)))
 
 
@@ -126,5 +129,8 @@ def _to_object(correction: Correction) -> CorrectionObject:
         name=correction.name,
         label=correction.label,
         predicted=correction.predicted,
+        confidence=correction.confidence,
+        model=correction.model_id,
+        image_sha256=correction.image_sha256,
         created_at=int(correction.created_at.timestamp()),
     )
