@@ -101,13 +101,15 @@ def _curl(
         words += ["-X", method.upper()]
     if operation.get("security"):
         words += ["-H", '"Authorization: Bearer $KEY"']
-    for kind, body in content.items():
+    for kind, body in list(content.items())[:1]:
         schema = _resolved(api, body["schema"])
         if kind == "application/json":
             words += ["-H", f"'Content-Type: {kind}'", "-d", shlex.quote(json.dumps(_example(api, schema)))]
+        elif kind == "image/*":
+            words += ["-H", "'Content-Type: image/png'", "--data-binary", "@photo.png"]
         else:
             for name, each in schema["properties"].items():
-                words += ["-F", f"{name}=" + ("@photos.zip" if "format" in each else each["enum"][0])]
+                words += ["-F", f"{name}=" + (each["enum"][0] if "enum" in each else "@photos.zip")]
     # As shell variables, which a person sets
     named = re.sub(r"{(\w+)}", lambda found: "$" + found[1].upper(), path)
     return " ".join([*words, f"$URL{named}"])
