@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from jobs.errors import Conflict
+from jobs.limits import MAX_TOP_K
 from jobs.reading import too_large
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
@@ -78,6 +79,7 @@ async def classify(
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS)] = 10.0,
     model: Name | None = None,
     dataset: Name | None = None,
+    top_k: Annotated[int | None, Query(ge=1, le=MAX_TOP_K)] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Classify an image (the body), or up to 16 (a form with parts `file`), and wait for the labels.
@@ -85,7 +87,7 @@ async def classify(
     If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them.
     """
     key = job_key(session, idempotency_key)
-    batch_id = await _submit(request, session, key, model, dataset)
+    batch_id = await _submit(request, session, key=key, model=model, dataset=dataset, top_k=top_k)
     await _wait(session.client, batch_id, wait, request)
     batch = await run_in_threadpool(read_batch, session.client.ledger, batch_id)
     headers = {"Location": str(request.url_for("show_batch", batch_id=batch_id).path)}
@@ -96,15 +98,15 @@ async def classify(
     return JSONResponse(found.model_dump(), headers=headers)
 
 
-async def _submit(
-    request: Request, session: Session, key: str | None, model: str | None, dataset: str | None
-) -> str:
-    """Commit a job of the images in the body, and return its id. They are in memory only until then."""
+async def _submit(request: Request, session: Session, **options: Any) -> str:
+    """Commit a job of the images in the body, with these options of `Client.submission`. Return its id.
+
+    The images are in memory only until then.
+    """
     images = await _read_images(request, session.client.settings.max_image_bytes)
-    submit = partial(
-        session.client.submission, images, key=key, model=model, dataset=dataset, on_wait=_refuse
+    submitted = await run_in_threadpool(
+        partial(session.client.submission, images, on_wait=_refuse, **options)
     )
-    submitted = await run_in_threadpool(submit)
     return submitted.job_id
 
 
