@@ -23,7 +23,7 @@ from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import MAX_KEY, job_key, read_batch
 from labelmill.server.files import checked_name
 from labelmill.server.problems import PROBLEMS, ApiError
-from labelmill.server.schemas import BatchObject, Classification, Name, Result
+from labelmill.server.schemas import BatchObject, Classification, Name, Result, TopK
 from labelmill.server.uploads import Upload, body_blocks
 from producer.follow import pauses
 from producer.sources import SourceImage
@@ -78,6 +78,7 @@ async def classify(
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS)] = 10.0,
     model: Name | None = None,
     dataset: Name | None = None,
+    top_k: TopK | None = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY)] = None,
 ) -> Response:
     """Classify an image (the body), or up to 16 (a form with parts `file`), and wait for the labels.
@@ -85,7 +86,7 @@ async def classify(
     If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them.
     """
     key = None if idempotency_key is None else job_key(session, idempotency_key)
-    batch_id = await _submit(request, session, key, model, dataset)
+    batch_id = await _submit(request, session, key=key, model=model, dataset=dataset, top_k=top_k)
     await _wait(session.client, batch_id, wait, request)
     batch = await run_in_threadpool(read_batch, session.client.ledger, batch_id)
     headers = {"Location": str(request.url_for("show_batch", batch_id=batch_id).path)}
@@ -96,14 +97,10 @@ async def classify(
     return JSONResponse(found.model_dump(), headers=headers)
 
 
-async def _submit(
-    request: Request, session: Session, key: str | None, model: str | None, dataset: str | None
-) -> str:
+async def _submit(request: Request, session: Session, **options: Any) -> str:
     """Commit a job of the images in the body, and return its id. They are in memory only until then."""
     images = await _read_images(request, session.client.settings.max_image_bytes)
-    submit = partial(
-        session.client.submission, images, key=key, model=model, dataset=dataset, on_wait=_refuse
-    )
+    submit = partial(session.client.submission, images, on_wait=_refuse, **options)
     submitted = await run_in_threadpool(submit)
     if submitted.new:
         await run_in_threadpool(session.record_done, "classify", submitted.job_id)
