@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 
 from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
@@ -24,6 +26,7 @@ from producer.rows import is_manifest
 from producer.sources import SourceImage, Sources
 from producer.sources.files import shown
 from producer.sources.manifest import Manifest
+from producer.sources.tars import is_packed, read_packed
 
 
 @contextmanager
@@ -70,6 +73,10 @@ def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]
     """Yield the images of an uploaded file: of an archive, those of its members."""
     inside = f"{shown(path)}/"
     try:
+        if is_packed(path):  # a job's own limits bound its members
+            limits = replace(settings.archive_limits, max_members=sys.maxsize)
+            yield from read_packed(path, max_bytes=settings.max_image_bytes, limits=limits)
+            return
         for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
             name = image.name
             name = name.removeprefix(inside) if name.startswith(inside) else file.name
