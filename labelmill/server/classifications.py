@@ -17,14 +17,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from jobs.errors import Conflict
-from jobs.limits import MAX_TOP_K
 from jobs.reading import too_large
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import IdempotencyKey, job_key, read_batch
 from labelmill.server.files import checked_name
 from labelmill.server.problems import PROBLEMS, ApiError
-from labelmill.server.schemas import BatchObject, Classification, Name, Result
+from labelmill.server.schemas import BatchObject, Classification, Name, Result, TopK
 from labelmill.server.uploads import Upload, body_blocks
 from producer.follow import pauses
 from producer.sources import SourceImage
@@ -79,7 +78,7 @@ async def classify(
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS)] = 10.0,
     model: Name | None = None,
     dataset: Name | None = None,
-    top_k: Annotated[int | None, Query(ge=1, le=MAX_TOP_K)] = None,
+    top_k: TopK | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Classify an image (the body), or up to 16 (a form with parts `file`), and wait for the labels.
@@ -99,14 +98,10 @@ async def classify(
 
 
 async def _submit(request: Request, session: Session, **options: Any) -> str:
-    """Commit a job of the images in the body, with these options of `Client.submission`. Return its id.
-
-    The images are in memory only until then.
-    """
+    """Commit a job of the images in the body, and return its id. They are in memory only until then."""
     images = await _read_images(request, session.client.settings.max_image_bytes)
-    submitted = await run_in_threadpool(
-        partial(session.client.submission, images, on_wait=_refuse, **options)
-    )
+    submit = partial(session.client.submission, images, on_wait=_refuse, **options)
+    submitted = await run_in_threadpool(submit)
     return submitted.job_id
 
 

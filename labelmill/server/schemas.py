@@ -36,6 +36,9 @@ FILE_PREFIX: Final = "file-"
 Name = Annotated[str, Field(max_length=_MAX_NAME, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
 
+#: How many of the most probable classes each result has.
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K)]
+
 Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS)]
 
 
@@ -130,7 +133,7 @@ class NewBatch(BaseModel):
     dataset: Name | None = None
     metadata: Metadata | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = None
+    top_k: TopK | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None

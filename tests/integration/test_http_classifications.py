@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from jobs.ledger import Ledger
+from jobs.ledger.queries import job_status
 from jobs.schema import jobs
 from jobs.settings import Settings
 from tests.console import until
@@ -31,6 +32,13 @@ def test_without_labels_in_time_it_is_a_batch(api: httpx.Client) -> None:
     batch = api.get(answer.headers["location"].removeprefix("/v1")).json()
     assert batch == answer.json()
     assert (batch["status"], batch["request_counts"]["total"]) == ("in_progress", 16)
+
+
+def test_it_asks_for_the_most_probable_classes(api: httpx.Client, ledger: Ledger) -> None:
+    wanted = {"wait": 0, "top_k": 3}
+    batch = api.post("/classifications", params=wanted, content=b"image", headers=PNG).json()
+    with ledger.reading() as connection:
+        assert job_status(connection, batch["id"]).top_k == 3
 
 
 def test_an_idempotency_key_is_one_job(api: httpx.Client, ledger: Ledger) -> None:
@@ -57,6 +65,7 @@ def test_an_idempotency_key_is_one_job(api: httpx.Client, ledger: Ledger) -> Non
         # Of unknown length
         ({"content": iter([bytes(1024 * 1024)] * 33), "headers": PNG}, 413),
         ({"content": b"image", "headers": PNG, "params": {"wait": 61}}, 422),
+        ({"content": b"image", "headers": PNG, "params": {"top_k": 11}}, 422),
         ({"content": b"image", "headers": PNG, "params": {"model": "nothing"}}, 404),
     ],
 )
