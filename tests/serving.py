@@ -34,18 +34,18 @@ def served(home: Home, log: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served_by_thread(settings: Settings, ledger: Ledger) -> Iterator[httpx.Client]:
-    """Serve the API in this process; yield an admin's client of it."""
+def served_here(settings: Settings, ledger: Ledger) -> Iterator[tuple[uvicorn.Server, httpx.Client]]:
+    """Serve the API by a thread of this process; yield the server, and a client that may do everything."""
     with ledger.transaction() as connection:
         _, key = create_key(connection, "test", Role.ADMIN)
     with listen_on("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+        app = create_app(settings, lambda: server.should_exit)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
-        port = listening.getsockname()[1]
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", headers=headers, timeout=60) as client:
-            yield client
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+            yield server, client
         server.should_exit = True
         thread.join()
 

@@ -73,7 +73,7 @@ _WAL_REMOVED: Final = (
 )
 
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
-REVISION: Final = "0017"
+REVISION: Final = "0019"
 
 
 _Value = TypeVar("_Value")

@@ -14,7 +14,7 @@ from jobs.limits import ErrorLimits
 from jobs.references import Roots
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from labelmill.client import Client
-from labelmill.commands.options import ChampionOfOption
+from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.console import (
     examples,
     exit_code_of,
@@ -89,6 +89,7 @@ def submit(
             f"{SMALL_JOB_IMAGES} images, otherwise 0.",
         ),
     ] = None,
+    top: TopOption = None,
     max_errors: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Stop the job if more images than this get an error."),
@@ -141,6 +142,7 @@ def submit(
                 by_reference=by_reference,
                 error_limits=limits,
                 priority=priority,
+                top_k=top,
                 on_progress=progress.update,
                 on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jobs.dataset import MNIST
+from jobs.ledger.queries import Prediction
+from jobs.limits import MAX_TOP_K
 from producer.submit import MAX_PRIORITY
 
 T = TypeVar("T")
@@ -125,8 +127,11 @@ class NewBatch(BaseModel):
     dataset: Name | None = None
     metadata: Metadata | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    #: Where to report the end of this batch, beside the webhooks of `labelmill webhooks`.
+    webhook_url: Url | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
     endpoint: Text = "/v1/classifications"
     completion_window: Text = "24h"
@@ -186,12 +191,24 @@ class BatchObject(BaseModel):
     paused: bool
     retry_of: str | None
 
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more happens to the batch."""
+        return self.status in ("completed", "failed", "cancelled")
+
 
 class ResultError(BaseModel):
     """Why an image got no label."""
 
     code: str
     message: str | None
+
+
+class ResultClass(BaseModel):
+    """One of the most probable classes of an image."""
+
+    label: str
+    confidence: float
 
 
 class Result(BaseModel):
@@ -202,8 +219,36 @@ class Result(BaseModel):
     index: int
     label: str | None
     confidence: float | None
+    top: list[ResultClass] | None
     error: ResultError | None
     model: str
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Self:
+        """Return the outcome that a prediction records."""
+        top = prediction.alternatives
+        error = None
+        if prediction.error is not None:
+            error = ResultError(code=prediction.error, message=prediction.detail)
+        return cls(
+            custom_id=prediction.name,
+            name=prediction.name,
+            index=prediction.index,
+            label=prediction.label,
+            confidence=prediction.confidence,
+            top=None if top is None else [ResultClass(**each) for each in top],
+            error=error,
+            model=prediction.model,
+        )
+
+
+class Classification(BaseModel):
+    """The labels of a few images. The id is that of their batch."""
+
+    id: str
+    object: Literal["classification"] = "classification"
+    model: str
+    results: list[Result]
 
 
 # ---- images and labels --------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from jobs.schema import batches, chunks
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.intake import take_in_next
-from tests.serving import served_by_thread
 
 pytestmark = pytest.mark.usefixtures("champion")
 
@@ -42,12 +40,6 @@ def photos(tmp_path: Path) -> Path:
 def settings(settings: Settings, photos: Path) -> Settings:
     roots = (str(photos), "memory://bucket/photos")
     return settings.model_copy(update={"reference_roots": roots})
-
-
-@pytest.fixture
-def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
-    with served_by_thread(settings, ledger) as client:
-        yield client
 
 
 class Intake:
