@@ -117,7 +117,8 @@ def _refusal(request: Request) -> Response | None:
     if request.method not in ("POST", "PUT", "PATCH") or request.url.path in _UPLOADS:
         return None
     length = request.headers.get("content-length", "")
-    if length.isdecimal():
+    # Beside a Transfer-Encoding, the length does not count.
+    if length.isdecimal() and "transfer-encoding" not in request.headers:
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if int(length) and kind != "application/json":
             detail = "Send the body as `Content-Type: application/json`."
