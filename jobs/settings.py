@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import reprlib
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from jobs.dataset import MNIST
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
-from jobs.urls import check_broker_url, check_ledger_url, check_store_url
+from jobs.urls import check_api_key, check_api_url, check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
 
@@ -39,7 +40,7 @@ VISIBILITY_LEASES: Final = 4
 
 #: Settings that hold a password. LABELMILL_<NAME>_FILE can name a file with the value instead, because a
 #: container's environment is visible to everyone who can inspect containers.
-SECRETS: Final = ("ledger_url", "broker_url", "store_url")
+SECRETS: Final = ("ledger_url", "broker_url", "store_url", "api_key")
 
 
 def _home(path: Path) -> Path:
@@ -123,6 +124,22 @@ def _reference_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
     return roots
 
 
+def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"names {name}; a host is a name such as mill.example.org, without port or scheme"
+            )
+    return tuple(name.lower() for name in names)
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not re.fullmatch(r"https?://[\w.\[\]:-]+", origin):
+            raise ValueError(f"names {origin}; an origin is such as https://app.example.org, without a path")
+    return origins
+
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -143,6 +160,9 @@ class Settings(BaseSettings):
     ledger_url: Annotated[str, AfterValidator(check_ledger_url)] | None = Field(default=None, repr=False)
     broker_url: Annotated[str, AfterValidator(check_broker_url)] | None = Field(default=None, repr=False)
     store_url: Annotated[str, AfterValidator(check_store_url)] | None = Field(default=None, repr=False)
+    #: With these two, the commands for jobs use the HTTP API instead of ledger, broker and store.
+    api_url: Annotated[str, AfterValidator(check_api_url)] | None = None
+    api_key: Annotated[str, AfterValidator(check_api_key)] | None = Field(default=None, repr=False)
     mnist_dir: Path | None = None
 
     chunk_images: int = Field(default=16384, ge=1, le=100_000)
@@ -170,6 +190,14 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
     ] = Field(default=(), repr=False)
 
+    #: The names under which the HTTP API is served, besides loopback names and addresses.
+    api_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_names)] = ()
+    #: The web pages that may use the HTTP API from a browser (CORS).
+    api_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = ()
+    #: Requests per second with one key, and how many more may come at once.
+    api_rate: Count = 500
+    #: Uploads at the same time with one key.
+    api_uploads: Count = 4
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 

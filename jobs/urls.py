@@ -22,6 +22,7 @@ _TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname", "s
 
 _ESCAPE: Final = "write characters such as @ : / ? # in a password in percent form"
 _NO_BROKER: Final = f"is not a URL such as redis://user:password@host:6379/0; {_ESCAPE}"
+_NO_API: Final = "is not a URL such as https://labelmill.example.org"
 _NO_LEDGER: Final = f"is not a database URL such as postgresql://user:password@host/labelmill; {_ESCAPE}"
 
 
@@ -94,6 +95,27 @@ def check_store_url(url: str) -> str:
             "names a relative path; use an absolute one, as in /data/store or file:///data/store"
         )
     return url
+
+
+def check_api_url(text: str) -> str:
+    """Return the HTTP API's URL, without the `/v1` that OpenAI's clients need. Raises ValueError."""
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        raise ValueError(_NO_API) from None
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(_NO_API)
+    if url.username is not None or url.query or url.fragment or not (text.isascii() and text.isprintable()):
+        raise ValueError("must have no user, password, query or fragment; the key is LABELMILL_API_KEY")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def check_api_key(text: str) -> str:
+    """Return the HTTP API's key. Raises ValueError if it cannot be sent in a header."""
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("has characters that no key has: `labelmill keys create` prints one")
+    return text
 
 
 def _check_parts(url: SplitResult) -> None:

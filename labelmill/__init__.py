@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jobs.errors import Conflict, LabelmillError, NotFound, Unavailable, UserError
     from jobs.limits import ErrorLimits
     from labelmill.client import Client
+    from labelmill.client.remote import connect
     from producer.follow import NotFinished
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "NotFound",
     "Unavailable",
     "UserError",
+    "connect",
 ]
 
 #: The modules of these names; all other names are in `jobs.errors`.
@@ -36,6 +38,7 @@ _MODULES: Final = {
     "Client": "labelmill.client",
     "ErrorLimits": "jobs.limits",
     "NotFinished": "producer.follow",
+    "connect": "labelmill.client.remote",
 }
 
 

@@ -55,6 +55,9 @@ COMMANDS: Final = {
 #: The module in `labelmill.commands`, for commands whose module has another name.
 _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 
+#: Commands that use the HTTP API if LABELMILL_API_URL is set.
+REMOTE: Final = ("submit", "status", "jobs", "predictions", "pause", "resume", "cancel", "retry", "correct")
+
 #: Commands that are groups of commands.
 GROUPS: Final = ("datasets", "models", "runs", "keys", "webhooks", "db")
 
@@ -91,6 +94,10 @@ class _LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name is None or command is None:
             return name, command, rest
+        if name not in REMOTE and os.environ.get("LABELMILL_API_URL"):
+            typer.echo(
+                f"`labelmill {name}` does not use LABELMILL_API_URL: it works on this machine.", err=True
+            )
         return name, load_command(name), rest
 
 

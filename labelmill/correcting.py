@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -39,7 +39,16 @@ from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
 from labelmill.copies import remove_copies
-from labelmill.correction_files import MAX_INDEX, CorrectionRequest, requests_in
+from labelmill.correction_files import (
+    MAX_INDEX,
+    CorrectionRequest,
+    collect,
+    requests_in,
+    summarize_problems,
+)
+
+if TYPE_CHECKING:
+    from labelmill.client.session import OnChange
 
 #: Images with these errors stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
@@ -51,10 +60,16 @@ _NOT_DECODABLE: Final = (ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, E
 class Corrector:
     """Stores corrections, and removes them."""
 
-    def __init__(self, ledger: Ledger, store: Store, settings: Settings) -> None:
-        """Prepare for corrections. Raises SettingsError if a root for references is malformed."""
+    def __init__(
+        self, ledger: Ledger, store: Store, settings: Settings, on_change: OnChange = lambda *_: None
+    ) -> None:
+        """Prepare for corrections. Raises SettingsError if a root for references is malformed.
+
+        `on_change` is called in the transaction of each change.
+        """
         self._ledger = ledger
         self._store = store
+        self._on_change = on_change
         self._roots = Roots(settings.reference_roots)
         self._max_bytes = settings.max_image_bytes
 
@@ -84,26 +99,26 @@ class Corrector:
         job and need not name it. Rows with an empty label are skipped; `on_skip` is called with their number.
         Raises UserError with a line for each wrong row, Unavailable.
         """
-        requests: dict[tuple[str, int], CorrectionRequest] = {}
-        skipped = 0
+        return self.correct_rows(requests_in(lines, jsonl=jsonl, job_id=job_id), on_skip=on_skip)
+
+    def correct_rows(
+        self,
+        rows: Iterable[tuple[int, CorrectionRequest | UserError | None]],
+        *,
+        on_skip: Callable[[int], None] = lambda _rows: None,
+    ) -> list[Correction]:
+        """Store the corrections in these rows, as `requests_in` yields them: all of them, or none.
+
+        Raises UserError with a line for each wrong row, Unavailable.
+        """
         with self._batch() as batch:
-            for line, request in requests_in(lines, jsonl=jsonl, job_id=job_id):
-                if request is None:
-                    skipped += 1
-                    continue
-                if isinstance(request, UserError):
-                    batch.problems[line] = request
-                    continue
-                first = requests.setdefault((request.job_id, request.index), request)
-                if first.label != request.label:
-                    batch.problems[line] = UserError(
-                        f"its label is {request.label!r}, but line {first.line} says {first.label!r}."
-                    )
-            batch.look_up(list(requests.values()))
+            found = collect(rows)
+            batch.problems = found.problems
+            batch.look_up(list(found.requests.values()))
             if batch.problems:
-                raise UserError(_summarize_problems(batch.problems))
+                raise UserError(summarize_problems(batch.problems))
             stored = batch.save()
-        on_skip(skipped)
+        on_skip(found.skipped)
         return stored
 
     def undo(self, job_id: str, index: int) -> Correction:
@@ -117,6 +132,8 @@ class Corrector:
         if 0 <= index <= MAX_INDEX:
             with self._ledger.transaction() as connection:
                 found = remove_correction(connection, job_id, index)
+                if found is not None:
+                    self._on_change(connection, "undo correction", f"{job_id}/{index}")
         if found is None:
             with self._ledger.reading() as connection:
                 # A job that was purged as a whole still has its corrections.
@@ -136,7 +153,7 @@ class Corrector:
     @contextmanager
     def _batch(self) -> Iterator[_Batch]:
         check_store(self._ledger, self._store)
-        batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes)
+        batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes, self._on_change)
         try:
             yield batch
         except BaseException:
@@ -149,7 +166,9 @@ class Corrector:
 class _Batch:
     """The corrections of one call: what will be stored, and what is wrong."""
 
-    def __init__(self, ledger: Ledger, store: Store, roots: Roots, max_bytes: int) -> None:
+    def __init__(
+        self, ledger: Ledger, store: Store, roots: Roots, max_bytes: int, on_change: OnChange
+    ) -> None:
         self.problems: dict[int, UserError] = {}  # by line
         self.copied: list[str] = []
         self._made: list[NewCorrection] = []
@@ -157,6 +176,7 @@ class _Batch:
         self._store = store
         self._roots = roots
         self._max_bytes = max_bytes
+        self._on_change = on_change
         self._models: dict[str, Model] = {}
 
     def look_up(self, requests: list[CorrectionRequest]) -> None:
@@ -174,6 +194,8 @@ class _Batch:
         """Store the rows. Raises Unavailable."""
         with self._ledger.transaction() as connection:
             saved = save_corrections(connection, self._made)
+            for each in saved:
+                self._on_change(connection, "correct image", f"{each.job_id}/{each.index}")
         for correction in saved:
             self._restore_copy(correction)
         return saved
@@ -346,9 +368,3 @@ def _chunk(connection: Connection, request: CorrectionRequest) -> FinishedChunk:
 
 def _no_job(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
-
-
-def _summarize_problems(problems: dict[int, UserError]) -> str:
-    count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
-    lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
-    return "\n".join([f"{count}, and nothing is stored:", *lines])

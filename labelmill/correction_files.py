@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jobs.errors import UserError
@@ -46,6 +46,39 @@ def requests_in(
             yield line, _to_request(row, line, job_id)
         except UserError as error:
             yield line, error
+
+
+@dataclass(slots=True)
+class CollectedRows:
+    """The rows of a file: each image once, the wrong lines, and how many rows have an empty label."""
+
+    requests: dict[tuple[str, int], CorrectionRequest] = field(default_factory=dict)
+    problems: dict[int, UserError] = field(default_factory=dict)  # by line
+    skipped: int = 0
+
+
+def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) -> CollectedRows:
+    """Return what `requests_in` yields. Two rows of one image with other labels are wrong."""
+    found = CollectedRows()
+    for line, request in rows:
+        if request is None:
+            found.skipped += 1
+        elif isinstance(request, UserError):
+            found.problems[line] = request
+        else:
+            first = found.requests.setdefault((request.job_id, request.index), request)
+            if first.label != request.label:
+                found.problems[line] = UserError(
+                    f"its label is {request.label!r}, but line {first.line} says {first.label!r}."
+                )
+    return found
+
+
+def summarize_problems(problems: Mapping[int, UserError]) -> str:
+    """Return a line for each line of the file that is wrong."""
+    count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
+    lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
+    return "\n".join([f"{count}, and nothing is stored:", *lines])
 
 
 def _has_empty_label(row: dict[str, Any], *, jsonl: bool) -> bool:

@@ -13,23 +13,24 @@ from labelmill.console import ExitCode, say
 from labelmill.progress import ProgressLine
 
 if TYPE_CHECKING:
+    from labelmill.client.remote import RemoteClient
     from labelmill.stack import Stack
 
 #: If no worker has started a job after this long, probably none is running.
 _NO_WORKER_SECONDS: Final = 10.0
 
 
-def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> JobStatus:
+def watch(client: Client | RemoteClient, job_id: str, *, own_stack: Stack | None = None) -> JobStatus:
     """Follow the job to its end and show its progress. On Ctrl-C, say how to continue and exit with 130.
 
     `own_stack`: the stack that was started for this job and ends with it, which changes the advice. Raises
     Unavailable if one of its processes ends before the job does.
     """
-    embedded = client.settings.embedded_broker
+    advice = _advice(client)
     try:
         with ProgressLine("classifying") as progress:
             for status in client.follow(job_id):
-                note = _note(status, own_stack=own_stack is not None, embedded=embedded)
+                note = _note(status, own_stack=own_stack is not None, advice=advice)
                 progress.update(status.done, total=status.total, note=note)
                 if own_stack is not None and not status.finished:
                     own_stack.check_running()
@@ -44,7 +45,7 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
     return status
 
 
-def report_broker_unavailable(client: Client, waits: str, *, starts: str = "workers") -> None:
+def report_broker_unavailable(client: Client | RemoteClient, waits: str, *, starts: str = "workers") -> None:
     """Print why the latest messages could not be sent; nothing if they were sent.
 
     `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides the broker.
@@ -108,7 +109,16 @@ def _how_to_continue(job_id: str, *, own_stack: bool) -> str:
     )
 
 
-def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
+def _advice(client: Client | RemoteClient) -> str:
+    """Return how to find out why no worker has begun a job."""
+    if not isinstance(client, Client):
+        return "does one run where the API is served?"
+    if client.settings.embedded_broker:
+        return "is `labelmill up` running?"
+    return "`labelmill workers` lists those that run"
+
+
+def _note(status: JobStatus, *, own_stack: bool, advice: str) -> str:
     parts = []
     if status.failed:
         parts.append(f"{status.failed:,} with an error")
@@ -121,6 +131,5 @@ def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
     if status.started_at is None and own_stack:
         parts.append("the workers are loading the model")
     elif status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
-        advice = "is `labelmill up` running?" if embedded else "`labelmill workers` lists those that run"
         parts.append(f"waiting for a worker: {advice}")
     return ", ".join(parts)

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 
 from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
@@ -25,6 +27,7 @@ from producer.sources.files import shown
 from producer.sources.image import Reading, check_name_length
 from producer.sources.manifest import Manifest
 from producer.sources.remote import read_remote
+from producer.sources.tars import is_packed, read_packed
 
 
 @contextmanager
@@ -75,6 +78,10 @@ def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]
     """Yield the images of an uploaded file: of an archive, those of its members."""
     inside = f"{shown(path)}/"
     try:
+        if is_packed(path):  # a job's own limits bound its members
+            limits = replace(settings.archive_limits, max_members=sys.maxsize)
+            yield from read_packed(path, max_bytes=settings.max_image_bytes, limits=limits)
+            return
         for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
             name = image.name
             name = name.removeprefix(inside) if name.startswith(inside) else file.name

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from jobs.errors import LabelmillError
-from jobs.ledger import Ledger
-from jobs.ledger.queries import JobStatus, job_status
+from jobs.ledger.queries import JobStatus
 
 #: Pauses start short, for jobs of one image, and grow for long jobs.
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -20,15 +19,16 @@ class NotFinished(LabelmillError):
     """The job did not finish in time; it continues."""
 
 
-def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
+def follow(
+    read_status: Callable[[str], JobStatus], job_id: str, *, timeout: float | None = None
+) -> Iterator[JobStatus]:
     """Yield the job's status repeatedly; the last one is final.
 
-    Raises NotFound, Unavailable, and NotFinished after `timeout` seconds.
+    Raises what `read_status` raises, and NotFinished after `timeout` seconds.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     for pause in pauses():
-        with ledger.reading() as connection:
-            status = job_status(connection, job_id)
+        status = read_status(job_id)
         yield status
         if status.finished:
             return

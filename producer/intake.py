@@ -19,12 +19,14 @@ from jobs.ledger import Ledger
 from jobs.ledger.batches import (
     Intake,
     claim_intake,
+    delete_input,
     finish_intake,
     hold_intake,
     is_batch_open,
     release_intake,
 )
 from jobs.ledger.control import end_job
+from jobs.ledger.files import file_key, known_files
 from jobs.ledger.shadows import shadow_job
 from jobs.ledger.submission import add_chunk, seal_job, touch_job
 from jobs.queue import Publisher
@@ -83,18 +85,19 @@ def _take_in_or_fail(
     ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, intake: Intake
 ) -> None:
     """Take in the batch, or let it fail if its source cannot be read. Raises LeaseLost, Unavailable."""
-    error = None
     try:
         _take_in(ledger, store, publisher, settings, intake)
-        return
-    except Stopped:  # cancelled, or failed with too many errors
-        pass
-    except SourceError as source_error:
-        error = str(source_error)
-    with ledger.transaction() as connection:
-        finish_intake(connection, intake)
-        if error is not None:
-            end_job(connection, intake.job_id, JobState.FAILED, error=error)
+    except (Stopped, SourceError) as error:  # Stopped: cancelled, or failed with too many errors
+        with ledger.transaction() as connection:
+            finish_intake(connection, intake)
+            if isinstance(error, SourceError):
+                end_job(connection, intake.job_id, JobState.FAILED, error=str(error))
+            delete_input(connection, intake.request, intake.file_id)
+    if intake.request.get("delete_input") and intake.file_id is not None:
+        with ledger.reading() as connection:
+            is_deleted = not known_files(connection, [intake.file_id])
+        if is_deleted:  # if this process is killed before, a purge removes the bytes
+            store.remove(file_key(intake.file_id))
 
 
 def _touch(connection: Connection, *, intake: Intake) -> bool:
@@ -140,4 +143,5 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
 def _finish(connection: Connection, intake: Intake, settings: Settings) -> None:
     finish_intake(connection, intake)
     seal_job(connection, intake.job_id, fingerprint=None)
+    delete_input(connection, intake.request, intake.file_id)
     shadow_job(connection, intake.job_id, share=settings.shadow_share)

@@ -6,9 +6,17 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from jobs.errors import ImageError, PayloadDamaged
+from sqlalchemy.engine import Connection
+
+from jobs.errors import Conflict, ImageError, PayloadDamaged
 from jobs.ledger import Ledger
-from jobs.ledger.queries import Unlabelled, check_not_purged, check_retry, images_without_label
+from jobs.ledger.queries import (
+    Unlabelled,
+    check_not_purged,
+    check_retry,
+    images_without_label,
+    job_status,
+)
 from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher
 from jobs.references import Reference
@@ -38,25 +46,34 @@ def retry(
     store: Store,
     publisher: Publisher,
     chunk_images: int,
+    key: str | None = None,
     shadow_share: float = 0.0,
     on_progress: Callable[[int], None] = lambda _images: None,
+    on_seal: Callable[[Connection, str], object] = lambda *_: None,
     tracing: Tracing | None = None,
 ) -> Retried:
     """Submit the job's images without a label again, with their original names and contents.
 
-    With `failed_only`, leave out images that never got an outcome. Memory holds one chunk of the old job and
-    one of the new. Raises NotFound; Conflict if the job has not finished, or if its payloads were purged,
-    even during the retry; and what `submit` raises.
+    With `failed_only`, leave out images that never got an outcome. If `key` already has a job, return that
+    job. `on_seal` is called in the transaction that submits the new job. Memory holds one chunk of the old
+    job and one of the new. Raises NotFound; Conflict if the job has not finished, if its payloads were
+    purged, even during the retry, or if the key belongs to another job; and what `submit` raises.
     """
+    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
+    if key is not None and (holder := submitter.find_job_by_key(key, lambda _job_id: None)) is not None:
+        with ledger.reading() as connection:
+            again = job_status(connection, holder.job_id)
+        if again.retry_of != job_id:
+            raise Conflict(f"The key already belongs to job {again.id}, which is no retry of job {job_id}.")
+        return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
         status = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)
-    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
     chunks = chunks_of(images, chunk_images)
     first = next(chunks, None)
     if first is None:
         return Retried(None, images.unreadable)
-    options = JobOptions(status.model, top_k=status.top_k, retry_of=job_id)
+    options = JobOptions(status.model, key, top_k=status.top_k, retry_of=job_id)
     submitted = submitter.submit(options, chain([first], chunks))
     return Retried(submitted, images.unreadable)
 

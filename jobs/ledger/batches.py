@@ -8,15 +8,18 @@ that is in the ledger.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import LeaseLost
+from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
+from jobs.ledger.files import delete_file
 from jobs.schema import JobState, batches, chunks, db_now, jobs
 
 #: A claim expires after so many seconds, unless it is renewed.
@@ -24,6 +27,9 @@ INTAKE_LEASE_SECONDS: Final = 60.0
 
 #: A batch fails after so many claims in a row that added no image: something in it kills the process.
 MAX_ATTEMPTS: Final = 5
+
+#: No more batches are accepted while so many wait for an intake process.
+MAX_WAITING_BATCHES: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,32 @@ def is_batch_open(connection: Connection) -> bool:
     )
 
 
+def is_backlog_full(connection: Connection) -> bool:
+    """Return whether too many batches wait for an intake process."""
+    waiting = sa.select(batches.c.job_id).where(batches.c.state != "done").limit(MAX_WAITING_BATCHES)
+    count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery()))
+    return (count or 0) >= MAX_WAITING_BATCHES
+
+
+def abandoned_seconds(connection: Connection) -> float | None:
+    """Return how long the oldest batch has waited for an intake process.
+
+    None if no batch waits, or an intake process is at work: it takes the others in later.
+    """
+    is_open = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state == JobState.RECEIVING)
+    row = connection.execute(
+        sa.select(
+            sa.func.min(batches.c.created_at).label("oldest"),
+            sa.func.max(batches.c.lease_until).label("lease"),
+            db_now().label("now"),
+        ).where(batches.c.state != "done", is_open)
+    ).one()
+    if row.oldest is None or (row.lease is not None and row.lease > row.now):
+        return None
+    waited: timedelta = row.now - row.oldest
+    return waited.total_seconds()
+
+
 def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, Batch]:
     """Return the batches of these jobs by id. Jobs that were not submitted over HTTP are left out."""
     columns = (batches.c.job_id, batches.c.request, batches.c.file_id)
@@ -92,7 +124,9 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     progress fails.
     """
     stopped = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state != JobState.RECEIVING)
-    connection.execute(batches.update().where(batches.c.state != "done", stopped).values(state="done"))
+    closed = batches.update().where(batches.c.state != "done", stopped).values(state="done")
+    for each in connection.execute(closed.returning(batches.c.request, batches.c.file_id)).all():
+        delete_input(connection, each.request, each.file_id)
     is_free = sa.or_(
         sa.and_(
             batches.c.state == "pending",
@@ -127,6 +161,16 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
         end_job(connection, intake.job_id, JobState.FAILED, error=why)
         return None
     return intake
+
+
+def delete_input(connection: Connection, request: dict[str, Any], file_id: str | None) -> None:
+    """Delete the row of a batch's uploaded file, if that was requested and no other batch reads the file.
+
+    The caller, or else a purge, removes its bytes.
+    """
+    if request.get("delete_input") and file_id is not None:
+        with suppress(NotFound, Conflict), connection.begin_nested():
+            delete_file(connection, file_id)
 
 
 def last_chunk(connection: Connection, job_id: str) -> LastChunk:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from jobs.dataset import MNIST
-from jobs.errors import Conflict, SourceError
+from jobs.errors import Conflict
 from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.corrections import corrected_labels
 from jobs.ledger.models import get_model
@@ -25,11 +23,9 @@ from jobs.ledger.queries import (
 )
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
-from jobs.reading import too_large
 from jobs.schema import JobState
 from labelmill.client.session import Session, accept_numpy_numbers
-from producer.follow import follow
-from producer.sources import SourceImage, Sources
+from producer.sources import SourceImage
 
 if TYPE_CHECKING:
     from labelmill.labelled import LabelledEvaluation
@@ -39,60 +35,6 @@ if TYPE_CHECKING:
 
 class JobMethods(Session):
     """The client's methods for jobs."""
-
-    def submit(
-        self,
-        *sources: str | PathLike[str] | bytes,
-        key: str | None = None,
-        model: str | None = None,
-        dataset: str | None = None,
-        by_reference: bool = False,
-        error_limits: ErrorLimits | None = None,
-        priority: int | None = None,
-        top_k: int | None = None,
-        stdin: Iterable[str] | None = None,
-        on_progress: Callable[[int], None] = lambda _images: None,
-    ) -> str:
-        """Submit images as one job and return the job's id.
-
-        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, a manifest
-        (`.csv`, `.jsonl`, `.parquet`), an MNIST IDX file, a URL such as `s3://bucket/photos/`, `-` for the
-        paths and URLs that `stdin` yields, or the bytes of one image file. Bytes at position n (from 0)
-        become the image `image-n`.
-
-        Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
-        other arguments and errors, see `submission`. Examples::
-
-            client.submit("photos/", "more.zip", key="june")
-            client.submit(response.content)
-        """
-        return self.submission(
-            self._images(sources, stdin=stdin, by_reference=by_reference),
-            key=key,
-            model=model,
-            dataset=dataset,
-            by_reference=by_reference,
-            error_limits=error_limits,
-            priority=priority,
-            top_k=top_k,
-            on_progress=on_progress,
-        ).job_id
-
-    def sources(
-        self, sources: Iterable[str | PathLike[str]], *, stdin: Iterable[str] | None = None
-    ) -> Sources:
-        """Return the images of these sources, to pass to `submission`.
-
-        The images are read during iteration. Raises SourceError if a source does not exist or cannot be read,
-        Unavailable if a URL cannot be reached.
-        """
-        return Sources(
-            [fspath(source) for source in sources],
-            stdin=stdin,
-            max_bytes=self.settings.max_image_bytes,
-            archives=self.settings.archive_limits,
-            private_hosts=self.settings.private_hosts,
-        )
 
     def submission(
         self,
@@ -139,8 +81,7 @@ class JobMethods(Session):
         from producer.submit import submit
 
         if model is not None:
-            with self.ledger.reading() as connection:
-                model = model_named(connection, model, dataset).id
+            model = self.model_id(model, dataset=dataset)
         return submit(
             images,
             ledger=self.ledger,
@@ -158,6 +99,7 @@ class JobMethods(Session):
             limits=self.settings.job_limits,
             on_progress=on_progress,
             on_wait=on_wait,
+            on_seal=lambda connection, new_id: self.on_change(connection, "submit job", new_id),
             tracing=self._tracing,
         )
 
@@ -175,6 +117,14 @@ class JobMethods(Session):
         with self.ledger.reading() as connection:
             return job_status(connection, job_id)
 
+    def model_id(self, typed: str | None = None, *, dataset: str | None = None) -> str:
+        """Return a model's full id, given the first characters of it or an alias; by default the champion's.
+
+        Raises NotFound; Conflict if several models match, or if it is not a model of `dataset`.
+        """
+        with self.ledger.reading() as connection:
+            return model_named(connection, typed, dataset).id
+
     @accept_numpy_numbers
     def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
         """Return the latest jobs, newest first; with `state`, only jobs in this state."""
@@ -186,23 +136,6 @@ class JobMethods(Session):
         with self.ledger.reading() as connection:
             return list_workers(connection)
 
-    def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
-        """Yield the job's status repeatedly until the job has finished.
-
-        Raises NotFound, and NotFinished after `timeout` seconds; the job continues in any case.
-        """
-        return follow(self.ledger, job_id, timeout=timeout)
-
-    def wait(self, job_id: str, *, timeout: float | None = None) -> JobStatus:
-        """Wait until the job has finished, and return its final status.
-
-        Raises NotFound, and NotFinished after `timeout` seconds; the job continues in any case.
-        """
-        for status in self.follow(job_id, timeout=timeout):
-            if status.finished:
-                break
-        return status
-
     def cancel(self, job_id: str) -> JobStatus:
         """Stop the job and return its status. Images that were already classified keep their predictions.
 
@@ -212,6 +145,8 @@ class JobMethods(Session):
         with self.ledger.transaction() as connection:
             stopped = end_job(connection, job_id, JobState.CANCELLED)
             status = job_status(connection, job_id)
+            if stopped:
+                self.on_change(connection, "cancel job", job_id)
         if not stopped:
             raise _had_finished(status)
         return status
@@ -224,6 +159,8 @@ class JobMethods(Session):
         with self.ledger.transaction() as connection:
             paused = pause_job(connection, job_id)
             status = job_status(connection, job_id)
+            if paused:
+                self.on_change(connection, "pause job", job_id)
         if not paused:
             raise _had_finished(status)
         return status
@@ -235,6 +172,8 @@ class JobMethods(Session):
         with self.ledger.transaction() as connection:
             due = resume_job(connection, job_id, limit=MAX_WAITING)
             status = job_status(connection, job_id)
+            if due is not None:
+                self.on_change(connection, "resume job", job_id)
         if due is None:
             if status.finished:
                 raise _had_finished(status)
@@ -247,25 +186,29 @@ class JobMethods(Session):
         job_id: str,
         *,
         failed_only: bool = False,
+        key: str | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> Retried:
         """Submit the images of a finished job that have no label, as a new job with the same model.
 
         Returns the new submission, or None if there is nothing to retry, and the number of images that could
         not be read when they were first submitted. With `failed_only`, leave out images that a stopped job
-        never reached. Raises NotFound, and Conflict if the job has not finished or its payloads were purged.
+        never reached. With `key`, calling it again returns the same new job. Raises NotFound, and Conflict if
+        the job has not finished or its payloads were purged.
         """
         from producer.retry import retry
 
         return retry(
             job_id,
             failed_only=failed_only,
+            key=key,
             ledger=self.ledger,
             store=self.store,
             publisher=self._broker(),
             chunk_images=self.settings.chunk_images,
             shadow_share=self.settings.shadow_share,
             on_progress=on_progress,
+            on_seal=lambda connection, _: self.on_change(connection, "retry job", job_id),
             tracing=self._tracing,
         )
 
@@ -347,38 +290,6 @@ class JobMethods(Session):
         indices = [mistake.index for mistake in found.mistakes]
         shown = thumbnails(self.ledger, self.store, self.settings, job_id, indices)
         return render_labelled(job_id, found, shown)
-
-    def _images(
-        self,
-        sources: tuple[str | PathLike[str] | bytes, ...],
-        *,
-        stdin: Iterable[str] | None,
-        by_reference: bool,
-    ) -> Iterable[SourceImage]:
-        """Return the images of paths, URLs and bytes, in order. Raises SourceError."""
-        for source in sources:
-            if not isinstance(source, (str, PathLike, bytes)):
-                raise SourceError(
-                    f"Cannot submit a {type(source).__name__}: pass paths, URLs, or the bytes of image files "
-                    "(PNG, JPEG, ...), each as one argument. submit(*paths) passes a list."
-                )
-        if not any(isinstance(source, bytes) for source in sources):
-            return self.sources([source for source in sources if not isinstance(source, bytes)], stdin=stdin)
-        if by_reference:
-            raise SourceError(
-                "Bytes cannot be submitted by reference: pass the image's path or URL, or leave out "
-                "by_reference."
-            )
-        limit = self.settings.max_image_bytes
-        found: list[Iterable[SourceImage]] = []
-        for place, source in enumerate(sources):
-            if not isinstance(source, bytes):
-                found.append(self.sources([source], stdin=stdin))
-            elif len(source) > limit:
-                found.append([SourceImage(f"image-{place}", None, too_large(limit))])
-            else:
-                found.append([SourceImage(f"image-{place}", source, None)])
-        return chain.from_iterable(found)
 
 
 def _had_finished(status: JobStatus) -> Conflict:

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.client.common import CommonMethods
 from labelmill.migrating import open_ledger
 
 if TYPE_CHECKING:
     from jobs.queue import Publisher
     from jobs.traces import Tracing
+
+#: A function that is called in the transaction of a change, with what is done and the id of what is changed.
+OnChange = Callable[[Connection, str, str], object]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +44,7 @@ def accept_numpy_numbers(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-class Session:
+class Session(CommonMethods):
     """A connection to one Labelmill installation."""
 
     def __init__(self, settings: Settings | None = None, *, ledger: Ledger | None = None) -> None:
@@ -53,6 +59,8 @@ class Session:
         self.settings = settings or Settings.load()
         self._owns_ledger = ledger is None
         self.ledger: Ledger = open_ledger(self.settings) if ledger is None else ledger
+        #: The HTTP API writes its audit here.
+        self.on_change: OnChange = lambda *_: None
         self._publisher: Publisher | None = None
 
     @property
@@ -74,12 +82,6 @@ class Session:
         tracing = self.__dict__.get("_tracing")  # do not open it only to close it
         if tracing is not None:
             tracing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @cached_property
     def store(self) -> Store:

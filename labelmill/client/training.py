@@ -36,6 +36,7 @@ from worker.learning.start_model import model_to_start_from
 
 if TYPE_CHECKING:
     from labelmill.correcting import Corrector
+    from labelmill.correction_files import CorrectionRequest
     from labelmill.reviewing import Review
     from worker.learning.recipes import Architecture, Augment, Profile, Recipe
 
@@ -95,6 +96,7 @@ class TrainingMethods(Session):
         clear_expired_run(self.ledger, dataset, on_wait=on_wait)
         with self.ledger.transaction() as connection:
             request_run(connection, run_id, recipe=recipe.to_json(), dataset=dataset)
+            self.on_change(connection, "request run", run_id)
         self.wake_trainer(run_id)
         return run_id
 
@@ -204,6 +206,13 @@ class TrainingMethods(Session):
         """
         return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id, on_skip=on_skip)
 
+    def correct_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
+        """Store all of these corrections, or none if any is wrong.
+
+        Raises UserError with one line for each wrong one.
+        """
+        return self._corrector().correct_rows((request.line, request) for request in requests)
+
     @accept_numpy_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:
         """Remove the correction of an image, and return the removed correction. Raises NotFound."""
@@ -248,4 +257,4 @@ class TrainingMethods(Session):
     def _corrector(self) -> Corrector:
         from labelmill.correcting import Corrector
 
-        return Corrector(self.ledger, self.store, self.settings)
+        return Corrector(self.ledger, self.store, self.settings, self.on_change)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labelmill.client import Client
+from labelmill.connection import open_client
 from labelmill.console import examples, print_json, report_errors, say
 from labelmill.follow import closing_line, report_broker_unavailable, status_to_json
 
@@ -23,7 +23,7 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
 
     Chunks that workers have begun are still recorded.
     """
-    with Client() as client:
+    with open_client() as client:
         job = client.job_id(job)
         status = client.pause(job)
     say(f"job {job} is paused: {status.done:,} of {status.total:,} images done")
@@ -36,7 +36,7 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
 @report_errors
 def resume(job: JobId, as_json: AsJson = False) -> None:
     """Resume a paused job where it stopped."""
-    with Client() as client:
+    with open_client() as client:
         job = client.job_id(job)
         status = client.resume(job)
         say(f"job {job} is resumed: {status.done:,} of {status.total:,} images done")
@@ -54,7 +54,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     Chunks that workers have begun are still recorded. A job with a key that was still being submitted stays
     until the next submission under that key.
     """
-    with Client() as client:
+    with open_client() as client:
         status = client.cancel(client.job_id(job))
     say(closing_line(status))
     if as_json:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
@@ -16,9 +16,13 @@ from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
 from jobs.model import name_classes
 from labelmill.client import Client
+from labelmill.connection import open_client
 from labelmill.console import examples, pluralize, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
 from producer.export import printable
+
+if TYPE_CHECKING:
+    from labelmill.client.remote import RemoteClient
 
 app = typer.Typer(add_completion=False)
 
@@ -71,7 +75,7 @@ def correct(
     A copy of the image is kept, even if the job is purged. Giving the predicted label confirms the
     prediction. All rows of a file are stored, or none if one is wrong; rows with an empty label are skipped.
     """
-    with Client() as client:
+    with open_client() as client:
         is_one = not list_all and source is None and undo == (label is None)
         if job is not None and index is not None and is_one:
             _correct_one(client, client.job_id(job), index, label, as_json=as_json)
@@ -87,7 +91,9 @@ def correct(
             print_table(_COLUMNS, client.corrections())
 
 
-def _correct_one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
+def _correct_one(
+    client: Client | RemoteClient, job: str, index: int, label: str | None, *, as_json: bool
+) -> None:
     if label is None:
         found = client.undo_correction(job, index)
         say(f"image {index} of job {job} ({printable(found.name)}) has no correction now")
@@ -108,7 +114,9 @@ def _describe_prediction(correction: Correction) -> str:
     return f"the prediction was {correction.predicted}"
 
 
-def _correct_from_file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
+def _correct_from_file(
+    client: Client | RemoteClient, source: Path, job: str | None, *, as_json: bool
+) -> None:
     try:
         with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
             stored = client.correct_from(
@@ -128,8 +136,13 @@ def _report_unlabelled(rows: int) -> None:
         say(f"skipped {pluralize(rows, 'row')} without a label")
 
 
-def _report_skipped(client: Client, stored: list[Correction]) -> None:
-    """Print how many corrections the next training run will skip, if its data has the same classes."""
+def _report_skipped(client: Client | RemoteClient, stored: list[Correction]) -> None:
+    """Print how many corrections the next training run will skip, if its data has the same classes.
+
+    The HTTP API does not say.
+    """
+    if not isinstance(client, Client):
+        return
     datasets = {model.id: model.dataset for model in client.models()}
     for dataset in sorted({datasets[each.model_id] for each in stored}):
         learnt = client.classes_learnt(dataset=dataset)

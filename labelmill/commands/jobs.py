@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.schema import JobState
-from labelmill.client import Client
+from labelmill.connection import open_client
 from labelmill.console import examples, print_json, report_errors
 from labelmill.follow import format_state, status_to_json
 from labelmill.tables import Column, print_table, short_time
@@ -34,7 +34,7 @@ def jobs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the latest jobs, newest first."""
-    with Client() as client:
+    with open_client() as client:
         found = client.jobs(limit=limit, state=state)
     if as_json:
         print_json([status_to_json(status) for status in found])

@@ -11,7 +11,7 @@ import typer
 
 from jobs.errors import UserError
 from jobs.ledger.queries import Prediction
-from labelmill.client import Client
+from labelmill.connection import open_client
 from labelmill.console import examples, pluralize, report_errors, say
 from labelmill.follow import report_incomplete
 from labelmill.output import STDOUT, as_text, choose_format, opened, output_option, shown
@@ -78,7 +78,7 @@ def predictions(
     )
     last: Prediction | None = None
 
-    with Client() as client:
+    with open_client() as client:
         job = client.job_id(job)
         # Read before the first row, so that the rows include all images that this status counts.
         status = client.status(job)

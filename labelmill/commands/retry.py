@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labelmill.client import Client
+from labelmill.connection import open_client
 from labelmill.console import examples, exit_code_of, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
@@ -31,7 +31,7 @@ def retry(
 
     The new job uses the same model, so its predictions belong with those of the first job.
     """
-    with Client() as client:
+    with open_client() as client:
         job = client.job_id(job)
         with ProgressLine("submitting again") as progress:
             submitted, unreadable = client.retry(job, failed_only=failed, on_progress=progress.update)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.ledger.queries import JobStatus
-from labelmill.client import Client
+from labelmill.connection import open_client
 from labelmill.console import examples, exit_code_of, format_time, print_data, print_json, report_errors
 from labelmill.follow import format_state, status_to_json, watch
 from labelmill.tables import field_lines
@@ -24,7 +24,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show the progress of a job: counts, rate, time left, and how long its oldest chunk has waited."""
-    with Client() as client:
+    with open_client() as client:
         job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)
     if as_json:

@@ -13,8 +13,8 @@ from jobs.ledger.models import CHAMPION
 from jobs.limits import ErrorLimits
 from jobs.references import Roots
 from jobs.schema import SMALL_JOB_IMAGES, JobState
-from labelmill.client import Client
 from labelmill.commands.options import ChampionOfOption, TopOption
+from labelmill.connection import open_client
 from labelmill.console import (
     examples,
     exit_code_of,
@@ -32,6 +32,8 @@ from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin
 
 if TYPE_CHECKING:
+    from labelmill.client import Client
+    from labelmill.client.remote import RemoteClient
     from producer.submit import Submitted
 
 app = typer.Typer(add_completion=False)
@@ -126,9 +128,9 @@ def submit(
     if dry_run and watch_it:
         raise UserError("--dry-run submits nothing that --watch could follow: leave one of them out.")
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
-    with Client() as client:
+    with open_client() as client:
         if model is not None:
-            model = client.model(model, dataset=dataset).id
+            model = client.model_id(model, dataset=dataset)
         images = client.sources(sources, stdin=paths_on_stdin())
         if dry_run:
             _report_dry_run(client, images, model, dataset, by_reference=by_reference, as_json=as_json)
@@ -163,7 +165,7 @@ def submit(
 
 
 def _report_dry_run(
-    client: Client,
+    client: Client | RemoteClient,
     images: Sources,
     model: str | None,
     dataset: str | None,
@@ -197,10 +199,10 @@ def _report_dry_run(
         say(f"skipped {pluralize(images.skipped, 'file')}: not images by their names")
 
 
-def _recent_rate(client: Client, model: str | None, dataset: str | None) -> float | None:
+def _recent_rate(client: Client | RemoteClient, model: str | None, dataset: str | None) -> float | None:
     """Return the images per second of the largest recent job with this model, or None if there is none."""
     try:
-        chosen = client.model(model or CHAMPION, dataset=dataset).id
+        chosen = client.model_id(model or CHAMPION, dataset=dataset)
     except NotFound:
         return None
     done = [job for job in client.jobs(limit=_RECENT_JOBS, state=JobState.DONE) if job.model == chosen]

@@ -6,20 +6,20 @@ A batch is a job. Those that were submitted with the command are listed, too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
 from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
+from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
-from jobs.ledger.queries import JobStatus, job_status, latest_jobs, model_named
+from jobs.ledger.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.submission import find_key, open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
@@ -39,13 +39,13 @@ from labelmill.server.schemas import (
     NewBatch,
     Page,
     RequestCounts,
+    RetriedBatch,
     seconds,
 )
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
-#: Characters of an `Idempotency-Key`.
-MAX_KEY: Final = 200
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
 
 _STATUS: Final = {
     JobState.RECEIVING: "validating",
@@ -54,6 +54,12 @@ _STATUS: Final = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
+
+#: When a client may try again if too many batches wait.
+_BACKLOG_RETRY_SECONDS: Final = 60
+
+#: The digest of the file, in a stored request.
+_SHA256: Final = "input_sha256"
 
 #: An error's code if a batch fails as a whole.
 _FAILED: Final = "batch_failed"
@@ -65,14 +71,14 @@ def create_batch(
     session: SubmitSession,
     request: Request,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> BatchObject:
     """Classify the images of an uploaded file, at URLs, or below a URL.
 
     Once this is answered, the batch is committed. A request with the same `Idempotency-Key` and the same body
-    returns the same batch.
+    returns the same batch, even if it names another file with the same bytes.
     """
-    key = None if idempotency_key is None else job_key(session, idempotency_key)
+    key = job_key(session, idempotency_key)
     body = wanted.model_dump(mode="json", exclude_none=True)
     if wanted.urls is not None:  # they may be a megabyte, and may contain keys
         body["urls"] = hashlib.sha256("\0".join(wanted.urls).encode()).hexdigest()
@@ -93,12 +99,13 @@ def list_batches(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
+    state: JobState | None = None,
 ) -> Page[BatchObject]:
-    """List the batches, newest first."""
+    """List the batches, newest first; with `state`, only those whose job is in this state."""
     if after is not None:
         found_id(session, after)
     with session.client.ledger.reading() as connection:
-        found = latest_jobs(connection, limit=limit + 1, after=after)
+        found = latest_jobs(connection, limit=limit + 1, after=after, state=state)
         of_http = find_batches(connection, [status.id for status in found])
         objects = [_to_object(status, of_http.get(status.id)) for status in found]
     return Page.of(objects, limit)
@@ -106,61 +113,82 @@ def list_batches(
 
 @router.get("/{batch_id}")
 def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
-    """Show a batch: its status, and how many of its images are done."""
+    """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
+    with session.client.ledger.reading() as connection:
+        batch_id = full_id(connection, "job", batch_id)
     return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Stop a batch. Images that are classified already keep their labels."""
-    return _changed(session, batch_id, "cancel batch", session.client.cancel)
+    session.client.cancel(found_id(session, batch_id))
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Pause a batch until it is resumed."""
-    return _changed(session, batch_id, "pause batch", session.client.pause)
+    session.client.pause(found_id(session, batch_id))
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Resume a paused batch."""
-    return _changed(session, batch_id, "resume batch", session.client.resume)
+    session.client.resume(found_id(session, batch_id))
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
-def retry_batch(batch_id: str, session: SubmitSession) -> BatchObject:
-    """Submit again the images of a batch that got no label, as a new batch."""
-    retried = session.client.retry(found_id(session, batch_id)).submitted
+def retry_batch(
+    batch_id: str,
+    session: SubmitSession,
+    *,
+    failed_only: bool = False,
+    idempotency_key: IdempotencyKey = None,
+) -> RetriedBatch:
+    """Submit again the images of a batch that got no label, as a new batch.
+
+    With `failed_only`, leave out images that a stopped batch never reached. A request with the same
+    `Idempotency-Key` returns the same new batch.
+    """
+    retried, unreadable = session.client.retry(
+        found_id(session, batch_id), failed_only=failed_only, key=job_key(session, idempotency_key)
+    )
     if retried is None:
-        raise Conflict(f"Batch {batch_id} has no image that could be submitted again.")
-    session.record_done("retry batch", batch_id)
-    return read_batch(session.client.ledger, retried.job_id)
-
-
-def _changed(session: Session, batch_id: str, action: str, change: Callable[[str], object]) -> BatchObject:
-    """Change a batch, write that into the audit, and return what it is then. Raises NotFound, Conflict."""
-    change(found_id(session, batch_id))
-    session.record_done(action, batch_id)
-    return read_batch(session.client.ledger, batch_id)
+        detail = f"Batch {batch_id} has no image that could be submitted again."
+        raise ApiError(HTTPStatus.CONFLICT, "nothing_to_retry", detail)
+    return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
     """Commit a new batch, and return its id."""
     limits = None
     if wanted.max_errors is not None or wanted.max_error_rate is not None:
-        limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
+        limits = ErrorLimits(
+            wanted.max_errors, wanted.max_error_rate, wanted.min_sample or ErrorLimits().sample
+        )
     _check_roots(session, wanted)
     _check_webhook(session, wanted)
     batch_id = new_id()
     listed = None if wanted.urls is None else store_list(session, wanted.urls)
+    digest: dict[str, object] = {}
     with session.client.ledger.transaction() as connection:
+        if is_backlog_full(connection):
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "unavailable",
+                "Too many batches wait for their images to be read: try again later.",
+                {"Retry-After": str(_BACKLOG_RETRY_SECONDS)},
+            )
         if wanted.webhook_url is not None:
             secret_of_batches(connection)  # without a secret, nothing is sent
         if listed is not None:
             file_id: str | None = listed.add(connection).id
         elif wanted.input_file_id is not None:
-            file_id = get_file(connection, id_in(wanted.input_file_id), keep=True).id
+            file = get_file(connection, id_in(wanted.input_file_id), keep=True)
+            file_id, digest = file.id, {_SHA256: file.sha256}
         else:
             file_id = None
         if wanted.model is not None:
@@ -168,7 +196,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
         open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits, top_k=wanted.top_k)
-        add_batch(connection, batch_id, request=body, file_id=file_id)
+        add_batch(connection, batch_id, request=body | digest, file_id=file_id)
         session.record(connection, "create batch", batch_id)
     return batch_id
 
@@ -199,8 +227,10 @@ def _check_webhook(session: Session, wanted: NewBatch) -> None:
             raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"webhook_url: {error}") from None
 
 
-def job_key(session: Session, idempotency_key: str) -> str:
+def job_key(session: Session, idempotency_key: str | None) -> str | None:
     """Return the job's key. Two owners of API keys, and the command, cannot take each other's."""
+    if idempotency_key is None:
+        return None
     digest = hashlib.sha256(f"{session.key.id} {idempotency_key}".encode()).hexdigest()
     return f"http {digest}"
 
@@ -212,13 +242,29 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
     with session.client.ledger.reading() as connection:
         holder = find_key(connection, key)
         batch = find_batch(connection, holder.job_id) if holder is not None else None
-    if batch is None:
-        return None
-    if batch.request != body:
+        if batch is None:
+            return None
+        is_same = _is_same(connection, batch.request, body)
+    if not is_same:
         raise Conflict(
             f"Batch {batch.job_id} has the same Idempotency-Key and another body: use another key."
         )
     return batch.job_id
+
+
+def _is_same(connection: Connection, earlier: dict[str, object], body: dict[str, object]) -> bool:
+    """Return whether two requests want the same: the file may be another one with the same bytes."""
+    digest = earlier.get(_SHA256)
+    rest = {name: value for name, value in earlier.items() if name != _SHA256}
+    if rest == body:
+        return True
+    file_id = body.get("input_file_id")
+    if file_id is None or rest | {"input_file_id": file_id} != body:
+        return False
+    try:
+        return get_file(connection, id_in(str(file_id))).sha256 == digest
+    except NotFound:
+        return False
 
 
 def found_id(session: Session, batch_id: str) -> str:
@@ -269,4 +315,5 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         completion_window=request.get("completion_window", "24h"),
         paused=status.paused,
         retry_of=status.retry_of,
+        job=status,
     )

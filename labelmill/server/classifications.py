@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -20,7 +20,7 @@ from jobs.errors import Conflict
 from jobs.reading import too_large
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.batches import MAX_KEY, job_key, read_batch
+from labelmill.server.batches import IdempotencyKey, job_key, read_batch
 from labelmill.server.files import checked_name
 from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import BatchObject, Classification, Name, Result
@@ -78,19 +78,19 @@ async def classify(
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS)] = 10.0,
     model: Name | None = None,
     dataset: Name | None = None,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Classify an image (the body), or up to 16 (a form with parts `file`), and wait for the labels.
 
     If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them.
     """
-    key = None if idempotency_key is None else job_key(session, idempotency_key)
+    key = job_key(session, idempotency_key)
     batch_id = await _submit(request, session, key, model, dataset)
     await _wait(session.client, batch_id, wait, request)
     batch = await run_in_threadpool(read_batch, session.client.ledger, batch_id)
     headers = {"Location": str(request.url_for("show_batch", batch_id=batch_id).path)}
     if batch.status != "completed":
-        return JSONResponse(batch.model_dump(), HTTPStatus.ACCEPTED, headers)
+        return JSONResponse(batch.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
     predictions = await run_in_threadpool(lambda: list(session.client.predictions(batch_id)))
     found = Classification(id=batch_id, model=batch.model, results=list(map(Result.of, predictions)))
     return JSONResponse(found.model_dump(), headers=headers)
@@ -105,8 +105,6 @@ async def _submit(
         session.client.submission, images, key=key, model=model, dataset=dataset, on_wait=_refuse
     )
     submitted = await run_in_threadpool(submit)
-    if submitted.new:
-        await run_in_threadpool(session.record_done, "classify", submitted.job_id)
     return submitted.job_id
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -14,6 +13,7 @@ from jobs.errors import ImageError, NotFound
 from jobs.ledger.corrections import Correction
 from jobs.ledger.queries import predictions_of
 from jobs.limits import IMAGE_FORMATS
+from labelmill.correction_files import CorrectionRequest
 from labelmill.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
@@ -69,7 +69,6 @@ def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSess
     """Store the true label of an image, for the next training run."""
     with conflicts():
         correction = session.client.correct(found_id(session, batch_id), index, wanted.label)
-    session.record_done("correct image", f"{batch_id}/{index}")
     return _to_object(correction)
 
 
@@ -77,7 +76,6 @@ def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSess
 def delete_label(batch_id: str, index: Index, session: ReviewSession) -> CorrectionObject:
     """Remove the correction of an image, and return what it was."""
     correction = session.client.undo_correction(found_id(session, batch_id), index)
-    session.record_done("undo correction", f"{batch_id}/{index}")
     return _to_object(correction)
 
 
@@ -86,11 +84,12 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     """Store the true labels of many images: all of them, or none if one cannot be stored."""
     for batch_id in {each.batch_id for each in wanted.corrections}:
         found_id(session, batch_id)
-    rows = [{"job": each.batch_id, "index": each.index, "label": each.label} for each in wanted.corrections]
+    requests = [
+        CorrectionRequest(each.batch_id, each.index, each.label, each.line or number)
+        for number, each in enumerate(wanted.corrections, 1)
+    ]
     with conflicts():
-        corrections = session.client.correct_from(map(json.dumps, rows), jsonl=True)
-    for batch_id in {correction.job_id for correction in corrections}:
-        session.record_done("correct images", batch_id)
+        corrections = session.client.correct_all(requests)
     return Listing(data=list(map(_to_object, corrections)))
 
 
@@ -130,5 +129,8 @@ def _to_object(correction: Correction) -> CorrectionObject:
         name=correction.name,
         label=correction.label,
         predicted=correction.predicted,
+        confidence=correction.confidence,
+        model=correction.model_id,
+        image_sha256=correction.image_sha256,
         created_at=int(correction.created_at.timestamp()),
     )

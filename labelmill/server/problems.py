@@ -63,7 +63,7 @@ class ApiError(LabelmillError):
 #: The answers that every call may give beside its own, for the OpenAPI description.
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": HTTPStatus(status).phrase, "content": {_MEDIA_TYPE: {}}, "model": Problem}
-    for status in (400, 401, 403, 404, 405, 409, 411, 413, 415, 422, 500, 503)
+    for status in (400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 421, 422, 429, 431, 500, 503)
 }
 
 #: The status and the code of our own errors. The first class that fits counts.
@@ -83,6 +83,7 @@ _CODES: Final = {
     HTTPStatus.BAD_REQUEST: "malformed",
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_TIMEOUT: "timeout",
 }
 
 

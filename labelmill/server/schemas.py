@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jobs.dataset import MNIST
-from jobs.ledger.queries import Prediction
+from jobs.ledger.queries import JobStatus, Prediction
 from jobs.limits import MAX_TOP_K
 from producer.submit import MAX_PRIORITY
 
@@ -23,6 +23,9 @@ _MAX_URLS, _MAX_URL = 10_000, 2048
 
 #: The largest integer that every JSON parser reads exactly.
 MAX_NUMBER: Final = 2**53
+
+#: Corrections that one request may have.
+MAX_CORRECTIONS: Final = 10_000
 
 #: PostgreSQL stores no U+0000.
 NO_NUL: Final = r"^[^\x00]*$"
@@ -130,6 +133,8 @@ class NewBatch(BaseModel):
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
+    delete_input: bool | None = None
     #: Where to report the end of this batch, beside the webhooks of `labelmill webhooks`.
     webhook_url: Url | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
@@ -190,11 +195,18 @@ class BatchObject(BaseModel):
     completion_window: str
     paused: bool
     retry_of: str | None
+    job: JobStatus  # the same with exact times, as `labelmill status --json` prints it
 
     @property
     def ended(self) -> bool:
         """Return whether nothing more happens to the batch."""
         return self.status in ("completed", "failed", "cancelled")
+
+
+class RetriedBatch(BatchObject):
+    """A batch of images that got no label in another one."""
+
+    unreadable: int  # images of that one which could not be read, so there is nothing to submit again
 
 
 class ResultError(BaseModel):
@@ -267,6 +279,7 @@ class NewCorrection(NewLabel):
 
     batch_id: Name
     index: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+    line: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None  # in the sender's file, for messages
 
 
 class NewCorrections(BaseModel):
@@ -274,7 +287,7 @@ class NewCorrections(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=1000)]
+    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)]
 
 
 class CorrectionObject(BaseModel):
@@ -286,6 +299,9 @@ class CorrectionObject(BaseModel):
     name: str
     label: str
     predicted: str | None
+    confidence: float | None
+    model: str
+    image_sha256: str
     created_at: int
 
 

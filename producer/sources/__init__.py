@@ -35,7 +35,7 @@ from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
 from producer.sources.zips import check_zip, read_zip
 
-__all__ = ["SourceImage", "SourceImages", "Sources", "local_source"]
+__all__ = ["SourceImage", "SourceImages", "Sources", "local_source", "no_images"]
 
 _STDIN = "-"
 
@@ -151,6 +151,13 @@ class Sources:
         for line in self._stdin or ():
             if line.strip():
                 yield from _read_unchecked(line.removesuffix("\n").removesuffix("\r"), reading)
+
+
+def no_images(images: object) -> SourceError:
+    """Return the error of a submission whose sources contain no image."""
+    skipped = images.skipped if isinstance(images, Sources) else 0
+    hint = f" (files skipped because of their names: {skipped:,})" if skipped else ""
+    return SourceError(f"The sources contain no images{hint}: name other sources. Nothing was submitted.")
 
 
 def local_source(source: str) -> str:

@@ -13,19 +13,26 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import IO, BinaryIO, Final, cast
 
-from jobs.errors import SourceError
+from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits
 from jobs.reading import OPEN, too_large
 from jobs.text import storable
 from producer.sources.files import access_error, head, shown
 from producer.sources.idx import GZIP_MAGIC
-from producer.sources.image import Reading, SourceImage
+from producer.sources.image import Reading, SourceImage, check_name_length, failed
 from producer.sources.members import OutputLimit, select_member, too_many_members
 
 #: Number of a file's first bytes that show whether it is an archive: one header.
 HEAD_BYTES: Final = tarfile.BLOCKSIZE
+
+#: The name of the first member of an archive that `producer.packing` made, and the attributes of a member
+#: that stands for an image that could not be read.
+MARK: Final = ".labelmill-images"
+ERROR: Final = "LABELMILL.error"
+DETAIL: Final = "LABELMILL.detail"
 
 #: Names of TAR archives with any compression.
 _NAME: Final = re.compile(r"\.(tar(\.\w+)?|tgz|taz|tbz2?|tb2|txz|tlz|tzst)$", re.IGNORECASE)
@@ -107,6 +114,32 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
             elif chosen:
                 yield SourceImage(name, stream.take(member.size), None)
         stream.finish()
+
+
+def is_packed(path: str) -> bool:
+    """Return whether `producer.packing` made this file."""
+    first = head(path, HEAD_BYTES)
+    return first.startswith(f"{MARK}\0".encode()) and first.startswith(_MAGIC, _MAGIC_PLACE)
+
+
+def read_packed(path: str, *, max_bytes: int, limits: ArchiveLimits) -> Iterator[SourceImage]:
+    """Yield the images that `producer.packing` packed, under their own names, and the errors it found.
+
+    Raises SourceError if the archive is damaged.
+    """
+    with _opened(path, limits) as stream:
+        for member in islice(_members(path, stream, limits), 1, None):
+            name = storable(member.name)
+            code = member.pax_headers.get(ERROR)
+            if code is not None:
+                image = failed(name, ErrorCode(code), storable(member.pax_headers.get(DETAIL, "")))
+            elif not member.isreg() or member.issparse():
+                image = failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
+            elif member.size > max_bytes:
+                image = SourceImage(name, None, too_large(max_bytes))
+            else:
+                image = SourceImage(name, stream.take(member.size), None)
+            yield check_name_length(image)
 
 
 def scan_tar(

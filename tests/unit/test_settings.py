@@ -163,6 +163,12 @@ def test_limits_follow_from_the_lease():
         ("STORE_URL", "local://store"),
         ("STORE_URL", "FILE://store"),
         ("STORE_URL", "memory://store"),
+        ("API_URL", "nonsense"),
+        ("API_URL", "ftp://host"),
+        ("API_URL", "https://user:secret@host"),
+        ("API_URL", "https://host/v1?key=secret"),
+        ("API_URL", "https://host:port"),
+        ("API_KEY", "secret\tkey"),
         ("BROKER_URL", "nonsense"),
         ("BROKER_URL", "amqp://user:secret@host"),
         ("BROKER_URL", "redis:/host"),
@@ -263,16 +269,17 @@ def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch,
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_may_be_in_a_file(setenv, tmp_path, name):
     # Given a file with a line end, as an editor writes it
-    urls = {
+    values = {
+        "api_key": "labelmill_secret",
         "ledger_url": "postgresql+psycopg://user:secret@host/db",
         "broker_url": "redis://:secret@host:6379/0",
         "store_url": "s3://key:secret@bucket",
     }
-    (tmp_path / name).write_text(urls[name] + "\n")
+    (tmp_path / name).write_text(values[name] + "\n")
     setenv(**{f"{name.upper()}_FILE": str(tmp_path / name)})
 
     # When the settings are read, then they have the file's content
-    assert getattr(Settings.load(), name) == urls[name]
+    assert getattr(Settings.load(), name) == values[name]
 
     # And an argument takes precedence over the file
     assert getattr(Settings.load(**{name: None}), name) is None

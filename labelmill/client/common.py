@@ -1,0 +1,157 @@
+"""The client's methods that are the same whether it uses the ledger or the HTTP API."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Self
+
+from jobs.errors import SourceError
+from jobs.ledger.queries import JobStatus
+from jobs.limits import ErrorLimits
+from jobs.reading import too_large
+from jobs.settings import Settings
+from producer.follow import follow
+from producer.sources import SourceImage, Sources
+
+if TYPE_CHECKING:
+    from producer.submit import Submitted
+
+
+class CommonMethods(ABC):
+    """Methods that need only `submission`, `status` and `close`."""
+
+    settings: Settings
+
+    @abstractmethod
+    def submission(self, *args: Any, **kwargs: Any) -> Submitted:
+        """Submit images as one job."""
+
+    @abstractmethod
+    def status(self, job_id: str) -> JobStatus:
+        """Return the job's state, counts, model, rate (images per second) and times. Raises NotFound."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        *sources: str | PathLike[str] | bytes,
+        key: str | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
+        by_reference: bool = False,
+        error_limits: ErrorLimits | None = None,
+        priority: int | None = None,
+        top_k: int | None = None,
+        stdin: Iterable[str] | None = None,
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> str:
+        """Submit images as one job and return the job's id.
+
+        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, a manifest
+        (`.csv`, `.jsonl`, `.parquet`), an MNIST IDX file, a URL such as `s3://bucket/photos/`, `-` for the
+        paths and URLs that `stdin` yields, or the bytes of one image file. Bytes at position n (from 0)
+        become the image `image-n`.
+
+        Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
+        other arguments and errors, see `submission`. Examples::
+
+            client.submit("photos/", "more.zip", key="june")
+            client.submit(response.content)
+        """
+        return self.submission(
+            self._images(sources, stdin=stdin, by_reference=by_reference),
+            key=key,
+            model=model,
+            dataset=dataset,
+            by_reference=by_reference,
+            error_limits=error_limits,
+            priority=priority,
+            top_k=top_k,
+            on_progress=on_progress,
+        ).job_id
+
+    def sources(
+        self, sources: Iterable[str | PathLike[str]], *, stdin: Iterable[str] | None = None
+    ) -> Sources:
+        """Return the images of these sources, to pass to `submission`.
+
+        The images are read during iteration. Raises SourceError if a source does not exist or cannot be read,
+        Unavailable if a URL cannot be reached.
+        """
+        return Sources(
+            [fspath(source) for source in sources],
+            stdin=stdin,
+            max_bytes=self.settings.max_image_bytes,
+            archives=self.settings.archive_limits,
+            private_hosts=self.settings.private_hosts,
+        )
+
+    def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
+        """Yield the job's status repeatedly until the job has finished.
+
+        Raises NotFound, and NotFinished after `timeout` seconds; the job continues in any case.
+        """
+        return follow(self.status, job_id, timeout=timeout)
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> JobStatus:
+        """Wait until the job has finished, and return its final status.
+
+        Raises NotFound, and NotFinished after `timeout` seconds; the job continues in any case.
+        """
+        for status in self.follow(job_id, timeout=timeout):
+            if status.finished:
+                break
+        return status
+
+    def _images(
+        self,
+        sources: tuple[str | PathLike[str] | bytes, ...],
+        *,
+        stdin: Iterable[str] | None,
+        by_reference: bool,
+    ) -> Iterable[SourceImage]:
+        """Return the images of paths, URLs and bytes, in order. Raises SourceError."""
+        for source in sources:
+            if not isinstance(source, (str, PathLike, bytes)):
+                raise SourceError(
+                    f"Cannot submit a {type(source).__name__}: pass paths, URLs, or the bytes of image files "
+                    "(PNG, JPEG, ...), each as one argument. submit(*paths) passes a list."
+                )
+        if not any(isinstance(source, bytes) for source in sources):
+            return self.sources([source for source in sources if not isinstance(source, bytes)], stdin=stdin)
+        if by_reference:
+            raise SourceError(
+                "Bytes cannot be submitted by reference: pass the image's path or URL, or leave out "
+                "by_reference."
+            )
+        limit = self.settings.max_image_bytes
+        found: list[Iterable[SourceImage]] = []
+        for place, source in enumerate(sources):
+            if not isinstance(source, bytes):
+                found.append(self.sources([source], stdin=stdin))
+            elif len(source) > limit:
+                found.append([SourceImage(f"image-{place}", None, too_large(limit))])
+            else:
+                found.append([SourceImage(f"image-{place}", source, None)])
+        return _OneAfterTheOther(found)
+
+
+class _OneAfterTheOther:
+    """The images of several sources, which can be read again like those of one."""
+
+    def __init__(self, sources: list[Iterable[SourceImage]]) -> None:
+        self._sources = sources
+
+    def __iter__(self) -> Iterator[SourceImage]:
+        return chain.from_iterable(self._sources)
