@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,7 +24,9 @@ from jobs.text import storable
 from producer.rows import is_manifest
 from producer.sources import SourceImage, Sources
 from producer.sources.files import shown
+from producer.sources.image import Reading, check_name_length
 from producer.sources.manifest import Manifest
+from producer.sources.remote import read_remote
 from producer.sources.tars import is_packed, read_packed
 
 
@@ -38,8 +39,12 @@ def batch_images(
     Raises SourceError if it cannot be read as a whole, also from the iterator; Unavailable.
     """
     if intake.file_id is None:
-        found = _images_below(str(intake.request.get("source_url", "")), settings)
-        yield _continued(found, ledger, store, intake)
+        url = str(intake.request.get("source_url", ""))
+        if not intake.images:
+            yield _images_below(url, settings, skip=0)
+        else:  # the last one that was taken, to see that it is the same
+            found = _images_below(url, settings, skip=intake.images - 1)
+            yield _continued(found, _last_name(ledger, store, intake.job_id))
         return
     with ledger.reading() as connection:
         try:
@@ -86,8 +91,11 @@ def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]
         raise SourceError(str(error).replace(shown(path), file.name)) from None
 
 
-def _images_below(url: str, settings: Settings) -> Iterator[SourceImage]:
-    """Yield the images below a URL, named from there on. Raises SourceError, Unavailable."""
+def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[SourceImage]:
+    """Yield the images below a URL, named from there on, but the first ones.
+
+    Raises SourceError, Unavailable.
+    """
     try:
         Roots(settings.reference_roots).check_folder(url)  # the setting may have changed since the request
     except ImageError as error:
@@ -98,24 +106,24 @@ def _images_below(url: str, settings: Settings) -> Iterator[SourceImage]:
     if is_url(source):
         source = f"{source.rstrip('/')}/"
         prefix = storable(shown_url(source))
+        reading = Reading(settings.max_image_bytes, settings.archive_limits)
+        found: Iterator[SourceImage] = map(check_name_length, read_remote(source, reading, skip=skip))
     elif os.path.isdir(source):
         prefix = f"{shown(source).rstrip('/')}/"
+        found = islice(Sources([source], max_bytes=settings.max_image_bytes), skip, None)
     else:
         raise SourceError(f"{shown_url(url)} is not a folder.")
-    for image in Sources([source], max_bytes=settings.max_image_bytes):
+    for image in found:
         yield image._replace(name=image.name.removeprefix(prefix))
 
 
-def _continued(
-    found: Iterator[SourceImage], ledger: Ledger, store: Store, intake: Intake
-) -> Iterator[SourceImage]:
-    """Yield the images that the job does not have. Raises SourceError if those before are not the same."""
-    if intake.images:
-        taken = deque(islice(found, intake.images), maxlen=1)
-        if [image.name for image in taken] != [_last_name(ledger, store, intake.job_id)]:
-            raise SourceError(
-                "Files below source_url were added or removed while they were read: create the batch again."
-            )
+def _continued(found: Iterator[SourceImage], last_name: str) -> Iterator[SourceImage]:
+    """Yield all images but the first. Raises SourceError if that does not have this name."""
+    first = next(found, None)
+    if first is None or first.name != last_name:
+        raise SourceError(
+            "Files below source_url were added or removed while they were read: create the batch again."
+        )
     yield from found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -39,17 +40,17 @@ def check_remote(url: str) -> None:
     _resolve(url)
 
 
-def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
+def read_remote(url: str, reading: Reading, *, skip: int = 0) -> Iterator[SourceImage]:
     """Yield the object with this URL, or every image below it, depth first, in the order of the names.
 
-    Objects of a store are read many at a time. Memory holds some of them, and the listings of one folder and
-    of the folders above it. Raises the errors of `check_remote`, and Unavailable if the network fails during
-    the reading.
+    The first `skip` images below it are left out, and not read. Objects of a store are read many at a time.
+    Memory holds some of them, and the listings of one folder and of the folders above it. Raises the errors
+    of `check_remote`, and Unavailable if the network fails during the reading.
     """
     filesystem, path, is_folder = _resolve(url)
     name = storable(shown_url(url))
     if is_folder:
-        found = _walk(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading)
+        found = islice(_walk(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading), skip, None)
         if filesystem.async_impl:  # otherwise it has one connection
             yield from read_ahead(found)
         else:

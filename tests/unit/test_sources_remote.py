@@ -8,8 +8,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, SourceError, Unavailable
+from jobs.limits import ArchiveLimits
 from jobs.remote import is_chained, open_remote
 from producer.sources import SourceImage, Sources
+from producer.sources.image import Reading
+from producer.sources.remote import read_remote
 from tests.sources import outcome
 
 
@@ -54,6 +57,26 @@ def test_all_below_a_prefix_is_read_folder_by_folder_in_name_order(
     assert [image.name for image in images] == [f"memory://bucket/photos/{name}" for name in expected]
     assert [image.url for image in images] == [image.name for image in images]
     assert listed == [f"/bucket/photos{below}" for below in ("", "/a", "/c", "/c/d")]
+
+
+def test_images_that_are_skipped_are_not_read(
+    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given images below a prefix, and a record of those that are opened
+    put(bucket, "photos/a/1.png", "photos/a/2.png", "photos/b.png", "photos/c.png", "photos/c.txt")
+    opened = []
+    open_it = bucket.open
+
+    def watched(path, *arguments, **options):
+        opened.append(path)
+        return open_it(path, *arguments, **options)
+
+    monkeypatch.setattr(bucket, "open", watched)
+
+    # When the first three are skipped, then only the last one is read
+    [image] = read_remote("memory://bucket/photos/", Reading(10, ArchiveLimits()), skip=3)
+    assert image.name == "memory://bucket/photos/c.png"
+    assert opened == ["/bucket/photos/c.png"]
 
 
 def test_below_a_prefix_names_rule_as_in_a_folder(bucket: MemoryFileSystem) -> None:
