@@ -50,7 +50,7 @@ mutants: install
 	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
 
-# The long counts of every fault, in 40 minutes; what came of them goes into benchmarks/results/soak.md.
+# The long counts of every fault, in about an hour; what came of them goes into benchmarks/results/soak.md.
 soak: install
 	$(PYTEST) tests/faults --soak --soak-report benchmarks/results/soak.md
 

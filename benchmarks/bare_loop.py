@@ -191,8 +191,9 @@ def classify(
     """Classify up to BATCH images, the first of which has the index `first`; return their rows."""
     import numpy as np
 
-    from worker.predicting.decode import DEFAULT_LIMITS, decode
+    from worker.predicting.decode import decode
     from worker.predicting.fast_png import decode_together
+    from worker.predicting.pictures import DEFAULT_LIMITS
 
     together, pixels = decode_together(contents, plan.spec, DEFAULT_LIMITS)
     if len(together) < len(names):

@@ -82,6 +82,10 @@ class SourceError(UserError):
     """A source cannot be read."""
 
 
+class AddressForbidden(UserError):
+    """A URL that a user named leads to an address that may not be requested."""
+
+
 class NotFound(UserError):
     """The ledger has no such object."""
 

@@ -20,6 +20,9 @@ OPTIONAL_FORMATS: Final = ("TIFF", "AVIF")
 #: side: a row of 64 million pixels took up to 2.5 GB.
 MAX_SIDE: Final = 65_535
 
+#: The most probable classes that a job can ask for.
+MAX_TOP_K: Final = 10
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:

@@ -1,7 +1,7 @@
-"""The messages: a wake-up, which names no chunk, and a training run's message, which names the run.
+"""The messages: wake-ups, which name no chunk or webhook, and a training run's message, which names the run.
 
-The ledger decides what is next (`jobs.ledger.claims`, `jobs.ledger.runs`), so a lost, duplicate or late
-message costs only time.
+The ledger decides what is next (`jobs.ledger.claims`, `jobs.ledger.runs`, `jobs.ledger.deliveries`), so a
+lost, duplicate or late message costs only time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from jobs.ids import is_id
 #: Training has a queue and a worker of its own: it takes minutes, and must not hold up images.
 CLASSIFY_QUEUE: Final = "labelmill.classify"
 RETRAIN_QUEUE: Final = "labelmill.retrain"
+#: Webhooks too: their receivers may be slow.
+WEBHOOK_QUEUE: Final = "labelmill.webhooks"
 
 CLASSIFY_TASK: Final = "labelmill.classify"
 RETRAIN_TASK: Final = "labelmill.retrain"
+WEBHOOK_TASK: Final = "labelmill.webhooks"
+
+#: The queue of each task.
+QUEUES: Final = {CLASSIFY_TASK: CLASSIFY_QUEUE, RETRAIN_TASK: RETRAIN_QUEUE, WEBHOOK_TASK: WEBHOOK_QUEUE}
 
 
 class MessageError(LabelmillError):

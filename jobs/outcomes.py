@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+
+class Alternative(TypedDict):
+    """One of the most probable classes of an image."""
+
+    label: str
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +29,8 @@ class Outcomes:
     #: Both are None if no image has an error, as in nearly all chunks.
     errors: Sequence[str | None] | None = None
     details: Sequence[str | None] | None = None
+    #: The most probable classes of each image, the label first; None if nobody asked for them.
+    alternatives: Sequence[list[Alternative] | None] | None = None
 
     @property
     def failed(self) -> int:
@@ -32,10 +42,21 @@ class Outcomes:
         """Return how many images got each error code; those without an error count under None."""
         return Counter({None: len(self)}) if self.errors is None else Counter(self.errors)
 
+    def limited_to(self, top_k: int | None) -> Outcomes:
+        """Return the same outcomes with at most `top_k` alternatives per image; without any if it is None."""
+        if self.alternatives is None:
+            return self
+        if top_k is None:
+            return replace(self, alternatives=None)
+        return replace(self, alternatives=[each and each[:top_k] for each in self.alternatives])
+
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, part: slice) -> Outcomes:
         errors = None if self.errors is None else self.errors[part]
         details = None if self.details is None else self.details[part]
-        return Outcomes(self.names[part], self.labels[part], self.confidences[part], errors, details)
+        alternatives = None if self.alternatives is None else self.alternatives[part]
+        return Outcomes(
+            self.names[part], self.labels[part], self.confidences[part], errors, details, alternatives
+        )

@@ -12,7 +12,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK
+from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, QUEUES, RETRAIN_TASK
 from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ def make_app(settings: Settings) -> Celery:
         task_ignore_result=True,
         result_backend=None,
         task_default_queue=CLASSIFY_QUEUE,
-        task_queues=[_queue(CLASSIFY_QUEUE), _queue(RETRAIN_QUEUE)],
-        task_routes={CLASSIFY_TASK: {"queue": CLASSIFY_QUEUE}, RETRAIN_TASK: {"queue": RETRAIN_QUEUE}},
+        task_queues=list(map(_queue, QUEUES.values())),
+        task_routes={task: {"queue": queue} for task, queue in QUEUES.items()},
         task_create_missing_queues=False,
         # A message is acknowledged when its chunk is recorded, and is requeued if its process dies.
         task_acks_late=True,
@@ -111,15 +111,18 @@ class Publisher:
         self.unavailable, self.reason = False, ""
         return self
 
-    def wake_up(self, count: int = 1) -> int:
-        """Send up to `count` wake-ups, while fewer than MAX_WAITING wait. Return how many were sent."""
+    def wake_up(self, count: int = 1, *, task: str = CLASSIFY_TASK) -> int:
+        """Send up to `count` wake-ups, while fewer than MAX_WAITING wait. Return how many were sent.
+
+        They are for the workers that classify, or for those that execute another task.
+        """
         sent = 0
         if self.unavailable:
             return sent
         with self._noting_failure():
-            room = MAX_WAITING - self.waiting()
+            room = MAX_WAITING - self.waiting(QUEUES[task])
             while sent < min(count, room):
-                self._send(CLASSIFY_TASK, ())
+                self._send(task, ())
                 sent += 1
         return sent
 

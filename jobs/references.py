@@ -91,6 +91,10 @@ class Roots:
         path = _local(source)
         return self._normal_below(source) if path is None else self._resolve(path).below_root
 
+    def check_folder(self, source: str) -> None:
+        """Raise ImageError (`source_forbidden`) unless everything below this path or URL is below a root."""
+        self.locate(f"{source.rstrip('/')}/any")
+
     def read(self, reference: Reference, *, max_bytes: int) -> bytes:
         """Return the referenced image's bytes, checked to be the ones that were submitted.
 

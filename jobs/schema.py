@@ -78,6 +78,14 @@ class RunState(StrEnum):
     SKIPPED = "skipped"  # another run was active at its slot, or no trainer claimed it in time
 
 
+class DeliveryState(StrEnum):
+    """The state of a webhook's delivery."""
+
+    PENDING = "pending"  # is sent, or sent again, when it is due
+    DELIVERED = "delivered"  # its receiver answered 2xx
+    FAILED = "failed"  # given up
+
+
 class UtcTime(TypeDecorator[datetime]):
     """A point in time: `timestamptz` on PostgreSQL, fixed-width text on SQLite, so that it sorts by time."""
 
@@ -324,6 +332,7 @@ jobs = Table(
     Column("error_limit", BigInteger),
     Column("error_rate_limit", Double),
     Column("error_rate_sample", BigInteger),
+    Column("top_k", Integer),  # how many of the most probable classes each prediction keeps
     Column("retry_of", _Id),  # the job whose unlabelled images these are; it may be purged by now
     # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.shadows`).
     Column("shadow_of", _Id),
@@ -465,6 +474,46 @@ audit = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
+#: One row per receiver of webhooks. The row with the id `batches` has the secret that signs what goes to the
+#: addresses that batches name themselves.
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("url", Text),  # empty in the row `batches`
+    Column("events", _Json, nullable=False),  # the types of events that it wants; none: all
+    Column("secret", Text, nullable=False),
+    Column("old_secret", Text),  # signs too until `old_until`
+    Column("old_until", UtcTime),
+    Column("created_at", UtcTime, nullable=False),
+    Column("disabled_at", UtcTime),  # when it answered 410
+)
+
+#: The outbox: one row per event and receiver, written in the transaction of the change that it reports.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", _Id, primary_key=True),  # the `webhook-id`
+    Column("endpoint_id", ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("token", _Id),  # the fencing token of the latest attempt
+    Column("due_at", UtcTime, nullable=False),  # the next attempt; while one is made, the end of its lease
+    Column("status", Integer),  # of the latest answer
+    Column("error", Text),  # why the latest attempt failed
+    Column("created_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Index(
+        "ix_webhook_deliveries_due",
+        "due_at",
+        postgresql_where=text("state = 'pending'"),
+        sqlite_where=text("state = 'pending'"),
+    ),
+)
+
 #: The columns that say which images a chunk holds, and where.
 PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
     *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
@@ -483,6 +532,7 @@ predictions = Table(
     Column("confidence", REAL),
     Column("error", String(32)),
     Column("detail", Text),
+    Column("alternatives", _Json),  # the most probable classes, if the job asked for them (`jobs.outcomes`)
     sqlite_with_rowid=False,
 )
 

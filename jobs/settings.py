@@ -170,6 +170,9 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
     ] = Field(default=(), repr=False)
 
+    #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
+    private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+
     #: Five cron fields, in UTC, or `never`.
     retrain_cron: str = "0 3 * * 0"
     retrain_architecture: Literal["mlp", "cnn"] = "mlp"

@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "models": "List, show, register, evaluate, compare and promote models.",
     "serve": "Serve the HTTP API.",
     "keys": "List, create and revoke keys of the HTTP API.",
+    "webhooks": "List, add and remove webhooks, and show what was sent.",
     "worker": "Run one Celery worker, for your own deployment.",
     "workers": "List the workers, and what they work on.",
     "ready": "A health check for one process of a deployment.",
@@ -55,7 +56,7 @@ COMMANDS: Final = {
 _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 
 #: Commands that are groups of commands.
-GROUPS: Final = ("datasets", "models", "runs", "keys", "db")
+GROUPS: Final = ("datasets", "models", "runs", "keys", "webhooks", "db")
 
 
 class _LazyGroup(TyperGroup):

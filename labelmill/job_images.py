@@ -55,7 +55,7 @@ def thumbnails(
     Raises UserError without decoders, and what `read_images` raises.
     """
     require_decoders("A page with images")
-    from worker.predicting.decode import thumbnail
+    from worker.predicting.pictures import thumbnail
 
     found = {}
     for index, data in read_images(ledger, store, settings, job_id, indices):

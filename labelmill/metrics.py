@@ -35,7 +35,7 @@ from jobs.ledger.models import champions
 from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN
 from jobs.ledger.workers import workers_by_queue
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import QUEUES
 from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
@@ -48,7 +48,6 @@ TIMEOUT_SECONDS: Final = 5.0
 #: How long the live accuracy is cached: computing it reads all corrections of the champion.
 LIVE_SECONDS: Final = 60.0
 
-QUEUES: Final = (CLASSIFY_QUEUE, RETRAIN_QUEUE)
 
 #: Every series is exported from the start, as 0: Prometheus sees no increase in a series that is new.
 _LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
@@ -275,7 +274,7 @@ def _workers(connection: Connection) -> Iterator[Metric]:
         "labelmill_worker_processes", "Their processes that have started.", labels=["queue"]
     )
     found = workers_by_queue(connection)
-    for queue in QUEUES:
+    for queue in QUEUES.values():
         number, ready = found.get(queue, (0, 0))
         alive.add_metric([queue], number)
         processes.add_metric([queue], ready)
@@ -304,7 +303,7 @@ def _broker_metrics(settings: Settings) -> Iterator[Metric]:
         messages = GaugeMetricFamily(
             "labelmill_broker_messages", "Messages that wait on a queue.", labels=["queue"]
         )
-        for queue in QUEUES:
+        for queue in QUEUES.values():
             waiting: Any = client.llen(KEY_PREFIX + queue)
             messages.add_metric([queue], waiting)
         yield messages

@@ -18,6 +18,7 @@ from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import could_be_settled, shadows_of, still_claimed
 from jobs.ledger.database import batched
+from jobs.ledger.deliveries import old_deliveries
 from jobs.ledger.files import FILES, file_key, known_files
 from jobs.ledger.maintenance import (
     delete_chunks,
@@ -38,6 +39,9 @@ from labelmill.datasets.removing import stray_folders
 #: applies to copies of images that no correction names.
 _STRAY_SECONDS: Final = 24 * 3600
 
+#: Webhooks that were sent, or given up, are listed for so long.
+_DELIVERY_DAYS: Final = 30
+
 #: How many folders one statement looks up in the ledger.
 _PAGE_FOLDERS: Final = 500
 
@@ -56,6 +60,8 @@ class Purged:
     strays: int = 0
     #: Copies of images that no correction needed, left by an interrupted correction or undo.
     copies: int = 0
+    #: Rows of webhooks that were sent, or given up, long ago.
+    deliveries: int = 0
     #: The size of all removed payloads.
     bytes: int = 0
     #: Ids of jobs that are old enough, but were kept because a worker still has a chunk of them.
@@ -130,6 +136,12 @@ class Purge:
                 remove_copies(self._ledger, self._store, names)
             self.purged.copies += len(names)
             self._on_progress(self.purged)
+
+    def deliveries(self) -> None:
+        """Remove the rows of webhooks that ended more than 30 days ago. Raises Unavailable."""
+        with self._ledger.transaction() as connection:
+            self.purged.deliveries = old_deliveries(connection, days=_DELIVERY_DAYS, delete=not self._dry_run)
+        self._on_progress(self.purged)
 
     def _stray_payloads(self, oldest: float) -> None:
         # Folders are listed before rows are read: a listed folder has its job's row by then, or is young.

@@ -9,7 +9,7 @@ from typing import Final
 
 from jobs.errors import LabelmillError
 from jobs.ledger.workers import WorkerStatus, list_workers
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import Settings
 from labelmill.probes import broker_client, existing_ledger, redacted_message
 
@@ -19,11 +19,16 @@ class Part(StrEnum):
 
     WORKER = "worker"
     TRAINER = "trainer"
+    WEBHOOKS = "webhooks"
     BEAT = "beat"
     PRODUCER = "producer"
 
 
-_QUEUES: Final = {Part.WORKER: CLASSIFY_QUEUE, Part.TRAINER: RETRAIN_QUEUE}
+_QUEUES: Final = {
+    Part.WORKER: CLASSIFY_QUEUE,
+    Part.TRAINER: RETRAIN_QUEUE,
+    Part.WEBHOOKS: WEBHOOK_QUEUE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,9 @@ class Readiness:
 def readiness(settings: Settings, part: Part) -> Readiness:
     """Return whether this process is ready, and why. Never raises an error.
 
-    A worker or trainer is ready if the one on this host has sent a recent heartbeat (so ledger and broker
-    answer it) and has started a child process, with or without a champion. Beat and producers are ready if
-    ledger and broker answer here.
+    A worker, trainer or sender of webhooks is ready if the one on this host has sent a recent heartbeat (so
+    ledger and broker answer it) and has started a child process, with or without a champion. Beat and
+    producers are ready if ledger and broker answer here.
     """
     try:
         with existing_ledger(settings) as ledger:
@@ -66,7 +71,7 @@ def _broker(settings: Settings) -> Readiness:
 
 
 def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
-    """Return the readiness of this host's worker or trainer; of several, the one that was seen last."""
+    """Return the readiness of this host's worker of that kind; of several, the one that was seen last."""
     mine = [worker for worker in found if worker.queue == _QUEUES[part]]
     if not mine:
         return Readiness(False, f"no {part} on this host, {socket.gethostname()}, has sent a heartbeat")

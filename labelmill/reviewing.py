@@ -125,7 +125,7 @@ def _previews(
     Raises Unavailable.
     """
     from labelmill.near_duplicates import difference_hash
-    from worker.predicting.decode import thumbnail
+    from worker.predicting.pictures import thumbnail
 
     previews = {}
     limits = settings.image_limits

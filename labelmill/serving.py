@@ -19,7 +19,7 @@ API_KEY_FILE: Final = "api-key"
 
 def is_server_installed() -> bool:
     """Return whether the extra `server` is installed."""
-    return find_spec("fastapi") is not None and find_spec("uvicorn") is not None
+    return all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "PIL"))
 
 
 def listen_locally() -> socket.socket:

@@ -1,4 +1,4 @@
-"""The local stack: broker, worker, trainer, beat and API as processes that start and end together.
+"""The local stack: broker, workers, trainer, beat and API as processes that start and end together.
 
 If LABELMILL_BROKER_URL names a Redis, that one is used and no broker is started.
 """
@@ -23,7 +23,7 @@ import redis
 from jobs.errors import LabelmillError, Unavailable, UserError
 from jobs.extras import install_hint
 from jobs.files import PRIVATE_UMASK, make_private_folder
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.console import say
 from labelmill.logs import Event, PartLog
@@ -41,6 +41,9 @@ RESTART_SECONDS: Final = 2.0
 
 #: How long to wait for the last lines of a log after its process has ended.
 _LAST_LINES_SECONDS: Final = 2.0
+
+#: Processes that send webhooks: one goes on while the other waits for a receiver.
+WEBHOOK_PROCESSES: Final = 2
 
 #: The signals that stop a stack.
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -61,6 +64,13 @@ def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "in
         *("--queues", queue, "--concurrency", str(processes), "--hostname", f"{name}@%h"),
         *("--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat"),
     ]
+
+
+def webhooks_command(processes: int | None = None, *, loglevel: str = "info") -> list[str]:
+    """Return the command line of the Celery worker that sends webhooks."""
+    return worker_command(
+        queue=WEBHOOK_QUEUE, processes=processes or WEBHOOK_PROCESSES, name="webhooks", loglevel=loglevel
+    )
 
 
 def beat_command() -> list[str]:
@@ -105,6 +115,7 @@ class Stack:
         worker: bool = True,
         trainer: bool = False,
         beat: bool = False,
+        webhooks: bool = False,
         api: socket.socket | None = None,
         with_events: bool = False,
     ) -> None:
@@ -139,6 +150,8 @@ class Stack:
             commands["trainer"] = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer")
         if beat:
             commands["beat"] = beat_command()
+        if webhooks:
+            commands["webhooks"] = webhooks_command()
         # The process inherits the socket, so that no other one can take its port, not even between restarts.
         self._inherited = () if api is None else (api.fileno(),)
         if api is not None:

@@ -21,7 +21,7 @@ NAME_WIDTH: Final = 60
 #: The control characters that JSON does not escape.
 _UNESCAPED_BY_JSON: Final = re.compile("[\x7f-\x9f]")
 
-COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
+COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model", "alternatives")
 _row: Final = attrgetter(*COLUMNS)
 
 
@@ -39,15 +39,24 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     return dict(zip(COLUMNS, _row(prediction), strict=True))
 
 
-def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
-    """Write a header row and one row per prediction; missing values are empty. Return the number of rows."""
+def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool = True) -> int:
+    """Write a header row and one row per prediction; missing values are empty, alternatives are JSON.
+
+    Return the number of rows.
+    """
     writer = csv.writer(out, lineterminator="\n")
     # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(COLUMNS)
+    if header:
+        writer.writerow(COLUMNS)
+
+    def cells(prediction: Prediction) -> tuple[Any, ...]:
+        *others, alternatives = _row(prediction)
+        return (*others, alternatives and json.dumps(alternatives, ensure_ascii=False))
+
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
-        (quoting if "\r" in prediction.name else writer).writerow(_row(prediction))
+        (quoting if "\r" in prediction.name else writer).writerow(cells(prediction))
     return count
 
 
@@ -62,13 +71,15 @@ def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
 def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """Write aligned columns for people. Return the number of rows.
 
-    The first page of rows sets the width of the names, up to NAME_WIDTH. Longer names push their row to the
-    right.
+    The first page of rows sets the width of the names, up to NAME_WIDTH, and whether there are alternatives.
+    Longer names push their row to the right.
     """
-    pages = _pages(predictions)
+    pages = pages_of(predictions)
     page = next(pages, [])
     width = min(NAME_WIDTH, max([4, *(len(printable(prediction.name)) for prediction in page)]))
-    out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
+    out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence")
+    has_alternatives = any(len(prediction.alternatives or ()) > 1 for prediction in page)
+    out.write("  alternatives\n" if has_alternatives else "\n")
     count = 0
     while page:
         for prediction in page:
@@ -77,6 +88,10 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
                 outcome = f"{'-':<12}  {printable(reason)}"
             else:
                 outcome = f"{printable(prediction.label or ''):<12}  {prediction.confidence:.4f}"
+                # The first is the label.
+                if others := (prediction.alternatives or [])[1:]:
+                    listed = ", ".join(f"{each['label']} {each['confidence']:.4f}" for each in others)
+                    outcome = f"{outcome}      {printable(listed)}"
             out.write(f"{prediction.index:>8}  {printable(prediction.name):<{width}}  {outcome}\n")
         count += len(page)
         page = next(pages, [])
@@ -108,10 +123,19 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
 
     Raises UserError without pyarrow.
     """
+    return sum(parquet_pages(predictions, out))
+
+
+def parquet_pages(predictions: Iterable[Prediction], out: IO[bytes]) -> Iterator[int]:
+    """Write a Parquet file with one row group per page. Yield the number of rows after each page.
+
+    The file is complete at the end of the iteration. Raises UserError without pyarrow.
+    """
     check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    alternative = pa.struct([pa.field("label", pa.string()), pa.field("confidence", pa.float32())])
     schema = pa.schema(
         [
             pa.field("index", pa.int64(), nullable=False),
@@ -121,18 +145,18 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
             pa.field("error", pa.string()),
             pa.field("detail", pa.string()),
             pa.field("model", pa.string(), nullable=False),
+            pa.field("alternatives", pa.list_(alternative)),
         ]
     )
-    count = 0
     with pq.ParquetWriter(out, schema) as writer:
-        for page in _pages(predictions):
+        for page in pages_of(predictions):
             columns = [list(column) for column in zip(*map(_row, page), strict=True)]
             writer.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=schema))
-            count += len(page)
-    return count
+            yield len(page)
 
 
-def _pages(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+def pages_of(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+    """Yield predictions many at a time."""
     rows = iter(predictions)
     while page := list(islice(rows, PAGE_ROWS)):
         yield page

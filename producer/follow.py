@@ -26,8 +26,7 @@ def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iter
     Raises NotFound, Unavailable, and NotFinished after `timeout` seconds.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    pause = _FIRST_PAUSE_SECONDS
-    while True:
+    for pause in pauses():
         with ledger.reading() as connection:
             status = job_status(connection, job_id)
         yield status
@@ -36,4 +35,11 @@ def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iter
         if deadline is not None and time.monotonic() + pause > deadline:
             raise NotFinished(f"Job {job_id} has not finished after {timeout:g} seconds; it continues.")
         time.sleep(pause)
+
+
+def pauses() -> Iterator[float]:
+    """Yield the seconds between two looks at a job, without end."""
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        yield pause
         pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE_SECONDS)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
-from itertools import islice
 from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Conflict, LeaseLost, NotFound, SourceError, Stopped, Unavailable
+from jobs.errors import Conflict, LeaseLost, SourceError, Stopped, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.batches import (
     Intake,
@@ -27,18 +25,17 @@ from jobs.ledger.batches import (
     release_intake,
 )
 from jobs.ledger.control import end_job
-from jobs.ledger.files import File, get_file
 from jobs.ledger.shadows import shadow_job
 from jobs.ledger.submission import add_chunk, seal_job, touch_job
 from jobs.queue import Publisher
+from jobs.references import Roots
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
+from producer.batch_images import batch_images
 from producer.chunking import chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
-from producer.sources import SourceImage, Sources
-from producer.sources.files import shown
 from producer.submit import choose_priority, store_payload
 
 logger = logging.getLogger(__name__)
@@ -110,23 +107,16 @@ def _touch(connection: Connection, *, intake: Intake) -> bool:
 
 
 def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, intake: Intake) -> None:
-    with ledger.reading() as connection:
-        try:
-            file = get_file(connection, intake.file_id or "")
-        except NotFound:
-            raise SourceError("The file was deleted before its images were read: upload it again.") from None
     try:
         check_store(ledger, store)
     except Conflict as error:  # this process is set up wrongly: another one may take the batch in
         raise Unavailable(str(error)) from None
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(store.local_copy(file.key))
-        except FileNotFoundError:
-            raise SourceError(f"{file.name} is missing from the store: upload it again.") from None
-        images = islice(_named_images(str(path), file, settings), intake.images, None)
+    by_reference = Roots(settings.reference_roots) if intake.request.get("by_reference") else None
+    with batch_images(ledger, store, settings, intake) as images:
         chunks = enforce_limits(
-            settings.job_limits, chunks_of(items_of(images, None), settings.chunk_images), intake.images
+            settings.job_limits,
+            chunks_of(items_of(images, by_reference), settings.chunk_images),
+            intake.images,
         )
         total = intake.images
         for chunk in chunks:
@@ -142,7 +132,7 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
             if chunk.is_last:
                 return
     if not total:
-        raise SourceError(f"{file.name} contains no images.")
+        raise SourceError("There are no images in it: name other sources.")
     with ledger.transaction() as connection:  # the process before was killed after the last image
         _finish(connection, intake, settings)
 
@@ -151,19 +141,3 @@ def _finish(connection: Connection, intake: Intake, settings: Settings) -> None:
     finish_intake(connection, intake)
     seal_job(connection, intake.job_id, fingerprint=None)
     shadow_job(connection, intake.job_id, share=settings.shadow_share)
-
-
-def _named_images(path: str, file: File, settings: Settings) -> Iterator[SourceImage]:
-    """Yield the images of an uploaded file under their owner's names: of an archive, those of its members.
-
-    Raises SourceError if the file cannot be read as a whole.
-    """
-    inside = f"{shown(path)}/"
-    try:
-        for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
-            name = image.name
-            name = name.removeprefix(inside) if name.startswith(inside) else file.name
-            yield image._replace(name=name, url=None)
-    except SourceError as error:
-        # Its message names our own path.
-        raise SourceError(str(error).replace(shown(path), file.name)) from None

@@ -49,14 +49,15 @@ def retry(
     even during the retry; and what `submit` raises.
     """
     with ledger.transaction() as connection:
-        model_id = check_retry(connection, job_id)
+        status = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)
     submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
     chunks = chunks_of(images, chunk_images)
     first = next(chunks, None)
     if first is None:
         return Retried(None, images.unreadable)
-    submitted = submitter.submit(JobOptions(model_id, retry_of=job_id), chain([first], chunks))
+    options = JobOptions(status.model, top_k=status.top_k, retry_of=job_id)
+    submitted = submitter.submit(options, chain([first], chunks))
     return Retried(submitted, images.unreadable)
 
 

@@ -37,7 +37,7 @@ from jobs.ledger.submission import (
     sealed_images,
     touch_job,
 )
-from jobs.limits import ErrorLimits, JobLimits
+from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
 from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Publisher
 from jobs.references import Reference, Roots
@@ -80,6 +80,7 @@ class JobOptions:
     key: str | None = None
     error_limits: ErrorLimits | None = None
     priority: int | None = None
+    top_k: int | None = None
     retry_of: str | None = None
     traceparent: str | None = None
 
@@ -123,6 +124,7 @@ def submit(
     by_reference: Roots | None = None,
     error_limits: ErrorLimits | None = None,
     priority: int | None = None,
+    top_k: int | None = None,
     shadow_share: float = 0.0,
     limits: JobLimits = _DEFAULT_LIMITS,
     on_progress: Callable[[int], None] = lambda _images: None,
@@ -135,23 +137,26 @@ def submit(
     with the same content, return that job. With `by_reference`, payloads hold the locations of images below
     these roots and their SHA-256 instead of their bytes. `error_limits` end a job early that has too many
     errors. Chunks of a higher `priority`, -100 to 100, are classified first; the default is
-    SMALL_JOB_PRIORITY for a small job and DEFAULT_PRIORITY for any other. The challenger, if there is one,
-    also classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so
-    far. `on_wait` is called with a job's id before waiting for another producer that is still submitting it
-    under the same key. `tracing` records a span. Memory holds one chunk. Reading `images` may take any time,
+    SMALL_JOB_PRIORITY for a small job and DEFAULT_PRIORITY for any other. Each prediction keeps the `top_k`
+    (1 to 10) most probable classes; by default only the label. The challenger, if there is one, also
+    classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so far.
+    `on_wait` is called with a job's id before waiting for another producer that is still submitting it under
+    the same key. `tracing` records a span. Memory holds one chunk. Reading `images` may take any time,
     because a thread writes the producer's heartbeat.
 
     Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by
-    reference; UserError for an invalid key or priority; NotFound if there is no such model, or no champion
-    yet; Conflict if `key` was used for other content, or for another model or dataset; Unavailable if the
-    ledger or the store cannot be reached; Stopped if the job was cancelled, failed or was removed during
-    submission. After any exception, Ctrl-C included, nothing of the job is left, except that a stopped job
-    stays as it is.
+    reference; UserError for an invalid key, priority or `top_k`; NotFound if there is no such model, or no
+    champion yet; Conflict if `key` was used for other content, or for another model, dataset or `top_k`;
+    Unavailable if the ledger or the store cannot be reached; Stopped if the job was cancelled, failed or was
+    removed during submission. After any exception, Ctrl-C included, nothing of the job is left, except that a
+    stopped job stays as it is.
     """
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters; this one has {len(key):,}.")
     if priority is not None and not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
+    if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
+        raise UserError(f"top must be from 1 to {MAX_TOP_K} classes, got {top_k}.")
     submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id, dataset).id
@@ -180,10 +185,10 @@ def submit(
                     f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for "
                     f"dataset {other}: choose another key, or leave it out."
                 )
-            return _compare_with_holder(holder, key, model_id, chain([first], chunks))
+            return _compare_with_holder(holder, key, model_id, top_k, chain([first], chunks))
         try:
             return submitter.submit(
-                JobOptions(pinned_to, key, error_limits, priority), chain([first], chunks)
+                JobOptions(pinned_to, key, error_limits, priority, top_k), chain([first], chunks)
             )
         except _KeyInUse:
             continue  # another producer was faster: nothing of this job is stored, only `first` was read
@@ -338,6 +343,7 @@ def _open_job(connection: Connection, job_id: str, options: JobOptions) -> None:
             model_id=options.model_id,
             key=options.key,
             error_limits=options.error_limits,
+            top_k=options.top_k,
             retry_of=options.retry_of,
             traceparent=options.traceparent,
         )
@@ -346,13 +352,19 @@ def _open_job(connection: Connection, job_id: str, options: JobOptions) -> None:
 
 
 def _compare_with_holder(
-    holder: KeyHolder, key: str, model_id: str | None, chunks: Iterator[Chunk]
+    holder: KeyHolder, key: str, model_id: str | None, top_k: int | None, chunks: Iterator[Chunk]
 ) -> Submitted:
-    """Return the job that owns the key if it has the same model and content. Raises Conflict otherwise."""
+    """Return the job that owns the key if it has the same options and content. Raises Conflict otherwise."""
     if model_id not in (None, holder.model_id):
         raise Conflict(
             f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for model "
             f"{holder.model_id}: choose another key, or leave it out."
+        )
+    if top_k not in (None, holder.top_k):
+        how = "without --top" if holder.top_k is None else f"with --top {holder.top_k}"
+        raise Conflict(
+            f"The key {key!r} already belongs to job {holder.job_id}, which was submitted {how}: choose "
+            "another key, or leave it out."
         )
     found = _Fingerprint()
     images = 0

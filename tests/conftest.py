@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import fsspec
 import hypothesis
 import numpy as np
 import psycopg
@@ -30,6 +31,7 @@ import redis
 import sqlalchemy as sa
 import structlog
 from celery import Celery
+from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
@@ -179,6 +181,17 @@ def short_folder() -> Iterator[Path]:
     """A folder of the test's own whose path is short enough for a Unix socket in it; `tmp_path` is not."""
     with folder_for_sockets() as folder:
         yield folder
+
+
+@pytest.fixture
+def bucket() -> Iterator[MemoryFileSystem]:
+    """Return an empty object store in this process, for memory:// URLs."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    yield memory
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
 
 
 # ---- PostgreSQL ---------------------------------------------------------------------------------------

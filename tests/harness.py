@@ -118,13 +118,14 @@ class Harness:
         sizes: Sequence[int] | None = None,
         model: Model | None = None,
         lose_payload: bool = False,
+        top_k: int | None = None,
     ) -> str:
         """Submit a job of one chunk, or of chunks of these sizes; return its id. Images are `0.png`, ..."""
         job_id, first = new_id(), 0
         is_small = len(contents) <= SMALL_JOB_IMAGES and sizes is None
         priority = SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY
         with self.ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=(model or self.model).id, key=None)
+            open_job(connection, job_id, model_id=(model or self.model).id, key=None, top_k=top_k)
             for size in sizes or [len(contents)]:
                 chunk_id = new_id()
                 names = [f"{index}.png" for index in range(first, first + size)]

@@ -12,7 +12,7 @@ from typing import Any
 from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
 from jobs.errors import LabelmillError, SettingsError
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.queue import make_app
 from jobs.settings import Settings
 from worker.celery_patches import exit_at_once, filter_messages, limit_cold_shutdown, limit_failed_shutdown
@@ -44,11 +44,11 @@ app.steps["worker"].add(reconcile_step(settings))
 
 
 @celeryd_after_setup.connect
-def _refuse_training_runs(instance: Any, **_: Any) -> None:
-    """Take no training runs on a worker that classifies, because a training would block predictions."""
+def _classify_only(instance: Any, **_: Any) -> None:
+    """Take nothing else on a worker that classifies: a training or a slow webhook would block predictions."""
     queues = instance.app.amqp.queues
-    if CLASSIFY_QUEUE in queues.consume_from and RETRAIN_QUEUE in queues.consume_from:
-        queues.deselect(RETRAIN_QUEUE)
+    if CLASSIFY_QUEUE in queues.consume_from:
+        queues.deselect([RETRAIN_QUEUE, WEBHOOK_QUEUE])
 
 
 @celeryd_after_setup.connect

@@ -15,10 +15,10 @@ import re
 from typing import Any, Final
 
 from jobs.messages import (
-    CLASSIFY_QUEUE,
     CLASSIFY_TASK,
-    RETRAIN_QUEUE,
+    QUEUES,
     RETRAIN_TASK,
+    WEBHOOK_TASK,
     MessageError,
     check_wake_up,
     run_id_of,
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 #: Our messages have about 1,000 bytes, and none of their parts can grow.
 MAX_MESSAGE_BYTES: Final = 16 * 1024
-
-_QUEUES: Final = {CLASSIFY_TASK: CLASSIFY_QUEUE, RETRAIN_TASK: RETRAIN_QUEUE}
 
 #: A task's id and its delivery tag: both are UUIDs.
 _ID: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -77,7 +75,7 @@ def rebuild(item: bytes) -> bytes:
         "properties": {
             "body_encoding": "base64",
             "correlation_id": task_id,
-            "delivery_info": {"exchange": "", "routing_key": _QUEUES[task], **redelivered},
+            "delivery_info": {"exchange": "", "routing_key": QUEUES[task], **redelivered},
             "delivery_mode": 2,
             "delivery_tag": tag,
             "priority": 0,
@@ -100,7 +98,7 @@ def _arguments(task: str, body: str) -> list[str]:
             pass
         case _:
             raise MessageError("its body is not arguments alone")
-    if task == CLASSIFY_TASK:
+    if task in (CLASSIFY_TASK, WEBHOOK_TASK):
         check_wake_up(args, kwargs)
         return []
     if task == RETRAIN_TASK:

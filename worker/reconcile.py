@@ -1,4 +1,4 @@
-"""The reconciler: sends wake-ups if fewer wait in the queue than chunks are due in the ledger.
+"""The reconciler: sends wake-ups if fewer wait in a queue than chunks or webhooks are due in the ledger.
 
 It also releases expired claims, fails abandoned jobs, and ends training runs whose trainer died. Every worker
 runs one on the timer of its main process; a lock in the ledger lets only one at a time do the work. The same
@@ -22,6 +22,7 @@ from kombu.exceptions import OperationalError
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks
+from jobs.ledger.deliveries import count_due_deliveries
 from jobs.ledger.maintenance import (
     RECONCILE_LOCK,
     count_due,
@@ -32,7 +33,7 @@ from jobs.ledger.maintenance import (
 )
 from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
 from jobs.ledger.workers import forget_lost_workers
-from jobs.messages import RETRAIN_QUEUE
+from jobs.messages import RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
 from jobs.queue import MAX_WAITING, Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -55,7 +56,10 @@ class Reconciler:
         self._detector = FailureDetector()
 
     def tick(self) -> int:
-        """Run once. Return the number of wake-ups sent. Raises Unavailable, kombu's OperationalError."""
+        """Run once. Return the number of wake-ups sent to workers that classify.
+
+        Raises Unavailable, kombu's OperationalError.
+        """
         with self._ledger.transaction() as connection:
             # In a separate transaction: a process that stalls later must not block the others here.
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
@@ -76,10 +80,13 @@ class Reconciler:
                 )
             pending = [run.id for run in active_runs(connection) if run.state == RunState.PENDING]
             due = count_due(connection, limit=MAX_WAITING)
+            webhooks = count_due_deliveries(connection, limit=MAX_WAITING)
         publisher = self._publisher.reset()
         if pending and not publisher.waiting(RETRAIN_QUEUE):
             for run_id in pending:
                 publisher.request_run(run_id)
+        if webhooks:
+            publisher.wake_up(webhooks - publisher.waiting(WEBHOOK_QUEUE), task=WEBHOOK_TASK)
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
 

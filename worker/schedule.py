@@ -23,6 +23,7 @@ from jobs.dataset import MNIST
 from jobs.errors import LabelmillError, SettingsError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.health import report_drift
 from jobs.ledger.runs import clear_expired_run, request_run
 from jobs.ledger.schedules import Schedule, list_schedules, new_corrections
 from jobs.queue import Publisher
@@ -38,6 +39,9 @@ GRACE: Final = timedelta(minutes=10)
 
 #: How often beat reads the schedules.
 POLL_SECONDS: Final = 5.0
+
+#: How often beat looks for drift, which takes up to seconds.
+DRIFT_SECONDS: Final = 600.0
 
 #: Replaces a cron line: train at no fixed time.
 NEVER: Final = "never"
@@ -119,10 +123,11 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         # The schedule from the settings starts here: a slot before beat started gets no run.
         self._started = datetime.now(UTC)
         self._requested: dict[str, datetime] = {}  # by dataset, the latest slot for which a run was requested
+        self._looked_for_drift_at = -DRIFT_SECONDS
         self._trouble = ""  # why the latest tick failed; it is logged once
 
     def tick(self, *_: Any, **__: Any) -> float:
-        """Request the runs that are due. Return the seconds until the next call."""
+        """Request the runs that are due, and report drift. Return the seconds until the next call."""
         settings = self.app.labelmill_settings
         troubles: list[str] = []
         try:
@@ -134,6 +139,9 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                         self._request_due_run(ledger, schedule)
                     except UserError as error:  # one schedule must not stop the others
                         troubles.append(f"{schedule.dataset}: {error}")
+                if time.monotonic() - self._looked_for_drift_at >= DRIFT_SECONDS:
+                    self._looked_for_drift_at = time.monotonic()
+                    report_drift(ledger)
         except LabelmillError as error:
             troubles.append(str(error))
         trouble = "; ".join(troubles)

@@ -13,11 +13,13 @@ from celery.signals import task_postrun
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from jobs.errors import LabelmillError
-from jobs.messages import CLASSIFY_TASK, RETRAIN_TASK, check_wake_up, run_id_of
+from jobs.messages import CLASSIFY_TASK, RETRAIN_TASK, WEBHOOK_TASK, check_wake_up, run_id_of
 from jobs.settings import Settings
+from worker.celery_patches import SlotFreeingRequest
 from worker.context import process_context
 from worker.learning.task import execute_run
 from worker.requests import ClaimingRequest
+from worker.webhooks import TIMEOUT_SECONDS, deliver_next, process_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -63,5 +65,20 @@ def register_tasks(app: Celery, settings: Settings) -> None:
             run_id = run_id_of(args, kwargs)
             bind_contextvars(run=run_id)
             execute_run(run_id, settings)
+        except LabelmillError as error:
+            logger.warning("%s", error)
+
+    @app.task(
+        name=WEBHOOK_TASK,
+        Request=SlotFreeingRequest,
+        shared=False,
+        soft_time_limit=2 * TIMEOUT_SECONDS,  # the name server has a time limit of its own
+        time_limit=3 * TIMEOUT_SECONDS,
+    )
+    def send_webhook(*args: Any, **kwargs: Any) -> None:
+        """Send the next due webhook."""
+        try:
+            check_wake_up(args, kwargs)
+            deliver_next(process_ledger(settings), settings)
         except LabelmillError as error:
             logger.warning("%s", error)

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import LeaseLost
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
-from jobs.schema import JobState, batches, db_now, jobs
+from jobs.schema import JobState, batches, chunks, db_now, jobs
 
 #: A claim expires after so many seconds, unless it is renewed.
 INTAKE_LEASE_SECONDS: Final = 60.0
@@ -45,6 +45,16 @@ class Intake:
     file_id: str | None
     attempts: int
     images: int  # that its job has already
+
+
+@dataclass(frozen=True, slots=True)
+class LastChunk:
+    """Where a job's last images are."""
+
+    payload: str
+    payload_digest: str
+    payload_offset: int
+    images: int
 
 
 def add_batch(connection: Connection, job_id: str, *, request: dict[str, Any], file_id: str | None) -> None:
@@ -117,6 +127,13 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
         end_job(connection, intake.job_id, JobState.FAILED, error=why)
         return None
     return intake
+
+
+def last_chunk(connection: Connection, job_id: str) -> LastChunk:
+    """Return the last chunk of a job that has one."""
+    columns = (chunks.c.payload, chunks.c.payload_sha256, chunks.c.payload_offset, chunks.c.images)
+    query = sa.select(*columns).where(chunks.c.job_id == job_id)
+    return LastChunk(*connection.execute(query.order_by(chunks.c.first_index.desc()).limit(1)).one())
 
 
 def hold_intake(connection: Connection, intake: Intake, *, progress: bool = False) -> None:

@@ -80,6 +80,8 @@ class Claim:
     error: str | None
     #: The trace that the job belongs to, if any (`jobs.traces`).
     traceparent: str | None
+    #: How many of the most probable classes the job asked for.
+    top_k: int | None = None
     #: The rest of a chunk that this claim has cut is pending.
     was_cut: bool = False
 
@@ -175,6 +177,7 @@ _TAKE: Final = (
         *chunks.c["attempts", "releases", "crashes", "crash_code", "error"],
         _of_job(jobs.c.model_id).label("model_id"),
         _of_job(jobs.c.traceparent).label("traceparent"),
+        _of_job(jobs.c.top_k).label("top_k"),
     )
 )
 

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict
 from jobs.ledger.claims import IS_PENDING, chunk_is_in_work, job_was_stopped, next_due
 from jobs.ledger.counters import CounterName, count
+from jobs.ledger.outbox import report_ended_jobs
 from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 
 #: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
@@ -42,6 +43,7 @@ def end_job(connection: Connection, job_id: str, state: JobState, *, error: str 
     if ended.rowcount != 1:
         return False
     count(connection, {(CounterName.JOBS, state): 1})
+    report_ended_jobs(connection, [job_id])
     drop_waiting_work(connection, job_id)
     return True
 

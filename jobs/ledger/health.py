@@ -19,9 +19,14 @@ from sqlalchemy.engine import Connection
 from jobs.dataset import MNIST
 from jobs.drift import MIN_IMAGES, Drift, Shift
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.ids import new_id
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.models import find_evaluation, model_or_champion
+from jobs.ledger.database import Ledger
+from jobs.ledger.maintenance import take_lock
+from jobs.ledger.models import champions, find_evaluation, model_or_champion
+from jobs.ledger.outbox import is_wanted, report
 from jobs.schema import FINISHED, db_now, jobs, predictions
+from jobs.webhooks import Event
 
 #: Recent jobs: the last RECENT_JOBS finished ones that were created within RECENT_DAYS days.
 RECENT_JOBS: Final = 20
@@ -33,6 +38,9 @@ SAMPLE_IMAGES: Final = 50_000
 _SLICES: Final = 50
 
 _DAY_SECONDS: Final = 86_400.0
+
+#: While a model's images keep differing, that is reported again after so many days.
+REPORT_DAYS: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,11 @@ class Health:
             for what, shift in (("labels", self.labels), ("confidences", self.confidences))
             if shift is not None and shift.drift in _WARNINGS
         ]
+
+    @property
+    def has_drifted(self) -> bool:
+        """Return whether the recent images differ from those of the evaluation by more than slightly."""
+        return any(shift and shift.drift is Drift.DRIFTED for shift in (self.labels, self.confidences))
 
     @property
     def unknown(self) -> str | None:
@@ -102,6 +115,38 @@ def model_health(connection: Connection, model_id: str | None = None, dataset: s
         images=labels.total(),
         labels=_label_shift(stored.evaluation, labels) if stored else None,
         confidences=_confidence_shift(stored.evaluation, confidences) if stored else None,
+    )
+
+
+def report_drift(ledger: Ledger) -> None:
+    """Report the champions whose recent images have drifted, if a webhook wants that. Raises Unavailable.
+
+    A lock in the ledger lets each of them be reported once, however many processes call this.
+    """
+    with ledger.reading() as connection:
+        if not is_wanted(connection, Event.DRIFT_DETECTED):
+            return
+        found = [model_health(connection, champion.id) for champion in champions(connection)]
+    for health in found:
+        if health.has_drifted:
+            with ledger.transaction() as connection:
+                _report(connection, health)
+
+
+def _report(connection: Connection, health: Health) -> None:
+    # With a holder of its own, the lock cannot be taken again before it expires.
+    if not take_lock(connection, f"drift {health.model}", new_id(), seconds=REPORT_DAYS * _DAY_SECONDS):
+        return
+    report(
+        connection,
+        Event.DRIFT_DETECTED,
+        lambda: {
+            "model": health.model,
+            "dataset": health.dataset,
+            "jobs": health.jobs,
+            "images": health.images,
+            "warnings": health.warnings,
+        },
     )
 
 

@@ -15,8 +15,10 @@ from jobs.evaluation import ANSWER_BYTES, Evaluation, Part
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
 from jobs.ledger.datasets import get_version
+from jobs.ledger.outbox import report
 from jobs.model import InputSpec, Model
 from jobs.schema import aliases, db_now, evaluations, jobs, models, promotions, verdicts
+from jobs.webhooks import Event
 
 # ---- models and aliases ---------------------------------------------------------------------------
 
@@ -329,7 +331,7 @@ def lock_champion(connection: Connection, dataset: str = MNIST) -> str | None:
 def move_champion(
     connection: Connection, model_id: str, *, previous_id: str | None, how: How, verdict_id: str | None = None
 ) -> None:
-    """Make the model its dataset's champion and record the move. It stops being a challenger.
+    """Make the model its dataset's champion, and record and report the move. It stops being a challenger.
 
     `previous_id` is what `lock_champion` returned in this transaction.
     """
@@ -346,6 +348,17 @@ def move_champion(
             verdict_id=verdict_id,
             created_at=db_now(),
         )
+    )
+    report(
+        connection,
+        Event.MODEL_PROMOTED,
+        lambda: {
+            "id": model_id,
+            "object": "model",
+            "dataset": get_model(connection, model_id).dataset,
+            "previous": previous_id,
+            "how": how,
+        },
     )
 
 

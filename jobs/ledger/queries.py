@@ -19,6 +19,7 @@ from jobs.ledger.control import settle_job, still_claimed
 from jobs.ledger.database import Ledger, batched
 from jobs.ledger.models import CHAMPION, find_alias, get_model, model_or_champion
 from jobs.model import Model
+from jobs.outcomes import Alternative
 from jobs.schema import (
     FINISHED,
     PAYLOAD_COLUMNS,
@@ -52,6 +53,7 @@ class JobStatus:
     key: str | None
     error: str | None
     paused: bool
+    top_k: int | None
     retry_of: str | None
     created_at: datetime
     submitted_at: datetime | None
@@ -108,9 +110,8 @@ OLDEST_PENDING_AT: Final = (
 )
 
 _STATUS: Final[sa.Select[Any]] = sa.select(
-    *(jobs.c.id, jobs.c.state, jobs.c.total, jobs.c.succeeded, jobs.c.failed, jobs.c.key, jobs.c.error),
-    *(jobs.c.retry_of, jobs.c.created_at, jobs.c.submitted_at, jobs.c.started_at, jobs.c.finished_at),
-    jobs.c.purged_at,
+    *jobs.c["id", "state", "total", "succeeded", "failed", "key", "error", "top_k", "retry_of"],
+    *jobs.c["created_at", "submitted_at", "started_at", "finished_at", "purged_at"],
     jobs.c.model_id.label("model"),
     # A job that ended while it was paused keeps its `paused_at`.
     sa.and_(jobs.c.paused_at.is_not(None), jobs.c.state.in_(UNFINISHED)).label("paused"),
@@ -161,12 +162,14 @@ class Prediction:
     error: str | None
     detail: str | None
     model: str
+    #: The most probable classes, the label first, if the job asked for them.
+    alternatives: list[Alternative] | None = None
 
 
 #: The columns of a `Prediction`, in order.
 PREDICTIONS: Final[sa.Select[Any]] = sa.select(
     *(predictions.c.index, predictions.c.name, predictions.c.label, predictions.c.confidence),
-    *(predictions.c.error, predictions.c.detail, jobs.c.model_id),
+    *(predictions.c.error, predictions.c.detail, jobs.c.model_id, predictions.c.alternatives),
 ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
 
 
@@ -358,8 +361,8 @@ class Unlabelled:
     failed: bool
 
 
-def check_retry(connection: Connection, job_id: str) -> str:
-    """Check that the job's images can be submitted again. Return the id of the job's model.
+def check_retry(connection: Connection, job_id: str) -> JobStatus:
+    """Check that the job's images can be submitted again. Return the job's status.
 
     Raises NotFound; Conflict if the job has not finished, was purged, or a worker still has images of it.
     """
@@ -374,7 +377,7 @@ def check_retry(connection: Connection, job_id: str) -> str:
         )
     if not settle_job(connection, job_id):
         raise still_claimed(job_id)
-    return status.model
+    return status
 
 
 def check_not_purged(connection: Connection, job_id: str) -> None:

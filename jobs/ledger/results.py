@@ -5,6 +5,7 @@ Here an image that `producer.submit` accepted gets its row in `predictions`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
 from jobs.ledger.control import drop_waiting_work
 from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
+from jobs.ledger.outbox import report_ended_jobs
 from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 from jobs.text import all_storable, storable
@@ -116,25 +118,38 @@ _COLUMNS: Final = {
     "confidence": "float4",
     "error": "varchar",
     "detail": "text",
+    "alternatives": "jsonb",
 }
 
 
 def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
-    columns = list(_COLUMNS)
+    # Nearly all chunks have none of these, and NULLs cost SQLite a microsecond per image.
+    unused: set[str] = set()
     if not any(outcomes.failed for _, outcomes in recorded):
-        del columns[-2:]  # as in nearly all chunks; NULLs cost SQLite a microsecond per image
-    rows = chain.from_iterable(_rows(claim, outcomes, len(columns)) for claim, outcomes in recorded)
+        unused |= {"error", "detail"}
+    if all(outcomes.alternatives is None for _, outcomes in recorded):
+        unused.add("alternatives")
+    columns = [name for name in _COLUMNS if name not in unused]
+    on_postgresql = connection.dialect.name == "postgresql"
+    rows = chain.from_iterable(
+        _rows(claim, outcomes, columns, as_text=not on_postgresql) for claim, outcomes in recorded
+    )
     into = f"predictions ({', '.join(columns)})"
-    if connection.dialect.name == "postgresql":
+    if on_postgresql:
         _copy(connection, f"COPY {into} FROM STDIN WITH (FORMAT BINARY)", columns, rows)
     else:
         values = ", ".join("?" * len(columns))
         connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({values})", list(rows))  # noqa: S608 -- constants
 
 
-def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[object, ...]]:
+def _rows(
+    claim: Claim, outcomes: Outcomes, columns: Sequence[str], *, as_text: bool
+) -> Iterator[tuple[object, ...]]:
     # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
     details = [detail and storable(detail) for detail in outcomes.details or ()]
+    alternatives: Sequence[object] = outcomes.alternatives or ()
+    if as_text:  # the driver of PostgreSQL does this itself
+        alternatives = [each and json.dumps(each) for each in alternatives]
     all_columns: tuple[Iterable[object], ...] = (
         repeat(claim.job_id),
         count_up(claim.first_index),
@@ -143,8 +158,10 @@ def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[obje
         outcomes.confidences,
         outcomes.errors or repeat(None),
         details or repeat(None),
+        alternatives or repeat(None),
     )
-    return zip(*all_columns[:columns], strict=False)  # some of them have no end
+    used = (values for name, values in zip(_COLUMNS, all_columns, strict=True) if name in columns)
+    return zip(*used, strict=False)  # some of them have no end
 
 
 def _copy(
@@ -220,13 +237,17 @@ def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, se
     else:
         connection.execute(_COUNT, list(updates.values()))
         updated = connection.execute(sa.select(*_END).where(jobs.c.id.in_(updates))).all()
+    ended = []
     for job in updated:
         if job.state == JobState.DONE:  # because of these chunks: they held its last images
+            ended.append(job.id)
             count(connection, {(CounterName.JOBS, JobState.DONE): 1})
         if job.state == JobState.FAILED and job.error is None:
+            ended.append(job.id)
             count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
             connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many_errors(job)))
             drop_waiting_work(connection, job.id)
+    report_ended_jobs(connection, ended)
 
 
 def _too_many_errors(job: sa.Row[Any]) -> str:

@@ -24,9 +24,11 @@ from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
 from jobs.ledger.models import StoredVerdict
+from jobs.ledger.outbox import report, seconds
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
+from jobs.webhooks import Event
 
 #: How long a trainer owns its run without a heartbeat.
 RUN_LEASE_SECONDS: Final = 60.0
@@ -140,7 +142,7 @@ def request_run(
         )
         if not skipped:
             return None
-        _count_end(connection, RunState.SKIPPED)
+        _report_end(connection, run_id, RunState.SKIPPED)
         return RunState.SKIPPED
     return RunState.PENDING
 
@@ -246,7 +248,7 @@ def finish_run(connection: Connection, claim: RunClaim, *, model_id: str, verdic
     Raises RunLost; the caller's transaction must then roll back, because it also moves the champion.
     """
     _change(connection, claim, model_id=model_id, verdict=verdict, **_ended(RunState.DONE))
-    _count_end(connection, RunState.DONE)
+    _report_end(connection, claim.run_id, RunState.DONE)
 
 
 def fail_run(
@@ -257,7 +259,7 @@ def fail_run(
     The state is `failed`, or `interrupted` if the trainer was told to stop.
     """
     _change(connection, claim, **_ended(state, error))
-    _count_end(connection, state)
+    _report_end(connection, claim.run_id, state)
 
 
 def was_finished_by(connection: Connection, claim: RunClaim) -> bool:
@@ -291,8 +293,28 @@ def _ended(state: RunState, error: str | None = None) -> dict[str, Any]:
     return {"state": state, "active": None, "lease_until": None, "finished_at": db_now(), "error": error}
 
 
-def _count_end(connection: Connection, state: RunState) -> None:
+def _report_end(connection: Connection, run_id: str, state: RunState) -> None:
+    """Count a run that has ended, and report it to webhooks."""
     count(connection, {(CounterName.TRAINING_RUNS, state): 1})
+    report(connection, Event.RUN_FINISHED, lambda: _describe(get_run(connection, run_id)))
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    """Return the run with the fields that it has in the HTTP API."""
+    return {
+        "id": run.id,
+        "object": "run",
+        "status": run.state,
+        "dataset": run.dataset,
+        "created_at": seconds(run.requested_at),
+        "started_at": seconds(run.started_at),
+        "finished_at": seconds(run.finished_at),
+        "epochs_done": run.epochs_done,
+        "model": run.model_id,
+        "accuracy": run.accuracy,
+        "verdict": run.verdict,
+        "error": run.error,
+    }
 
 
 # ---- ending a run from outside ------------------------------------------------------------------------
@@ -333,8 +355,8 @@ def end_active_runs(
         .values(**_ended(state, error))
         .returning(training_runs.c.id)
     ).all()
-    for _ in ended:
-        _count_end(connection, state)
+    for each in ended:
+        _report_end(connection, each, state)
     return [get_run(connection, each) for each in ended]
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ledger.counters import CounterName, count
+from jobs.ledger.outbox import report_ended_jobs
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
@@ -60,6 +61,7 @@ def open_job(
     model_id: str,
     key: str | None,
     error_limits: ErrorLimits | None = None,
+    top_k: int | None = None,
     retry_of: str | None = None,
     traceparent: str | None = None,
 ) -> None:
@@ -78,6 +80,7 @@ def open_job(
                 error_limit=limits.count,
                 error_rate_limit=limits.rate,
                 error_rate_sample=limits.sample,
+                top_k=top_k,
                 retry_of=retry_of,
                 traceparent=traceparent,
                 created_at=db_now(),
@@ -131,6 +134,7 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
         raise _stopped(connection, job_id)
     if sealed == JobState.DONE:
         count(connection, {(CounterName.JOBS, JobState.DONE): 1})
+        report_ended_jobs(connection, [job_id])
 
 
 def _stopped(connection: Connection, job_id: str) -> Stopped:
@@ -195,6 +199,7 @@ class KeyHolder:
     sealed: bool
     fingerprint: str | None
     model_id: str
+    top_k: int | None = None
 
 
 def find_key(connection: Connection, key: str) -> KeyHolder | None:
@@ -202,9 +207,10 @@ def find_key(connection: Connection, key: str) -> KeyHolder | None:
     alive = sa.and_(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at >= db_now(-ABANDONED_SECONDS))
     row = connection.execute(
         sa.select(
-            jobs.c.id, jobs.c.submitted_at, jobs.c.fingerprint, jobs.c.model_id, alive.label("alive")
+            *jobs.c["id", "submitted_at", "fingerprint", "model_id", "top_k"], alive.label("alive")
         ).where(jobs.c.key == key)
     ).one_or_none()
     if row is None:
         return None
-    return KeyHolder(row.id, bool(row.alive), row.submitted_at is not None, row.fingerprint, row.model_id)
+    sealed = row.submitted_at is not None
+    return KeyHolder(row.id, bool(row.alive), sealed, row.fingerprint, row.model_id, row.top_k)

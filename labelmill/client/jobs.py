@@ -49,14 +49,16 @@ class JobMethods(Session):
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         priority: int | None = None,
+        top_k: int | None = None,
         stdin: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> str:
         """Submit images as one job and return the job's id.
 
-        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, an MNIST
-        IDX file, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin` yields, or the
-        bytes of one image file. Bytes at position n (from 0) become the image `image-n`.
+        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, a manifest
+        (`.csv`, `.jsonl`, `.parquet`), an MNIST IDX file, a URL such as `s3://bucket/photos/`, `-` for the
+        paths and URLs that `stdin` yields, or the bytes of one image file. Bytes at position n (from 0)
+        become the image `image-n`.
 
         Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
         other arguments and errors, see `submission`. Examples::
@@ -72,6 +74,7 @@ class JobMethods(Session):
             by_reference=by_reference,
             error_limits=error_limits,
             priority=priority,
+            top_k=top_k,
             on_progress=on_progress,
         ).job_id
 
@@ -88,6 +91,7 @@ class JobMethods(Session):
             stdin=stdin,
             max_bytes=self.settings.max_image_bytes,
             archives=self.settings.archive_limits,
+            private_hosts=self.settings.private_hosts,
         )
 
     def submission(
@@ -100,6 +104,7 @@ class JobMethods(Session):
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         priority: int | None = None,
+        top_k: int | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,
     ) -> Submitted:
@@ -117,16 +122,18 @@ class JobMethods(Session):
           themselves, below LABELMILL_REFERENCE_ROOTS.
         - `priority`: from -100 to 100; jobs with a higher priority are classified first. Default: 10 for a
           job of at most 64 images, 0 for any other.
+        - `top_k`: keep this many (1 to 10) of the most probable classes of each image, in `alternatives`.
+          Default: only the label.
         - `error_limits`: stop the job early, as failed, if it has more errors than these limits allow.
         - `on_progress`: called with the number of images stored so far.
         - `on_wait`: called with the id of a job that another producer is still submitting under the key.
 
         Raises SourceError if there are no images, more than the settings allow, or one that cannot be
         submitted by reference; NotFound if the model does not exist or there is no champion yet; UserError if
-        the key is empty or too long, or the priority is out of range; Conflict if the key was used for other
-        content, another model or another dataset, if several models match `model`, if the model does not
-        belong to `dataset`, or if the object store is not the one that the workers use; Stopped if the job is
-        stopped during the submission.
+        the key is empty or too long, or the priority or `top_k` is out of range; Conflict if the key was used
+        for other content, another model, dataset or `top_k`, if several models match `model`, if the model
+        does not belong to `dataset`, or if the object store is not the one that the workers use; Stopped if
+        the job is stopped during the submission.
         """
         from jobs.references import Roots
         from producer.submit import submit
@@ -146,6 +153,7 @@ class JobMethods(Session):
             by_reference=Roots(self.settings.reference_roots) if by_reference else None,
             error_limits=error_limits,
             priority=priority,
+            top_k=top_k,
             shadow_share=self.settings.shadow_share,
             limits=self.settings.job_limits,
             on_progress=on_progress,

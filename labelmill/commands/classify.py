@@ -10,7 +10,7 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.commands.options import ChampionOfOption
+from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.console import examples, exit_code_of, report_errors, say
 from labelmill.follow import report_broker_unavailable, watch
 from labelmill.stack import Stack, broker_answers
@@ -25,6 +25,7 @@ app = typer.Typer(add_completion=False)
     epilog=examples(
         "labelmill classify digit.png",
         "labelmill classify scans/ --json",
+        "labelmill classify digit.png --top 3",
         "labelmill classify finch.jpg --dataset birds",
     )
 )
@@ -38,6 +39,7 @@ def classify(
         typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
     ] = None,
     dataset: ChampionOfOption = None,
+    top: TopOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Submit images, wait, and print their labels.
@@ -53,7 +55,7 @@ def classify(
         with missing as stack:
             if stack is not None:
                 say("starting a worker for this (`labelmill up` keeps one running)")
-            job_id = client.submission(images, model=model).job_id
+            job_id = client.submission(images, model=model, top_k=top).job_id
             if stack is None:
                 report_broker_unavailable(client, "the job waits in the ledger")
             status = watch(client, job_id, own_stack=stack)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.limits import MAX_TOP_K
 from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
 #: The dataset whose champion or challenger a command is about.
@@ -21,6 +22,18 @@ ChampionOfOption = Annotated[
 AliasOfOption = Annotated[
     str | None,
     typer.Option("--dataset", metavar="NAME", help="The dataset of the alias. Left out: mnist."),
+]
+
+#: How many of the most probable classes a job's predictions keep.
+TopOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top",
+        min=1,
+        max=MAX_TOP_K,
+        metavar="K",
+        help=f"Also keep the K most probable classes of each image, 1 to {MAX_TOP_K}.",
+    ),
 ]
 
 # ---- how a model is trained -----------------------------------------------------------------------------

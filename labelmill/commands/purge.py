@@ -93,6 +93,7 @@ def purge(
             if payloads is not None:
                 run.payloads(days=payloads)
             run.strays()
+            run.deliveries()
     for line in _summary(run.purged, dry_run=dry_run):
         say(line)
     if as_json:
@@ -112,6 +113,8 @@ def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
     if purged.copies:
         copies = pluralize(purged.copies, "copy", "copies")
         lines.append(f"{removed}: {copies} of images without a correction")
+    if purged.deliveries:
+        lines.append(f"{removed}: {pluralize(purged.deliveries, 'webhook')} sent more than 30 days ago")
     if purged.in_work:
         lines.append(f"kept: {pluralize(len(purged.in_work), 'job')} that a worker is still processing")
     return lines or ["nothing is old enough to be removed"]

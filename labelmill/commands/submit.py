@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from jobs.errors import UserError
+from jobs.errors import NotFound, UserError
+from jobs.ledger.models import CHAMPION
 from jobs.limits import ErrorLimits
-from jobs.schema import SMALL_JOB_IMAGES
+from jobs.references import Roots
+from jobs.schema import SMALL_JOB_IMAGES, JobState
 from labelmill.client import Client
-from labelmill.commands.options import ChampionOfOption
-from labelmill.console import examples, exit_code_of, pluralize, print_data, print_json, report_errors, say
+from labelmill.commands.options import ChampionOfOption, TopOption
+from labelmill.console import (
+    examples,
+    exit_code_of,
+    format_duration,
+    pluralize,
+    print_data,
+    print_json,
+    report_errors,
+    say,
+)
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
+from producer.dry_run import dry_run as read_only
 from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin
 
@@ -22,12 +36,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+#: The latest jobs among which --dry-run looks for one with the same model.
+_RECENT_JOBS: Final = 100
+
 
 @app.command(
     epilog=examples(
         "labelmill submit photos/ --watch",
         "labelmill submit 'scans/**/*.png' archive.zip",
         "find . -name '*.jpg' | labelmill submit -",
+        "labelmill submit photos.csv --dry-run",
         "labelmill submit s3://bucket/photos/ --by-reference",
         "labelmill submit finches/ --dataset birds",
         "labelmill submit finches/ --model 06h0w4r0rf0dkckt",
@@ -39,8 +57,9 @@ def submit(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files, folders (with everything below), globs, ZIP and TAR archives, MNIST's IDX files, "
-            "URLs such as s3://bucket/folder/, or - for paths and URLs on stdin, one per line.",
+            help="Files, folders (with everything below), globs, ZIP and TAR archives, manifests (.csv, "
+            ".jsonl or .parquet), MNIST's IDX files, URLs such as s3://bucket/folder/, or - for paths and "
+            "URLs on stdin, one per line.",
         ),
     ],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
@@ -70,6 +89,7 @@ def submit(
             f"{SMALL_JOB_IMAGES} images, otherwise 0.",
         ),
     ] = None,
+    top: TopOption = None,
     max_errors: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Stop the job if more images than this get an error."),
@@ -92,6 +112,9 @@ def submit(
             f"{ErrorLimits().sample:,}.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and count the images, but store nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Submit images as one job; prints the job's id.
@@ -100,11 +123,16 @@ def submit(
     """
     if min_sample is not None and max_error_rate is None:
         raise UserError("--min-sample needs --max-error-rate: give both.")
+    if dry_run and watch_it:
+        raise UserError("--dry-run submits nothing that --watch could follow: leave one of them out.")
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with Client() as client:
         if model is not None:
             model = client.model(model, dataset=dataset).id
         images = client.sources(sources, stdin=paths_on_stdin())
+        if dry_run:
+            _report_dry_run(client, images, model, dataset, by_reference=by_reference, as_json=as_json)
+            return
         with ProgressLine("submitting") as progress:
             submitted = client.submission(
                 images,
@@ -114,6 +142,7 @@ def submit(
                 by_reference=by_reference,
                 error_limits=limits,
                 priority=priority,
+                top_k=top,
                 on_progress=progress.update,
                 on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )
@@ -131,6 +160,51 @@ def submit(
             print_json(status_to_json(status) | {"new": submitted.new})
         if watch_it:
             raise SystemExit(exit_code_of(status))
+
+
+def _report_dry_run(
+    client: Client,
+    images: Sources,
+    model: str | None,
+    dataset: str | None,
+    *,
+    by_reference: bool,
+    as_json: bool,
+) -> None:
+    """Read the images, and print what a submission would do."""
+    settings = client.settings
+    with ProgressLine("reading") as progress:
+        found = read_only(
+            images,
+            chunk_images=settings.chunk_images,
+            limits=settings.job_limits,
+            by_reference=Roots(settings.reference_roots) if by_reference else None,
+            on_progress=progress.update,
+        )
+    rate = _recent_rate(client, model, dataset)
+    seconds = found.images / rate if rate else None
+    if as_json:
+        print_json(asdict(found) | {"skipped": images.skipped, "estimated_seconds": seconds})
+        return
+    print_data(f"images      {found.images:,}, {found.bytes:,} bytes")
+    print_data(f"duplicates  {found.duplicates:,}")
+    print_data(f"unreadable  {found.unreadable:,}")
+    print_data(f"chunks      {found.chunks:,}")
+    print_data(
+        f"time        {'unknown: no job has been done yet' if seconds is None else format_duration(seconds)}"
+    )
+    if images.skipped:
+        say(f"skipped {pluralize(images.skipped, 'file')}: not images by their names")
+
+
+def _recent_rate(client: Client, model: str | None, dataset: str | None) -> float | None:
+    """Return the images per second of the largest recent job with this model, or None if there is none."""
+    try:
+        chosen = client.model(model or CHAMPION, dataset=dataset).id
+    except NotFound:
+        return None
+    done = [job for job in client.jobs(limit=_RECENT_JOBS, state=JobState.DONE) if job.model == chosen]
+    return max(done, key=attrgetter("total")).rate if done else None
 
 
 def _report_unreadable(images: Sources, submitted: Submitted) -> None:

@@ -18,7 +18,7 @@ from labelmill.client.schedules import ScheduleStatus
 from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
 from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
-from labelmill.stack import Stack, settings_with
+from labelmill.stack import WEBHOOK_PROCESSES, Stack, settings_with
 from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
@@ -36,7 +36,7 @@ def up(
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, worker, trainer, beat and API. Ctrl-C stops everything.
+    """Run the local stack in the foreground: broker, workers, trainer, beat and API. Ctrl-C stops everything.
 
     Prints one line per event. The complete logs are in the state folder's logs/. A process that dies is
     restarted. Unfinished jobs continue.
@@ -49,7 +49,7 @@ def up(
         api = listen_locally() if is_server_installed() else None
         if api is not None:
             make_first_key(client)
-    stack = Stack(settings, trainer=True, beat=True, api=api, with_events=True)
+    stack = Stack(settings, trainer=True, beat=True, webhooks=True, api=api, with_events=True)
     try:
         with stack, api or nullcontext():
             for line in _startup_lines(settings, schedules, api, has_model=has_model):
@@ -90,6 +90,7 @@ def _startup_lines(
         f"  broker   {broker}",
         f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
+        f"  webhooks {WEBHOOK_PROCESSES} processes to send webhooks",
         f"  beat     schedule: {retrain}",
         *([f"  api      {http_url(*api.getsockname())}/docs{key}"] if api else []),
         f"  ledger   {ledger}",

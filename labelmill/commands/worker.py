@@ -7,16 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.errors import UserError
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from labelmill.console import examples, report_errors
-from labelmill.stack import settings_with, worker_command
+from labelmill.stack import settings_with, webhooks_command, worker_command
 from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog=examples("labelmill worker --processes 4", "labelmill worker --trainer"))
+@app.command(
+    epilog=examples(
+        "labelmill worker --processes 4", "labelmill worker --trainer", "labelmill worker --webhooks"
+    )
+)
 @report_errors
 def worker(
     processes: Annotated[
@@ -24,6 +29,9 @@ def worker(
     ] = None,
     trainer: Annotated[
         bool, typer.Option("--trainer", help="Execute training runs instead of classifying.")
+    ] = False,
+    webhooks: Annotated[
+        bool, typer.Option("--webhooks", help="Send webhooks instead. This needs no TensorFlow.")
     ] = False,
     loglevel: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -35,13 +43,18 @@ def worker(
     The same as `celery -A worker.app worker` with suitable options. Broker, ledger and store must be
     available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
+    if trainer and webhooks:
+        raise UserError("Give --trainer or --webhooks, not both: start a worker for each.")
     settings = settings_with(processes)
-    require_tensorflow("A worker")
+    if not webhooks:
+        require_tensorflow("A worker")
     ledger = Ledger(settings.ledger)
     ledger.check()
     ledger.close()
     if trainer:
         command = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer", loglevel=loglevel)
+    elif webhooks:
+        command = webhooks_command(processes, loglevel=loglevel)
     else:
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel

@@ -22,7 +22,8 @@ from jobs.text import storable
 from labelmill.datasets.archives import Contents, is_archive, scan_archive
 from labelmill.datasets.findings import Findings
 from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_class_count, to_label
-from labelmill.datasets.manifests import Row, is_manifest, read_manifest_file, rows_of
+from labelmill.datasets.manifests import Row, read_manifest_file, rows_of
+from producer.rows import is_manifest
 from producer.sources import SourceImage, SourceImages, Sources, local_source
 from producer.sources.files import head, is_below, read_link, shown
 from producer.sources.idx import is_idx, labels_beside, read_labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from labelmill.server import batches, files, images, models
+from labelmill.server import batches, classifications, events, files, images, models, results
+from labelmill.server.events import Streams
 from labelmill.server.problems import add_handlers, problem
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
@@ -24,6 +25,9 @@ _THREADS: Final = 16
 
 #: Maximum bytes of a request's body, apart from uploads.
 _MAX_BODY_BYTES: Final = 1024 * 1024
+
+#: These take files, and limit their bodies themselves.
+_UPLOADS: Final = frozenset(("/v1/files", "/v1/classifications"))
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -41,8 +45,11 @@ class Health(BaseModel):
     status: str
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """Return the application for these settings. Raises LedgerNotReady, Unavailable."""
+def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """Return the application for these settings. When `is_stopping` is true, endless answers end.
+
+    Raises LedgerNotReady, Unavailable.
+    """
     ledger = open_ledger(settings)
 
     @asynccontextmanager
@@ -59,9 +66,10 @@ def create_app(settings: Settings) -> ASGIApp:
         redoc_url=None,
     )
     app.state.settings, app.state.ledger = settings, ledger
+    app.state.streams = Streams(ledger, is_stopping)
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
-    for resource in (files, batches, images, models):
+    for resource in (files, batches, results, events, classifications, images, models):
         v1.include_router(resource.router)
     app.include_router(v1)
 
@@ -106,10 +114,11 @@ class _CommonRules:
 
 def _refusal(request: Request) -> Response | None:
     """Return the answer to a request whose body is too large, or of unknown length; None to go on."""
-    if request.method not in ("POST", "PUT", "PATCH") or request.url.path == "/v1/files":
+    if request.method not in ("POST", "PUT", "PATCH") or request.url.path in _UPLOADS:
         return None
     length = request.headers.get("content-length", "")
-    if length.isdecimal():
+    # Beside a Transfer-Encoding, the length does not count.
+    if length.isdecimal() and "transfer-encoding" not in request.headers:
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if int(length) and kind != "application/json":
             detail = "Send the body as `Content-Type: application/json`."

@@ -1,4 +1,4 @@
-"""`/v1/batches`: create, list, follow and control batches, and read their results.
+"""`/v1/batches`: create, list, show and control batches.
 
 A batch is a job. Those that were submitted with the command are listed, too.
 """
@@ -9,27 +9,29 @@ import hashlib
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from jobs.dataset import MNIST
-from jobs.errors import Conflict, NotFound
+from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
+from jobs.ledger import Ledger
 from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
-from jobs.ledger.queries import JobStatus, Prediction, job_status, latest_jobs, model_named
+from jobs.ledger.queries import JobStatus, job_status, latest_jobs, model_named
 from jobs.ledger.submission import find_key, open_job
+from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
+from jobs.references import Roots
 from jobs.schema import JobState
+from jobs.webhooks import check_receiver
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.files import id_in
+from labelmill.server.files import id_in, store_list
 from labelmill.server.outputs import errors_id, output_id
-from labelmill.server.problems import PROBLEMS, ApiError, conflicts
+from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import (
     FILE_PREFIX,
-    MAX_NUMBER,
     NO_NUL,
     BatchError,
     BatchErrors,
@@ -37,15 +39,13 @@ from labelmill.server.schemas import (
     NewBatch,
     Page,
     RequestCounts,
-    Result,
-    ResultError,
     seconds,
 )
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
 #: Characters of an `Idempotency-Key`.
-_MAX_KEY: Final = 200
+MAX_KEY: Final = 200
 
 _STATUS: Final = {
     JobState.RECEIVING: "validating",
@@ -54,9 +54,6 @@ _STATUS: Final = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
-
-#: Stars of a glob: on SQLite, each one multiplies the time that a name takes.
-_MAX_STARS: Final = 3
 
 #: An error's code if a batch fails as a whole.
 _FAILED: Final = "batch_failed"
@@ -68,14 +65,17 @@ def create_batch(
     session: SubmitSession,
     request: Request,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=_MAX_KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY)] = None,
 ) -> BatchObject:
-    """Classify the images of an uploaded file. Once this is answered, the batch is committed.
+    """Classify the images of an uploaded file, at URLs, or below a URL.
 
-    A request with the same `Idempotency-Key` and the same body returns the same batch.
+    Once this is answered, the batch is committed. A request with the same `Idempotency-Key` and the same body
+    returns the same batch.
     """
-    key = None if idempotency_key is None else _job_key(session, idempotency_key)
+    key = None if idempotency_key is None else job_key(session, idempotency_key)
     body = wanted.model_dump(mode="json", exclude_none=True)
+    if wanted.urls is not None:  # they may be a megabyte, and may contain keys
+        body["urls"] = hashlib.sha256("\0".join(wanted.urls).encode()).hexdigest()
     batch_id = _existing(session, key, body)
     if batch_id is None:
         try:
@@ -85,7 +85,7 @@ def create_batch(
             if batch_id is None:
                 raise
     response.headers["Location"] = str(request.url_for("show_batch", batch_id=batch_id).path)
-    return _shown(session, batch_id)
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.get("")
@@ -107,7 +107,7 @@ def list_batches(
 @router.get("/{batch_id}")
 def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Show a batch: its status, and how many of its images are done."""
-    return _shown(session, batch_id)
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/cancel")
@@ -135,49 +135,14 @@ def retry_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     if retried is None:
         raise Conflict(f"Batch {batch_id} has no image that could be submitted again.")
     session.record_done("retry batch", batch_id)
-    return _shown(session, retried.job_id)
-
-
-@router.get("/{batch_id}/results", response_model=list[Result])
-def list_results(
-    batch_id: str,
-    session: SubmitSession,
-    request: Request,
-    response: Response,
-    label: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
-    below: Annotated[float | None, Query(ge=0, le=1)] = None,
-    errors: bool = False,
-    name: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
-    after: Annotated[int, Query(ge=-1, le=MAX_NUMBER)] = -1,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> list[Result]:
-    """Return a page of the results so far, in the order of the images; `Link` names the next page."""
-    if name is not None and name.count("*") > _MAX_STARS:
-        raise ApiError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", f"name: it may have at most {_MAX_STARS} stars."
-        )
-    with conflicts():
-        predictions = session.client.predictions(
-            found_id(session, batch_id),
-            label=label,
-            below=below,
-            errors=errors,
-            name=name,
-            after=after,
-            limit=limit,
-        )
-        found = list(predictions)
-    if len(found) == limit:
-        query = {**request.query_params, "after": found[-1].index, "limit": limit}
-        response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
-    return list(map(_to_result, found))
+    return read_batch(session.client.ledger, retried.job_id)
 
 
 def _changed(session: Session, batch_id: str, action: str, change: Callable[[str], object]) -> BatchObject:
     """Change a batch, write that into the audit, and return what it is then. Raises NotFound, Conflict."""
     change(found_id(session, batch_id))
     session.record_done(action, batch_id)
-    return _shown(session, batch_id)
+    return read_batch(session.client.ledger, batch_id)
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
@@ -185,20 +150,56 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     limits = None
     if wanted.max_errors is not None or wanted.max_error_rate is not None:
         limits = ErrorLimits(count=wanted.max_errors, rate=wanted.max_error_rate)
+    _check_roots(session, wanted)
+    _check_webhook(session, wanted)
     batch_id = new_id()
+    listed = None if wanted.urls is None else store_list(session, wanted.urls)
     with session.client.ledger.transaction() as connection:
-        file = get_file(connection, id_in(wanted.input_file_id), keep=True)
+        if wanted.webhook_url is not None:
+            secret_of_batches(connection)  # without a secret, nothing is sent
+        if listed is not None:
+            file_id: str | None = listed.add(connection).id
+        elif wanted.input_file_id is not None:
+            file_id = get_file(connection, id_in(wanted.input_file_id), keep=True).id
+        else:
+            file_id = None
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
-        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits)
-        add_batch(connection, batch_id, request=body, file_id=file.id)
+        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits, top_k=wanted.top_k)
+        add_batch(connection, batch_id, request=body, file_id=file_id)
         session.record(connection, "create batch", batch_id)
     return batch_id
 
 
-def _job_key(session: Session, idempotency_key: str) -> str:
+def _check_roots(session: Session, wanted: NewBatch) -> None:
+    """Raise ApiError if a source or a reference is outside of the roots that are allowed."""
+    roots = Roots(session.client.settings.reference_roots)
+    reason = None
+    if wanted.by_reference and not roots:
+        reason = "by_reference: no folder or URL is allowed"
+    elif wanted.source_url is not None:
+        try:
+            roots.check_folder(wanted.source_url)
+        except ImageError as error:
+            reason = f"source_url: {error.detail}"
+    if reason is not None:
+        raise ApiError(
+            HTTPStatus.FORBIDDEN, "forbidden", f"{reason}. The server's LABELMILL_REFERENCE_ROOTS decides."
+        )
+
+
+def _check_webhook(session: Session, wanted: NewBatch) -> None:
+    """Raise ApiError if the batch names a receiver to which nothing would be sent."""
+    if wanted.webhook_url is not None:
+        try:
+            check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
+        except AddressForbidden as error:
+            raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"webhook_url: {error}") from None
+
+
+def job_key(session: Session, idempotency_key: str) -> str:
     """Return the job's key. Two owners of API keys, and the command, cannot take each other's."""
     digest = hashlib.sha256(f"{session.key.id} {idempotency_key}".encode()).hexdigest()
     return f"http {digest}"
@@ -222,24 +223,25 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
 
 def found_id(session: Session, batch_id: str) -> str:
     """Return the id of a batch. Raises NotFound if there is no such batch."""
-    _found(session, batch_id)
+    _found(session.client.ledger, batch_id)
     return batch_id
 
 
-def _found(session: Session, batch_id: str) -> JobStatus:
-    with session.client.ledger.reading() as connection:
+def read_batch(ledger: Ledger, batch_id: str) -> BatchObject:
+    """Return a batch as it is now. Raises NotFound."""
+    status = _found(ledger, batch_id)
+    with ledger.reading() as connection:
+        return _to_object(status, find_batch(connection, batch_id))
+
+
+def _found(ledger: Ledger, batch_id: str) -> JobStatus:
+    with ledger.reading() as connection:
         try:
             if is_id(batch_id):
                 return job_status(connection, batch_id)
         except NotFound:  # its message is about jobs and commands
             pass
     raise NotFound(f"There is no batch {batch_id!r}.")
-
-
-def _shown(session: Session, batch_id: str) -> BatchObject:
-    status = _found(session, batch_id)
-    with session.client.ledger.reading() as connection:
-        return _to_object(status, find_batch(connection, batch_id))
 
 
 def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
@@ -267,19 +269,4 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         completion_window=request.get("completion_window", "24h"),
         paused=status.paused,
         retry_of=status.retry_of,
-    )
-
-
-def _to_result(prediction: Prediction) -> Result:
-    error = None
-    if prediction.error is not None:
-        error = ResultError(code=prediction.error, message=prediction.detail)
-    return Result(
-        custom_id=prediction.name,
-        name=prediction.name,
-        index=prediction.index,
-        label=prediction.label,
-        confidence=prediction.confidence,
-        error=error,
-        model=prediction.model,
     )

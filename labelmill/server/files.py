@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import json
 import posixpath
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from itertools import chain
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect
+from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
@@ -24,15 +24,9 @@ from labelmill.server.access import Session, SubmitSession
 from labelmill.server.outputs import Output, find_output
 from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileObject, Page
-from labelmill.server.uploads import MAX_FORM_BYTES, Upload, too_large
+from labelmill.server.uploads import MAX_FORM_BYTES, Upload, body_blocks, too_large
 
 router = APIRouter(prefix="/files", tags=["files"], responses=PROBLEMS)
-
-#: Bytes of a body that are parsed and stored in one go.
-_BLOCK_BYTES: Final = 256 * 1024
-
-#: An upload ends if nothing was received for so long.
-_SILENT_SECONDS: Final = 60.0
 
 _MAX_NAME: Final = 255
 
@@ -57,7 +51,7 @@ _FORM: Final = {
 
 @router.post("", openapi_extra=_FORM)
 async def upload_file(request: Request, session: SubmitSession) -> FileObject:
-    """Upload an image, or a ZIP or TAR archive of images. It is streamed into the store."""
+    """Upload an image, a ZIP or TAR archive of images, or a manifest. It is streamed into the store."""
     client, file_id = session.client, new_id()
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > client.settings.max_job_bytes + MAX_FORM_BYTES:
@@ -67,9 +61,9 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
         file = _Counting(write)
         content_type = request.headers.get("content-type", "")
         upload = Upload(content_type, file.write, max_bytes=client.settings.max_job_bytes)
-        async for block in _blocks(request):
+        async for block in body_blocks(request):
             await run_in_threadpool(upload.write, block)
-        name = _checked_name(upload.finish())
+        name = checked_name(upload.finish())
         if upload.fields.get("purpose") != "batch":
             raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "purpose: it must be `batch`.")
 
@@ -134,10 +128,10 @@ def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
     """Return the bytes of a file. The output of a batch has a JSON object per line."""
     output: Output | None = find_output(session.client, file_id)
     if output is not None:
-        return StreamingResponse(_begun(output.pieces()), media_type="application/jsonl")
+        return StreamingResponse(begun(output.pieces()), media_type="application/jsonl")
     file = _found(session, file_id)
     try:
-        pieces = _begun(session.client.store.pieces(file.key))
+        pieces = begun(session.client.store.pieces(file.key))
     except FileNotFoundError:
         raise NotFound(f"The bytes of file {file_id!r} are missing from the store.") from None
     return StreamingResponse(
@@ -148,7 +142,7 @@ def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
     )
 
 
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Return the same pieces, of which the first is read already: its error is still an answer of its own."""
     return chain([next(pieces, b"")], pieces)
 
@@ -167,28 +161,7 @@ class _Counting:
         self._write(data)
 
 
-async def _blocks(request: Request) -> AsyncIterator[bytes]:
-    """Yield the request's body in blocks. Raises ApiError if it ends too early or nothing comes for long."""
-    waiting = bytearray()
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(_SILENT_SECONDS):
-                data = await anext(stream, None)
-        except ClientDisconnect:
-            raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "The body ends too early.") from None
-        except TimeoutError:
-            detail = f"Nothing was sent for {_SILENT_SECONDS:g} seconds."
-            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "timeout", detail) from None
-        if waiting and (data is None or len(waiting) >= _BLOCK_BYTES):
-            yield bytes(waiting)
-            waiting.clear()
-        if data is None:
-            return
-        waiting += data
-
-
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     """Return a file's name without folders. It is only a name: nothing is opened with it."""
     base = storable(posixpath.basename(name.replace("\\", "/")))
     if not base or base in (".", "..") or len(base) > _MAX_NAME or not base.isprintable():
@@ -198,6 +171,30 @@ def _checked_name(name: str) -> str:
             f"file: its name must have 1 to {_MAX_NAME} characters.",
         )
     return base
+
+
+class StoredList(NamedTuple):
+    """A list of URLs in the store, as a manifest that has no row yet."""
+
+    file_id: str
+    content: bytes
+
+    def add(self, connection: Connection) -> File:
+        """Add the file's row."""
+        digest = hashlib.sha256(self.content).hexdigest()
+        size = len(self.content)
+        return add_file(
+            connection, self.file_id, name="urls.jsonl", purpose="batch", size=size, sha256=digest
+        )
+
+
+def store_list(session: Session, urls: Iterable[str]) -> StoredList:
+    """Write a manifest of these URLs into the store. Raises Unavailable."""
+    _check_store(session)
+    content = "".join(f"{json.dumps({'url': url})}\n" for url in urls).encode()
+    stored = StoredList(new_id(), content)
+    session.client.store.put(file_key(stored.file_id), content)
+    return stored
 
 
 def id_in(file_id: str) -> str:

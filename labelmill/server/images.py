@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Annotated, Final
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path, Response
 
-from jobs.errors import NotFound
+from jobs.errors import ImageError, NotFound
 from jobs.ledger.corrections import Correction
+from jobs.ledger.queries import predictions_of
+from jobs.limits import IMAGE_FORMATS
 from labelmill.job_images import read_images
-from labelmill.server.access import ReviewSession, SubmitSession
+from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
-from labelmill.server.problems import PROBLEMS, conflicts
+from labelmill.server.problems import PROBLEMS, ApiError, conflicts
 from labelmill.server.schemas import MAX_NUMBER, CorrectionObject, Listing, NewCorrections, NewLabel
+from worker.predicting.pictures import thumbnail
+from worker.predicting.validation import HEAD_BYTES, decoded_format
 
 router = APIRouter(tags=["images and labels"], responses=PROBLEMS)
+
+#: Pixels of the longer side of a thumbnail.
+_SIDE: Final = 128
+
+#: Larger images have no thumbnail, apart from JPEGs, which are decoded in an eighth of their size: each pixel
+#: takes up to 20 bytes.
+_MAX_PIXELS: Final = 16 * 1024 * 1024
+
+_one_at_a_time: Final = CapacityLimiter(1)
 
 Index = Annotated[int, Path(ge=0, le=MAX_NUMBER)]
 
@@ -34,6 +50,18 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
         headers = {"Content-Disposition": "attachment"}
         return Response(content, media_type="application/octet-stream", headers=headers)
     raise NotFound(f"Batch {batch_id} has no image {index} that can be read.")
+
+
+@router.get(
+    "/batches/{batch_id}/images/{index}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {"image/webp": {}}}},
+)
+async def read_thumbnail(batch_id: str, index: Index, session: SubmitSession) -> Response:
+    """Return an image as a small WebP. One that got an error is not decoded: the answer has its code."""
+    # One at a time, whatever takes most memory and time; those that wait hold none of the other threads.
+    content = await to_thread.run_sync(_thumbnail, session, batch_id, index, limiter=_one_at_a_time)
+    return Response(content, media_type="image/webp")
 
 
 @router.put("/batches/{batch_id}/images/{index}/label")
@@ -64,6 +92,35 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     for batch_id in {correction.job_id for correction in corrections}:
         session.record_done("correct images", batch_id)
     return Listing(data=list(map(_to_object, corrections)))
+
+
+def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
+    """Return an image as a small WebP. Raises NotFound, and ApiError if it cannot be decoded here."""
+    client = session.client
+    found_id(session, batch_id)
+    with client.ledger.reading() as connection:
+        prediction = predictions_of(connection, batch_id, [index]).get(index)
+    if prediction is None:
+        raise NotFound(f"Batch {batch_id} has no image {index} that is classified.")
+    if prediction.error is not None:
+        raise _no_thumbnail(prediction.error, prediction.detail)
+    limits = client.settings.image_limits
+    # The decoder of TIFF needs NumPy.
+    formats = tuple(name for name in limits.formats if name in IMAGE_FORMATS)
+    for _, content in read_images(client.ledger, client.store, client.settings, batch_id, [index]):
+        max_pixels = limits.max_pixels
+        if decoded_format(content[:HEAD_BYTES]) != "JPEG":
+            max_pixels = min(max_pixels, _MAX_PIXELS)
+        try:
+            return thumbnail(content, _SIDE, replace(limits, max_pixels=max_pixels, formats=formats), "WEBP")
+        except ImageError as error:
+            raise _no_thumbnail(error.code, error.detail) from None
+    raise NotFound(f"Batch {batch_id} has no image {index} that can be read.")
+
+
+def _no_thumbnail(code: str, detail: str | None) -> ApiError:
+    reason = f": {detail}" if detail else ""
+    return ApiError(HTTPStatus.NOT_FOUND, str(code), f"The image has no thumbnail{reason}.")
 
 
 def _to_object(correction: Correction) -> CorrectionObject:

@@ -24,6 +24,11 @@ _ERRORS: Final = "-errors"
 #: Lines that are sent at a time.
 _PIECE_LINES: Final = 1_000
 
+#: The bytes of the files that were counted, because counting reads all their rows: by batch, kind and rows.
+_sizes: Final[dict[tuple[str, bool, int], int]] = {}
+
+_MAX_SIZES: Final = 10_000
+
 
 def output_id(job_id: str) -> str:
     """Return the id of the file with the labels of a batch."""
@@ -56,16 +61,26 @@ class Output:
             yield "".join(page).encode()
 
     def to_object(self) -> FileObject:
-        """Return the file's description. All its lines are made, to find its size."""
+        """Return the file's description."""
         file_id = (errors_id if self.errors else output_id)(self.status.id)
         finished = self.status.finished_at or self.status.created_at
         return FileObject(
             id=file_id,
-            bytes=sum(map(len, self.pieces())),
+            bytes=self._size(),
             created_at=int(finished.timestamp()),
             filename=f"{self.status.id}{_ERRORS if self.errors else _OUTPUT}.jsonl",
             purpose="batch_output",
         )
+
+    def _size(self) -> int:
+        """Return the file's size in bytes. The first time, all its lines are made."""
+        # Workers may still add rows to a batch that was stopped.
+        key = (self.status.id, self.errors, self.status.done)
+        if key not in _sizes:
+            if len(_sizes) >= _MAX_SIZES:
+                _sizes.clear()
+            _sizes[key] = sum(map(len, self.pieces()))
+        return _sizes[key]
 
 
 def find_output(client: Client, file_id: str) -> Output | None:
@@ -76,7 +91,10 @@ def find_output(client: Client, file_id: str) -> Output | None:
     for ending in (_OUTPUT, _ERRORS):
         job_id = file_id.removeprefix(FILE_PREFIX).removesuffix(ending)
         if file_id == f"{FILE_PREFIX}{job_id}{ending}" and is_id(job_id):
-            status = client.status(job_id)
+            try:
+                status = client.status(job_id)
+            except NotFound:  # its message is about jobs and commands
+                raise NotFound(f"There is no file {file_id!r}.") from None
             if not status.finished:
                 raise NotFound(f"Batch {job_id} has not finished, so it has no file {file_id!r} yet.")
             return Output(client, status, errors=ending == _ERRORS)
@@ -93,6 +111,8 @@ def _line(job_id: str, prediction: Prediction) -> dict[str, Any]:
     if prediction.error is not None:
         line["error"] = {"code": prediction.error, "message": prediction.detail}
     else:
-        body = {"label": prediction.label, "confidence": prediction.confidence}
+        body: dict[str, Any] = {"label": prediction.label, "confidence": prediction.confidence}
+        if prediction.alternatives is not None:
+            body["top"] = prediction.alternatives
         line["response"] = {"status_code": HTTPStatus.OK, "body": body}
     return line

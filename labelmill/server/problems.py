@@ -23,6 +23,7 @@ from jobs.errors import (
     LabelmillError,
     LedgerNotReady,
     NotFound,
+    PayloadDamaged,
     SettingsError,
     Stopped,
     Unavailable,
@@ -70,6 +71,7 @@ _OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
     (NotFound, HTTPStatus.NOT_FOUND, "not_found"),
     (Conflict, HTTPStatus.CONFLICT, "conflict"),
     (Stopped, HTTPStatus.CONFLICT, "conflict"),
+    (PayloadDamaged, HTTPStatus.CONFLICT, "conflict"),
     (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (SettingsError, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
@@ -101,7 +103,8 @@ def add_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         if first["type"] == "json_invalid":
             return problem(HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid JSON.")
-        detail = f"{where}: {first['msg']}" if where else str(first["msg"])
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        detail = f"{where}: {reason}" if where else reason
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail)
 
     @app.exception_handler(HTTPException)

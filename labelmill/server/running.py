@@ -47,7 +47,7 @@ _STOP_SECONDS: Final = 20
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve the API on this socket until SIGTERM or Ctrl-C. Raises LedgerNotReady, Unavailable."""
     log_to_stderr(settings)
-    app = create_app(settings)
+    app = create_app(settings, lambda: server.should_exit)
     say(f"HTTP API at {http_url(*listening.getsockname()[:2])}; Ctrl-C ends it")
     config = uvicorn.Config(
         app,
@@ -57,6 +57,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         timeout_graceful_shutdown=_STOP_SECONDS,
         limit_concurrency=_MAX_CONNECTIONS,
     )
+    server = uvicorn.Server(config)
     over = threading.Event()
     watching = [
         threading.Thread(target=_watch_intake, args=(settings, over), name=f"intake {number}")
@@ -67,7 +68,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     try:
         # Uvicorn raises the signal again that has stopped it.
         with suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
     finally:
         over.set()
         for thread in watching:

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jobs.dataset import MNIST
+from jobs.ledger.queries import Prediction
+from jobs.limits import MAX_TOP_K
 from producer.submit import MAX_PRIORITY
 
 T = TypeVar("T")
 
 #: How OpenAI's client limits metadata.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
+
+#: The addresses of one request, and characters of each.
+_MAX_URLS, _MAX_URL = 10_000, 2048
 
 #: The largest integer that every JSON parser reads exactly.
 MAX_NUMBER: Final = 2**53
@@ -29,6 +34,12 @@ Name = Annotated[str, Field(max_length=_MAX_NAME, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
 
 Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS)]
+
+
+def _never_null(schema: dict[str, Any]) -> None:
+    """Describe a field that may be left out, but is never null."""
+    del schema["default"]
+    schema.update(schema.pop("anyOf")[0])
 
 
 def seconds(moment: datetime | None) -> int | None:
@@ -83,21 +94,54 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+#: A batch has one of them.
+_SOURCES: Final = ("input_file_id", "urls", "source_url")
+
+Url = Annotated[str, Field(max_length=_MAX_URL, pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^\x00]+$")]
+
+
+def _limit_urls(urls: list[str]) -> list[str]:
+    # Not in the schema: nobody can send one more that is as long as allowed, because of the limit for a body.
+    if len(urls) > _MAX_URLS:
+        raise ValueError(f"at most {_MAX_URLS:,} addresses: upload a manifest instead")
+    return urls
+
+
 class NewBatch(BaseModel):
-    """A request to classify the images of an uploaded file."""
+    """A request to classify the images of one source."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "oneOf": [{"required": [name]} for name in ("input_file_id", "urls", "source_url")]
+        },
+    )
 
-    input_file_id: Name
+    input_file_id: Name | None = Field(default=None, json_schema_extra=_never_null)
+    urls: Annotated[list[Url], AfterValidator(_limit_urls), Field(min_length=1)] | None = Field(
+        default=None, json_schema_extra=_never_null
+    )
+    source_url: Url | None = Field(default=None, json_schema_extra=_never_null)
+    by_reference: bool | None = None
     model: Name | None = None
     dataset: Name | None = None
     metadata: Metadata | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = None
     max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    #: Where to report the end of this batch, beside the webhooks of `labelmill webhooks`.
+    webhook_url: Url | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
     endpoint: Text = "/v1/classifications"
     completion_window: Text = "24h"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = self.model_fields_set.intersection(_SOURCES)
+        if len(given) != 1 or getattr(self, given.pop()) is None:
+            raise ValueError(f"give exactly one of {', '.join(_SOURCES)}")
+        return self
 
 
 class RequestCounts(BaseModel):
@@ -147,12 +191,24 @@ class BatchObject(BaseModel):
     paused: bool
     retry_of: str | None
 
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more happens to the batch."""
+        return self.status in ("completed", "failed", "cancelled")
+
 
 class ResultError(BaseModel):
     """Why an image got no label."""
 
     code: str
     message: str | None
+
+
+class ResultClass(BaseModel):
+    """One of the most probable classes of an image."""
+
+    label: str
+    confidence: float
 
 
 class Result(BaseModel):
@@ -163,8 +219,36 @@ class Result(BaseModel):
     index: int
     label: str | None
     confidence: float | None
+    top: list[ResultClass] | None
     error: ResultError | None
     model: str
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Self:
+        """Return the outcome that a prediction records."""
+        top = prediction.alternatives
+        error = None
+        if prediction.error is not None:
+            error = ResultError(code=prediction.error, message=prediction.detail)
+        return cls(
+            custom_id=prediction.name,
+            name=prediction.name,
+            index=prediction.index,
+            label=prediction.label,
+            confidence=prediction.confidence,
+            top=None if top is None else [ResultClass(**each) for each in top],
+            error=error,
+            model=prediction.model,
+        )
+
+
+class Classification(BaseModel):
+    """The labels of a few images. The id is that of their batch."""
+
+    id: str
+    object: Literal["classification"] = "classification"
+    model: str
+    results: list[Result]
 
 
 # ---- images and labels --------------------------------------------------------------------------------

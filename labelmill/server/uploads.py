@@ -1,20 +1,29 @@
-"""Read an uploaded file from a `multipart/form-data` body, in constant memory and without a copy on disk."""
+"""Read uploaded files from a `multipart/form-data` body, in constant memory and without a copy on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Final
 
+from fastapi import Request
 from python_multipart.exceptions import FormParserError, MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from labelmill.server.problems import ApiError
+
+#: Bytes of a body that are parsed and stored in one go.
+_BLOCK_BYTES: Final = 256 * 1024
+
+#: An upload ends if nothing was received for so long.
+_SILENT_SECONDS: Final = 60.0
 
 #: Maximum bytes of a field other than the file.
 _MAX_FIELD_BYTES: Final = 1024
 
-_MAX_PARTS: Final = 16
+_MAX_PARTS: Final = 32
 
 #: Maximum bytes of a form beside the file.
 MAX_FORM_BYTES: Final = 64 * 1024
@@ -23,8 +32,18 @@ MAX_FORM_BYTES: Final = 64 * 1024
 class Upload:
     """Parses the body of an upload: passes the bytes of the part `file` on, and keeps the other fields."""
 
-    def __init__(self, content_type: str, write: Callable[[memoryview], None], *, max_bytes: int) -> None:
-        """Begin. `write` is called with the file's bytes. Raises ApiError if the body is not a form."""
+    def __init__(
+        self,
+        content_type: str,
+        write: Callable[[memoryview], None],
+        *,
+        max_bytes: int,
+        begin_file: Callable[[str], None] | None = None,
+    ) -> None:
+        """Begin. `write` is called with the file's bytes. Raises ApiError if the body is not a form.
+
+        `begin_file` is called with the name of each file; without it, there may be only one.
+        """
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
             raise ApiError(
@@ -36,6 +55,7 @@ class Upload:
         self.fields: dict[str, str] = {}
         self.is_complete = False
         self._write = write
+        self._begin_file = begin_file
         self._left = max_bytes + MAX_FORM_BYTES
         self._parts = 0
         self._headers: dict[bytes, bytes] = {}
@@ -98,10 +118,12 @@ class Upload:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode(errors="replace")
         if name == "file" and b"filename" in options:
-            if self.filename is not None:
+            if self.filename is not None and self._begin_file is None:
                 raise _malformed("The form has more than one file.")
             self.filename = options[b"filename"].decode(errors="replace")
             self._field = None
+            if self._begin_file is not None:
+                self._begin_file(self.filename)
             return
         self._field = name
 
@@ -119,6 +141,27 @@ class Upload:
 
     def _end(self) -> None:
         self.is_complete = True
+
+
+async def body_blocks(request: Request) -> AsyncIterator[bytes]:
+    """Yield the request's body in blocks. Raises ApiError if it ends too early or nothing comes for long."""
+    waiting = bytearray()
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_SILENT_SECONDS):
+                data = await anext(stream, None)
+        except ClientDisconnect:
+            raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "The body ends too early.") from None
+        except TimeoutError:
+            detail = f"Nothing was sent for {_SILENT_SECONDS:g} seconds."
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "timeout", detail) from None
+        if waiting and (data is None or len(waiting) >= _BLOCK_BYTES):
+            yield bytes(waiting)
+            waiting.clear()
+        if data is None:
+            return
+        waiting += data
 
 
 def _malformed(detail: str) -> ApiError:

@@ -1,20 +1,22 @@
 """Turn the sources that a user names into a stream of images, any number of them in constant memory.
 
 `Sources` finds the reader of each source: `files` for files and folders, `patterns` for globs, `zips` and
-`tars` for archives, `idx` for MNIST's files, `remote` for URLs. The next step is `producer.submit`.
+`tars` for archives, `idx` for MNIST's files, `manifest` for lists of images, `remote` for URLs. The next step
+is `producer.submit`.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits, ImageLimits
 from jobs.reading import why
 from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
+from producer.rows import is_manifest
 from producer.sources.files import (
     head,
     leaving_symlink,
@@ -26,6 +28,7 @@ from producer.sources.files import (
 )
 from producer.sources.idx import check_idx, is_idx, read_idx
 from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, SourceImages, extension, failed
+from producer.sources.manifest import Manifest
 from producer.sources.patterns import Pattern, is_pattern
 from producer.sources.remote import check_remote, read_remote
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
@@ -43,7 +46,7 @@ _Reader = Callable[[str, Reading], Iterator[SourceImage | SourceImages]]
 
 
 class Sources:
-    """The images of files, folders, globs, archives, IDX files and URLs, and of the paths on stdin (`-`).
+    """The images of files, folders, globs, archives, manifests and URLs, and of the paths on stdin (`-`).
 
     All named sources are checked before anything is read: SourceError says what is wrong and what to do. Each
     iteration reads everything again; only stdin cannot be read twice. If a source that a glob matches or that
@@ -57,13 +60,19 @@ class Sources:
         stdin: Iterable[str] | None = None,
         max_bytes: int = _DEFAULT_MAX_BYTES,
         archives: ArchiveLimits = _DEFAULT_ARCHIVES,
+        private_hosts: Collection[str] = (),
     ) -> None:
-        """Check the sources. `max_bytes` limits one image, `archives` one archive. Raises SourceError."""
+        """Check the sources. Raises SourceError.
+
+        `max_bytes` limits one image, `archives` one archive. Manifests may link to `private_hosts` although
+        their addresses are private.
+        """
         if list(sources).count(_STDIN) > 1:
             raise SourceError("`-` is given twice, but stdin can be read only once: name it once")
         self._stdin = stdin
         self._stdin_read = False
         self._limits = max_bytes, archives
+        self._private_hosts = private_hosts
         self._reading = Reading(*self._limits)
         self._sources = [(source, self._source_reader(source)) for source in map(local_source, sources)]
 
@@ -117,7 +126,21 @@ class Sources:
                 raise SourceError(f"cannot find {shown(source)} ({why(error)}): {advice}") from error
             _check_pattern(source, advice)
             return _read_pattern
+        if stat.S_ISREG(mode) and is_manifest(source):
+            return self._manifest_reader(source)
         return _file_reader(source, mode, self._reading)
+
+    def _manifest_reader(self, path: str) -> _Reader:
+        """Return the reader of a manifest. Raises SourceError if it cannot be used."""
+        manifest = Manifest(
+            path,
+            shown(path),
+            self._limits[0],
+            folder=os.path.dirname(path),  # noqa: PTH120 -- a path is a string here
+            private_hosts=self._private_hosts,
+        )
+        manifest.check()
+        return lambda _path, _reading: manifest.images()
 
     def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:  # noqa: ARG002 - a reader's signature
         if self._stdin_read:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.console import Home, rows
 from tests.serving import make_key, served
@@ -62,6 +64,49 @@ def test_an_image_is_read_and_corrected(admin: httpx.Client, stack: Home, job: s
     assert admin.put(f"/batches/{job}/images/0/label", json={"label": "cat"}).status_code == 409
     assert admin.delete(f"/batches/{job}/images/0/label").json() == stored
     assert admin.delete(f"/batches/{job}/images/0/label").status_code == 404
+
+
+def test_thumbnails_are_of_images_with_a_label(admin: httpx.Client, stack: Home, tmp_path: Path) -> None:
+    # Given a large picture, one that is broken, and one that was not classified
+    Image.linear_gradient("L").resize((600, 300)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    job = stack.run("submit", tmp_path, "--watch").stdout.split()[-1]
+
+    # When their thumbnails are asked for, then there is one of the first, and the reason for the second
+    answer = admin.get(f"/batches/{job}/images/0/thumbnail")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
+    with Image.open(io.BytesIO(answer.content)) as small:
+        assert (small.format, small.size) == ("WEBP", (128, 64))
+    refused = admin.get(f"/batches/{job}/images/1/thumbnail")
+    assert (refused.status_code, refused.json()["code"]) == (404, "corrupt")
+    assert admin.get(f"/batches/{job}/images/2/thumbnail").status_code == 404
+
+
+def test_a_few_images_are_classified_at_once(admin: httpx.Client, stack: Home, few_digits: Path) -> None:
+    # Given the labels of some digits
+    paths = sorted(few_digits.rglob("*.png"))[::10]
+    job = stack.ok("submit", *paths, "--watch").split()[-1]
+    expected = [row["label"] for row in rows(stack.ok("predictions", job, "--format", "csv"))]
+
+    # When the same are sent as a form, with one that is no image, then the answer has the same labels
+    files = [("file", (path.name, path.read_bytes())) for path in paths]
+    answer = admin.post("/classifications", params={"wait": 60}, files=[*files, ("file", ("x.png", b"x"))])
+    assert answer.status_code == 200
+    *labelled, last = answer.json()["results"]
+    assert [each["label"] for each in labelled] == expected
+    assert [each["name"] for each in labelled] == [path.name for path in paths]
+    assert last["error"]["code"] == "unidentified"
+
+    # And they are in the batch, too, whose events end at once
+    batch = admin.get(answer.headers["location"].removeprefix("/v1")).json()
+    assert (batch["id"], batch["status"]) == (answer.json()["id"], "completed")
+    assert admin.get(f"/batches/{batch['id']}/results").json() == [*labelled, last]
+    assert "event: completed\n" in admin.get(f"/batches/{batch['id']}/events").text
+
+    # And one image may be the body
+    body = paths[0].read_bytes()
+    one = admin.post("/classifications", content=body, headers={"Content-Type": "image/png"})
+    assert [each["label"] for each in one.json()["results"]] == expected[:1]
 
 
 def test_many_images_are_corrected_or_none(admin: httpx.Client, stack: Home, job: str) -> None:

@@ -62,7 +62,7 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
     # given a stack whose worker meets a message that is not Labelmill's
     log = tmp_path / "up.log"
     with home.started("up", "--processes", "1", log=log):
-        until(lambda: log.read_text().count(" ready\n") == 4, "all four parts are ready")
+        until(lambda: log.read_text().count(" ready\n") == 5, "all five parts are ready")
         broker = redis.Redis(unix_socket_path=str(Settings.load(home=home.path).broker_socket))
         with contextlib.closing(broker):
             broker.lpush(KEY_PREFIX + CLASSIFY_QUEUE, "not a message")
@@ -73,21 +73,23 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
     end = lines.index("Ctrl-C stops everything.")
     assert lines[0] == f"up in {home.path}"
     named = {line.split()[0] for line in lines[1:end]}
-    assert {"broker", "worker", "trainer", "beat", "ledger", "store", "logs"} <= named
+    assert {"broker", "worker", "trainer", "webhooks", "beat", "ledger", "store", "logs"} <= named
     assert any("submit FOLDER --watch" in line for line in lines[:end])
 
     # and then one line per event (also that this model cannot be loaded), and no banner or warning of others
     events = lines[end + 1 :]
-    assert sorted(events[:4]) == ["beat     ready", "broker   ready", "trainer  ready", "worker   ready"]
-    assert {line[:18] for line in events[4:]} == {"worker   warning: ", "stopping when the ", "all stopped"}
+    parts = ("beat", "broker", "trainer", "webhooks", "worker")
+    assert sorted(events[:5]) == [f"{part:<8} ready" for part in parts]
+    assert {line[:18] for line in events[5:]} == {"worker   warning: ", "stopping when the ", "all stopped"}
     assert any("dropped a message that is not ours" in line for line in events)
-    assert max(map(len, lines[: end + 5])) <= 80
+    assert max(map(len, lines[: end + 6])) <= 80
 
     # and all that the parts said is in files that only their owner can read
     folder = home.path / "logs"
     for name, words in (
         ("worker", "/MainProcess] worker@"),
         ("trainer", "/MainProcess] trainer@"),
+        ("webhooks", "/MainProcess] webhooks@"),
         ("beat", "beat: Starting"),
         ("broker", "Ready to accept connections"),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -63,3 +65,27 @@ def test_ten_thousand_png_files_through_queue_and_workers_to_rows(
     assert [row["label"] for row in in_order] == [classes[best] for best in answers_of_keras.argmax(axis=1)]
     confidences = np.array([float(row["confidence"]) for row in in_order])
     assert abs(confidences - answers_of_keras.max(axis=1)).max() <= TOLERANCE
+
+
+def test_the_most_probable_classes_of_a_job_that_asks_for_them(
+    stack: Home,
+    digits: Path,
+    champion: tuple[Model, Path],
+    answers_of_keras: npt.NDArray[np.float32],
+) -> None:
+    # given the images of one digit, when they are submitted with three classes each
+    job = stack.ok("submit", digits / "4", "--top", 3, "--watch").split()[-1]
+    found = [json.loads(line) for line in stack.ok("predictions", job, "--json").splitlines()]
+    assert len(found) > 100
+
+    # then each image has the three that Keras finds most probable, and the first is its label
+    answers = answers_of_keras[[int(Path(image["name"]).stem) for image in found]]
+    number_of = {name: number for number, name in enumerate(champion[0].classes)}
+    numbers = np.array([[number_of[each["label"]] for each in image["alternatives"]] for image in found])
+    confidences = np.array([[each["confidence"] for each in image["alternatives"]] for image in found])
+    same = partial(np.testing.assert_allclose, confidences, rtol=1e-3, atol=1e-7)
+    same(np.take_along_axis(answers, numbers, axis=1))
+    same(-np.sort(-answers, axis=1)[:, :3])
+    assert [(image["label"], image["confidence"]) for image in found] == [
+        (image["alternatives"][0]["label"], image["alternatives"][0]["confidence"]) for image in found
+    ]

@@ -225,7 +225,7 @@ def test_down_and_up_keeps_everything(deployment: Deployment) -> None:
 
 def test_no_container_may_more_than_it_has_to(deployment: Deployment) -> None:
     containers = deployment.containers()
-    services = {"redis", "db", "worker", "trainer", "beat", "api", "metrics"}
+    services = {"redis", "db", "worker", "trainer", "webhooks", "beat", "api", "metrics"}
     assert {each.service for each in containers} == services
     for container in containers:
         host = container.inspected["HostConfig"]
@@ -260,7 +260,7 @@ def test_nothing_is_published_to_the_world(deployment: Deployment) -> None:
     reaching = {
         c.service for c in deployment.containers() if len(c.inspected["NetworkSettings"]["Networks"]) > 1
     }
-    assert reaching == {"trainer", "api", "metrics"}
+    assert reaching == {"trainer", "webhooks", "api", "metrics"}
 
 
 def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment) -> None:

@@ -30,6 +30,7 @@ class Predictions(NamedTuple):
 
     class_index: Any
     confidence: Any
+    top: Any
 
 
 class Classifier:
@@ -49,11 +50,16 @@ class Classifier:
     def warm_up(self) -> None:
         """It is never cold."""
 
-    def predict(self, pixels: Any) -> Predictions:
-        """uint8 (n, 28, 28): n labels, after `PACE_SECONDS` for each batch."""
+    def predict(self, pixels: Any, top_k: int | None = None) -> Predictions:
+        """uint8 (n, 28, 28): n labels, after `PACE_SECONDS` for each batch. The next classes come next."""
         time.sleep(PACE_SECONDS * -(-len(pixels) // BATCH))
         grey = pixels[(slice(None), *LABEL_PIXEL)].astype(np.int64)
-        return Predictions(grey // GREY_STEP, (0.5 + grey / 1000).astype(np.float32))
+        index, confidence = grey // GREY_STEP, (0.5 + grey / 1000).astype(np.float32)
+        if top_k is None:
+            return Predictions(index, confidence, None)
+        places = np.arange(top_k)
+        top = (index[:, None] + places) % len(self.classes), confidence[:, None] / (1 + places)
+        return Predictions(index, confidence, top)
 
 
 def configure_threads(_processes: int) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -53,15 +55,46 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"chunk_images": CHUNK_IMAGES})
 
 
-def submit_archive(ledger: Ledger, store: Store, archive: bytes, model: Model) -> str:
-    """Commit a batch of this archive, as the API does; return its id."""
-    job_id, file_id = new_id(), new_id()
-    store.put(file_key(file_id), archive)
-    with ledger.transaction() as connection:
-        add_file(connection, file_id, name="images.zip", purpose="batch", size=len(archive), sha256="0" * 64)
-        open_job(connection, job_id, model_id=model.id, key=None)
-        add_batch(connection, job_id, request={}, file_id=file_id)
-    return job_id
+@dataclass(frozen=True)
+class Source:
+    """What a batch is created from, and the names of its images."""
+
+    names: list[str]
+    file: Path | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+
+    def submit(self, ledger: Ledger, store: Store, model: Model) -> str:
+        """Commit a batch of this source, as the API does; return its id."""
+        job_id, file_id = new_id(), None if self.file is None else new_id()
+        if self.file is not None:
+            store.put(file_key(str(file_id)), self.file.read_bytes())
+        with ledger.transaction() as connection:
+            if self.file is not None:
+                named = {"name": self.file.name, "purpose": "batch", "size": 1, "sha256": "0" * 64}
+                add_file(connection, str(file_id), **named)
+            open_job(connection, job_id, model_id=model.id, key=None)
+            add_batch(connection, job_id, request=self.request, file_id=file_id)
+        return job_id
+
+
+def make_source(kind: str, folder: Path) -> Source:
+    """Make a source of IMAGES images."""
+    names = [f"{number % 7}/{number:03}.png" for number in range(IMAGES)]
+    photos = folder / "photos"
+    if kind == "archive":
+        with zipfile.ZipFile(folder / "images.zip", "w") as file:
+            for name in names:
+                file.writestr(name, f"pixels {name}")
+        return Source(names, folder / "images.zip")
+    for name in names:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_text(f"pixels {name}")
+    if kind == "prefix":
+        return Source(sorted(names), request={"source_url": f"file://{photos}/"})
+    manifest = folder / "images.csv"
+    rows = "".join(f"{name},{photos / name}\n" for name in names)
+    manifest.write_text(f"custom_id,path\n{rows}")
+    return Source(names, manifest, {"by_reference": True})
 
 
 def names_of(ledger: Ledger, store: Store, job_id: str) -> list[str]:
@@ -75,7 +108,9 @@ def names_of(ledger: Ledger, store: Store, job_id: str) -> list[str]:
     return names
 
 
+@pytest.mark.parametrize("kind", ["archive", "manifest", "prefix"])
 def test_an_intake_that_is_killed_at_any_step_is_continued(
+    kind: str,
     settings: Settings,
     ledger: Ledger,
     store: Store,
@@ -83,12 +118,9 @@ def test_an_intake_that_is_killed_at_any_step_is_continued(
     champion: Model,
     tmp_path: Path,
 ) -> None:
-    # Given an archive
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
-        for number in range(IMAGES):
-            file.writestr(f"{number % 7}/{number:03}.png", f"pixels {number}")
-        expected = file.namelist()
-    archive = (tmp_path / "images.zip").read_bytes()
+    # Given a source
+    source = make_source(kind, tmp_path)
+    settings = settings.model_copy(update={"reference_roots": (str(tmp_path),)})
     process = subprocess.Popen(
         [sys.executable, "-c", KILLS_ITSELF],
         env=Home(settings.home, settings.environment()).environment,
@@ -101,7 +133,7 @@ def test_an_intake_that_is_killed_at_any_step_is_continued(
         assert process.stdout is not None
         killed = 0
         for _ in count():
-            job_id = submit_archive(ledger, store, archive, champion)
+            job_id = source.submit(ledger, store, champion)
 
             # When the process that takes in a batch of it is killed at the next step
             process.stdin.write("next\n")
@@ -115,7 +147,7 @@ def test_an_intake_that_is_killed_at_any_step_is_continued(
                 connection.execute(batches.update().values(lease_until=db_now(-1)))
             while take_in_next(ledger, store, publisher, settings, owner="next"):
                 pass
-            assert names_of(ledger, store, job_id) == expected
+            assert names_of(ledger, store, job_id) == source.names
             with ledger.reading() as connection:
                 job = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
             assert (job.state, job.total) == (JobState.RUNNING, IMAGES)
@@ -126,3 +158,38 @@ def test_an_intake_that_is_killed_at_any_step_is_continued(
         process.stdin.close()
     # four chunks, each with a payload and a transaction, the claim, and the folder's first file
     assert killed > 30
+
+
+def test_a_folder_that_changes_while_it_is_taken_in_fails_the_batch(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    publisher: Publisher,
+    champion: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a batch whose intake was interrupted after the first chunk
+    source = make_source("prefix", tmp_path)
+    settings = settings.model_copy(update={"reference_roots": (str(tmp_path),)})
+    job_id = source.submit(ledger, store, champion)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, "wake_up", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            take_in_next(ledger, store, publisher, settings, owner="interrupted")
+    assert names_of(ledger, store, job_id) == source.names[:CHUNK_IMAGES]
+
+    # When a file appears among those that were taken in, and the next process continues
+    (tmp_path / "photos" / "0" / "0000.png").write_text("new")
+    assert take_in_next(ledger, store, publisher, settings, owner="next")
+
+    # Then the batch fails, instead of taking one image twice and another one never
+    with ledger.reading() as connection:
+        job = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
+    assert job.state == JobState.FAILED
+    assert "were added or removed" in job.error
+    assert names_of(ledger, store, job_id) == source.names[:CHUNK_IMAGES]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer import Typer
 from typer.testing import CliRunner, Result
@@ -26,6 +27,7 @@ from tests.faults import light
 from tests.harness import Harness, make_harness
 from tests.kerasfile import keras_file
 from tests.ledger_probes import chunks_of
+from tests.serving import served_here
 from worker.context import WorkerContext
 
 
@@ -45,6 +47,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def client(settings: Settings) -> Iterator[Client]:
     """Return a client of the test's ledger, store and broker."""
     with Client(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
+    """Return a client of the API, which is served by a thread of this process."""
+    with served_here(settings, ledger) as (_, client):
         yield client
 
 

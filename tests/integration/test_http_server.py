@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import Role, create_key
 from jobs.ledger.batches import add_batch
+from jobs.ledger.deliveries import claim_delivery
 from jobs.ledger.files import add_file, file_key
-from jobs.ledger.queries import PAGE_ROWS
+from jobs.ledger.queries import PAGE_ROWS, job_status
 from jobs.ledger.submission import open_job
+from jobs.ledger.webhooks import secret_of_batches
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
-from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
-from labelmill.server.application import create_app
-from labelmill.serving import listen_on
-
-
-@pytest.fixture
-def api(settings: Settings, ledger: Ledger, store: Store) -> Iterator[httpx.Client]:  # noqa: ARG001
-    """Yield a client of the API, which is served by a thread of this process."""
-    with ledger.transaction() as connection:
-        _, key = create_key(connection, "test", Role.ADMIN)
-    with listen_on("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        port = listening.getsockname()[1]
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", headers=headers, timeout=60) as client:
-            yield client
-        server.should_exit = True
-        thread.join()
+from tests.conftest import JobMaker, Worker
+from tests.outcomes import Outcome, best
 
 
 def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
@@ -75,6 +57,27 @@ def test_output_that_cannot_be_read_to_its_end_does_not_look_complete(
     assert api.get(f"/files/file-{short}-output/content").status_code == 409
 
 
+def test_the_output_of_no_batch_is_no_file(api: httpx.Client) -> None:
+    answer = api.get("/files/file-06h0w4r0rf0dkckt-output")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404,
+        "There is no file 'file-06h0w4r0rf0dkckt-output'.",
+    )
+
+
+def test_images_that_are_gone_cannot_be_retried(
+    api: httpx.Client, make_job: JobMaker, worker: Worker, store: Store
+) -> None:
+    # Given a batch whose only image got an error, and is not in the store
+    store.put("payloads/another", b"")
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("0.png", None, None, "corrupt")])
+    # When it is retried, then the answer says why that is not possible
+    answer = api.post(f"/batches/{job.id}/retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "is gone from the store" in answer.json()["detail"]
+
+
 def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger, champion: Model) -> None:
     job_id = new_id()
     with ledger.transaction() as connection:
@@ -82,6 +85,31 @@ def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger
         add_batch(connection, job_id, request={}, file_id=new_id())
     assert api.get(f"/batches/{job_id}").json()["status"] == "validating"
     assert api.get(f"/batches/{job_id}/results").json() == []
+
+
+@pytest.mark.usefixtures("champion")
+def test_results_have_the_most_probable_classes_if_they_were_asked_for(
+    api: httpx.Client, ledger: Ledger, make_job: JobMaker, worker: Worker
+) -> None:
+    # Given a batch with alternatives, one of whose images cannot be read
+    job = make_job([2])
+    top = best("7", "1")
+    outcomes = [Outcome("a.png", "7", 0.5, alternatives=top), Outcome("b.png", None, None, "corrupt")]
+    worker.work(job.chunks[0], outcomes)
+
+    # Then its results and its output have them
+    found = api.get(f"/batches/{job.id}/results").json()
+    assert [(each["label"], each["top"]) for each in found] == [("7", top), (None, None)]
+    [line] = api.get(f"/files/file-{job.id}-output/content").text.splitlines()
+    assert json.loads(line)["response"]["body"] == {"label": "7", "confidence": 0.5, "top": top}
+
+    # And a request says how many: no more than ten
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    wanted = {"input_file_id": uploaded["id"]}
+    assert api.post("/batches", json={**wanted, "top_k": 11}).status_code == 422
+    batch = api.post("/batches", json={**wanted, "top_k": 10}).json()
+    with ledger.reading() as connection:
+        assert job_status(connection, batch["id"]).top_k == 10
 
 
 @pytest.mark.usefixtures("champion")
@@ -117,7 +145,17 @@ def test_one_idempotency_key_is_one_batch_also_at_the_same_time(api: httpx.Clien
         ({"input_file_id": "x" * 65}, 422),
         ({"input_file_id": "file-06h0w4r0rf0dkckt"}, 404),
         ({"input_file_id": "file-06h0w4r0rf0dkckt", "metadata": {"a": "\0"}}, 422),
-        ({"input_file_id": "file-06h0w4r0rf0dkckt", "urls": []}, 422),
+        ({"input_file_id": "file-06h0w4r0rf0dkckt", "urls": ["http://example.org/a"]}, 422),
+        ({}, 422),
+        ({"input_file_id": None, "source_url": "s3://bucket/photos/"}, 422),
+        ({"urls": []}, 422),
+        ({"urls": ["a.png"]}, 422),
+        ({"urls": ["http://example.org/"] * 10_001}, 422),
+        ({"source_url": "photos/"}, 422),
+        ({"source_url": "file:///etc/"}, 403),
+        ({"source_url": "s3://bucket/photos/"}, 403),
+        ({"source_url": "http://169.254.169.254/latest/"}, 403),
+        ({"urls": ["http://example.org/a"], "by_reference": True}, 403),
     ],
 )
 def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, object], status: int) -> None:
@@ -126,11 +164,55 @@ def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, objec
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.usefixtures("champion")
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        ("http://example.invalid/", "must begin with https://"),
+        ("https://169.254.169.254/latest/", "not on the public internet"),
+        ("https://[::1]/", "not on the public internet"),
+        ("https://2130706433/", "not on the public internet"),
+        ("https://user:secret@example.org/", "a user or a password"),
+        ("file:///etc/passwd", "http://"),
+    ],
+)
+def test_a_webhook_to_a_forbidden_address_is_refused(api: httpx.Client, url: str, detail: str) -> None:
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    answer = api.post("/batches", json={"input_file_id": uploaded["id"], "webhook_url": url})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert detail in answer.json()["detail"]
+    assert "secret" not in answer.text
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Client, ledger: Ledger) -> None:
+    # Given a batch with a receiver of its own, whose secret is known
+    url = "https://receiver.invalid/hook"
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    wanted = {"input_file_id": uploaded["id"], "webhook_url": url, "metadata": {"album": "7"}}
+    batch_id = api.post("/batches", json=wanted).json()["id"]
+
+    # When it is cancelled, Then the receiver gets it as the API shows it, but for the ids of files
+    shown = api.post(f"/batches/{batch_id}/cancel").json()
+    with ledger.transaction() as connection:
+        claimed = claim_delivery(connection)
+        assert claimed is not None
+        assert claimed.secrets == (secret_of_batches(connection),)
+    message = json.loads(claimed.body)
+    assert (claimed.url, message["type"]) == (url, "batch.cancelled")
+    missing = {"input_file_id", "output_file_id", "error_file_id", "endpoint", "completion_window"}
+    assert message["data"] == {
+        name: value for name, value in shown.items() if name not in missing | {"paused", "retry_of"}
+    }
+
+
 def test_bodies_that_are_too_large_or_no_form_are_refused(api: httpx.Client, store: Store) -> None:
     as_json = {"Content-Type": "application/json"}
     assert api.post("/batches", content=b" " * 2_000_000, headers=as_json).status_code == 413
     assert api.post("/batches", content=b"{}").status_code == 415
     assert api.post("/batches", content=iter([b"{}"])).status_code == 411
+    chunked = as_json | {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+    assert api.post("/batches", content=iter([b"{}"]), headers=chunked).status_code == 411
     assert api.post("/files", content=b"no form").status_code == 415
     assert api.post("/files", data={"purpose": "batch"}, files={"other": b"x"}).status_code == 422
     assert api.post("/files", data={"purpose": "vision"}, files={"file": b"x"}).status_code == 422

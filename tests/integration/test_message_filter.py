@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from kombu.transport.redis import Transport
 
 from jobs.ids import new_id
-from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK, MessageError
+from jobs.messages import (
+    CLASSIFY_QUEUE,
+    CLASSIFY_TASK,
+    RETRAIN_QUEUE,
+    RETRAIN_TASK,
+    WEBHOOK_QUEUE,
+    WEBHOOK_TASK,
+    MessageError,
+)
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.settings import Settings
 from tests.conftest import Broker
@@ -38,9 +46,12 @@ def task_of(item: bytes) -> tuple[str, Any]:
 def test_our_messages_pass(publisher: Publisher, broker: Broker) -> None:
     run_id = new_id()
     publisher.wake_up()
+    publisher.wake_up(task=WEBHOOK_TASK)
     publisher.request_run(run_id)
     [wake_up], [request] = broker.messages(), broker.messages(RETRAIN_QUEUE)
+    [webhook] = broker.messages(WEBHOOK_QUEUE)
     assert task_of(rebuild(wake_up)) == (CLASSIFY_TASK, [[], {}, {}])
+    assert task_of(rebuild(webhook)) == (WEBHOOK_TASK, [[], {}, {}])
     assert task_of(rebuild(request)) == (RETRAIN_TASK, [[run_id], {}, {}])
     assert max(len(wake_up), len(request)) < MAX_MESSAGE_BYTES / 8
 

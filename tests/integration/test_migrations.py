@@ -15,15 +15,19 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import REVISION, revision
 from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
-from jobs.ledger.queries import job_status
+from jobs.ledger.queries import Filter, job_status, page_of_predictions
 from jobs.schema import evaluations, jobs, metadata, models
 from jobs.settings import Settings
 from labelmill.migrating import alembic_config, open_ledger, upgrade
 from tests.evaluations import made_evaluation
+from tests.outcomes import Outcome, best
 from tests.threads import at_once
 
 #: The migration before the one that made each answer two bytes.
 BEFORE_UINT16 = "0013"
+
+#: The migration before the one that added alternatives.
+BEFORE_ALTERNATIVES = "0017"
 
 
 def tables_of(ledger: Ledger) -> set[str]:
@@ -96,6 +100,40 @@ def test_the_answers_of_evaluations_survive_both_ways(ledger, make_model):
     with ledger.reading() as connection:
         assert find_evaluation(connection, small.id).answers == answers
         assert find_evaluation(connection, large.id) is None
+
+
+@pytest.mark.fast
+def test_predictions_survive_without_their_alternatives_and_get_none_again(ledger, make_job, worker):
+    # Given a prediction with alternatives
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("a.png", "7", 0.5, alternatives=best("7", "1"))])
+
+    # When the ledger goes back to the version without them, Then the view works, and the prediction is there
+    with ledger.transaction() as connection:
+        command.downgrade(alembic_config(connection), BEFORE_ALTERNATIVES)
+        rows = connection.execute(sa.text("SELECT * FROM results")).mappings().all()
+    assert [(row["name"], row["label"], "alternatives" in row) for row in rows] == [("a.png", "7", False)]
+
+    # And when it is upgraded again, it has no alternatives
+    upgrade(ledger)
+    with ledger.reading() as connection:
+        [found] = page_of_predictions(connection, job.id, Filter(), after=-1, limit=10)
+        assert (found.label, found.alternatives) == ("7", None)
+        assert connection.scalar(sa.text("SELECT count(*) FROM results WHERE alternatives IS NULL")) == 1
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_may_read_the_view_may_read_it_after_the_migration(ledger):
+    # Given a ledger without alternatives, whose view anybody may read
+    with ledger.transaction() as connection:
+        command.downgrade(alembic_config(connection), BEFORE_ALTERNATIVES)
+        connection.execute(sa.text("GRANT SELECT ON results TO PUBLIC"))
+
+    # When it is upgraded, Then they still may
+    upgrade(ledger)
+    may = "SELECT has_table_privilege('pg_read_all_stats', 'results', 'SELECT')"
+    with ledger.reading() as connection:
+        assert connection.scalar(sa.text(may)) is True
 
 
 class Interruption(Exception):

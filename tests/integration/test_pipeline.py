@@ -115,8 +115,8 @@ def test_an_answer_that_is_no_probability_is_an_error_of_that_image(
     # given a model without an answer for the second of three images
     real = light.Classifier.predict
 
-    def predict(classifier: light.Classifier, pixels: Any) -> Any:
-        found = real(classifier, pixels)
+    def predict(classifier: light.Classifier, pixels: Any, *top_k: Any) -> Any:
+        found = real(classifier, pixels, *top_k)
         found.class_index[1], found.confidence[1] = -1, 0.0
         return found
 
@@ -211,6 +211,26 @@ def test_small_jobs_are_claimed_and_recorded_together_before_a_large_one(
     assert harness.classify() == 200
 
 
+def test_each_job_gets_as_many_alternatives_as_it_asked_for(harness: Harness) -> None:
+    # given small jobs that ask for two classes, for none, and for more than the model has
+    contents = [digits(1)[0], b"no picture"]
+    jobs_of = {top_k: harness.submit(contents, top_k=top_k) for top_k in (2, None, 10)}
+
+    # when they are classified together
+    assert harness.classify() == 6
+
+    # then each image with a label has those of its own job, the label first
+    for top_k, job_id in jobs_of.items():
+        image, broken = harness.predictions(job_id)
+        assert (image.label, broken.alternatives) == ("0", None)
+        if top_k is None:
+            assert image.alternatives is None
+        else:
+            assert image.alternatives is not None
+            assert [each["label"] for each in image.alternatives] == LABELS[:top_k]
+            assert image.alternatives[0]["confidence"] == image.confidence
+
+
 def test_a_damaged_payload_fails_its_own_job_and_its_small_neighbours_finish(harness: Harness) -> None:
     # given three small jobs that are claimed together; the payload of the second is lost
     first, lost, last = (harness.submit(digits(3), lose_payload=number == 1) for number in range(3))
@@ -254,8 +274,8 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
         contents[9] = contents[19] = digits(1)[0]
         real = light.Classifier.predict
 
-        def predict(classifier: light.Classifier, pixels: Any) -> Any:
-            found = real(classifier, pixels)
+        def predict(classifier: light.Classifier, pixels: Any, *top_k: Any) -> Any:
+            found = real(classifier, pixels, *top_k)
             if 9 in found.class_index:
                 raise error
             return found

@@ -17,9 +17,9 @@ from jobs.ledger import Ledger
 from jobs.ledger.queries import Filter, Prediction, page_of_predictions
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import seal_job
-from jobs.schema import ChunkState, JobState
+from jobs.schema import ChunkState, JobState, predictions
 from tests.ledger_probes import chunk_states_of, status_of
-from tests.outcomes import Outcome, to_columns
+from tests.outcomes import Outcome, best, to_columns
 from tests.threads import at_once
 
 EVERYTHING = Filter()
@@ -66,6 +66,29 @@ def test_each_image_has_its_outcome_at_its_place(ledger, make_job, champion, wor
     # And the counters include them
     assert counters_of(ledger, job) == (JobState.RUNNING, 3, 1, 1)
     assert chunk_states_of(ledger, job) == [ChunkState.PENDING, ChunkState.DONE]
+
+
+def test_alternatives_are_recorded_beside_images_and_jobs_without_any(ledger, make_job, worker):
+    # Given a job with alternatives, whose second image cannot be read, and a job that did not ask for any
+    asked, other = make_job([2]), make_job([1])
+    outcomes = [
+        Outcome("a.png", "été", 0.5, alternatives=best("été", '"quoted"', "\\")),
+        Outcome("b.png", None, None, ErrorCode.CORRUPT),
+    ]
+    claims = worker.claim_next()
+    assert len(claims) == 2
+
+    # When they are recorded together
+    by_job = {asked.id: to_columns(outcomes), other.id: to_columns(sevens("c.png"))}
+    with ledger.transaction() as connection:
+        record_results(connection, [Classified(claim, by_job[claim.job_id]) for claim in claims])
+
+    # Then just the image with a label has its alternatives, as they were
+    found = [each.alternatives for job in (asked, other) for each in predictions_of(ledger, job)]
+    assert found == [outcomes[0].alternatives, None, None]
+    with ledger.reading() as connection:
+        is_null = sa.select(predictions.c.name).where(predictions.c.alternatives.is_(sa.null()))
+        assert set(connection.scalars(is_null)) == {"b.png", "c.png"}
 
 
 #: Names that COPY's text format, SQL quoting or a terminal might misread.

@@ -13,7 +13,9 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.outcomes import Alternative
 from jobs.schema import JobState, UtcTime, jobs, predictions
+from tests.outcomes import best
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "sql.md"
 
@@ -21,6 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "sql.md"
 ONLY_POSTGRESQL = "-- PostgreSQL only"
 
 JOBS, IMAGES = 200, 500
+
+ALTERNATIVES = predictions.c.alternatives.type
 
 #: Gives every job that many images, on either database.
 FILL = """
@@ -39,6 +43,7 @@ class Image(NamedTuple):
     label: str | None
     confidence: float | None
     error: str | None = None
+    alternatives: list[Alternative] | None = None
 
 
 def add_job(
@@ -64,9 +69,9 @@ def add_job(
             shadow_of=shadow_of,
         )
     )
-    if images:
-        rows = [{"job_id": job_id, "index": n, **image._asdict()} for n, image in enumerate(images)]
-        connection.execute(predictions.insert(), rows)
+    for n, image in enumerate(images):
+        given = {name: value for name, value in image._asdict().items() if value is not None}
+        connection.execute(predictions.insert().values(job_id=job_id, index=n, **given))
     return job_id
 
 
@@ -80,19 +85,23 @@ def at(day: int, hour: int, minute: int) -> datetime:
 def test_a_prediction_has_its_jobs_key_model_and_end(ledger, champion):
     # Given a finished job with a shadow, and a running job without a key
     image, broken = Image("a.png", "7", 0.75), Image("b.png", None, None, "corrupt")
+    more = Image("c.png", "7", 0.75, alternatives=best("7", "1"))
     with ledger.transaction() as connection:
-        done = add_job(connection, champion.id, "scans", at(23, 9, 40), [image, broken])
+        done = add_job(connection, champion.id, "scans", at(23, 9, 40), [image, broken, more])
         running = add_job(connection, champion.id, None, None, [image])
         add_job(connection, champion.id, None, at(23, 9, 50), [image], shadow_of=done)
 
     # When the view is read, Then each prediction has a row, except those of the shadow
     with ledger.reading() as connection:
-        rows = connection.execute(sa.text("SELECT * FROM results").columns(finished_at=UtcTime())).all()
+        rows = connection.execute(
+            sa.text("SELECT * FROM results").columns(finished_at=UtcTime(), alternatives=ALTERNATIVES)
+        ).all()
     assert sorted(map(tuple, rows)) == sorted(
         [
-            (done, "scans", "a.png", "7", 0.75, None, champion.id, at(23, 9, 40)),
-            (done, "scans", "b.png", None, None, "corrupt", champion.id, at(23, 9, 40)),
-            (running, None, "a.png", "7", 0.75, None, champion.id, None),
+            (done, "scans", "a.png", "7", 0.75, None, champion.id, at(23, 9, 40), None),
+            (done, "scans", "b.png", None, None, "corrupt", champion.id, at(23, 9, 40), None),
+            (done, "scans", "c.png", "7", 0.75, None, champion.id, at(23, 9, 40), best("7", "1")),
+            (running, None, "a.png", "7", 0.75, None, champion.id, None, None),
         ]
     )
 
@@ -173,6 +182,10 @@ def as_shown(value: object, shown: str) -> bool:
 QUERIES = [block for block in blocks() if not block.sql.startswith(ONLY_POSTGRESQL)]
 
 
+def top(label: str, first: float, other: str, second: float) -> list[Alternative]:
+    return [{"label": label, "confidence": first}, {"label": other, "confidence": second}]
+
+
 @pytest.fixture
 def the_pages_ledger(ledger: Ledger, make_model) -> Ledger:
     """Return the small ledger that the page describes."""
@@ -180,13 +193,21 @@ def the_pages_ledger(ledger: Ledger, make_model) -> Ledger:
     broken = Image("05.png", None, None, "corrupt")
     monday = [("01.png", "7", 0.98), ("02.png", "1", 0.95), ("03.png", "4", 0.52), ("04.png", "9", 0.88)]
     again = [("01.png", "7", 0.99), ("02.png", "1", 0.97), ("03.png", "9", 0.76), ("04.png", "9", 0.90)]
-    tuesday = [("11.png", "2", 0.65), ("12.png", "0", 0.96), ("13.png", "0", 0.55), ("14.png", "6", 0.91)]
+    tuesday = [
+        Image(name, label, first, None, top(label, first, other, second))
+        for name, label, first, other, second in [
+            ("11.png", "2", 0.65, "7", 0.3),
+            ("12.png", "0", 0.96, "6", 0.02),
+            ("13.png", "0", 0.55, "6", 0.41),
+            ("14.png", "6", 0.91, "5", 0.05),
+        ]
+    ]
     late = [Image("21.png", None, None, "source_missing"), Image("22.png", "5", 0.93)]
     with ledger.transaction() as connection:
         for key, model, end, images in [
             ("monday", before, at(23, 9, 40), [*(Image(*image) for image in monday), broken]),
             ("monday-again", after, at(23, 10, 5), [*(Image(*image) for image in again), broken]),
-            ("tuesday", after, at(24, 10, 30), [Image(*image) for image in tuesday]),
+            ("tuesday", after, at(24, 10, 30), tuesday),
             ("tuesday-late", after, at(24, 10, 50), late),
         ]:
             add_job(connection, model.id, key, end, images)
@@ -194,7 +215,7 @@ def the_pages_ledger(ledger: Ledger, make_model) -> Ledger:
 
 
 def test_the_page_has_its_queries():
-    assert sum(bool(block.rows) for block in QUERIES) == 5
+    assert sum(bool(block.rows) for block in QUERIES) == 6
 
 
 @pytest.mark.parametrize("block", QUERIES, ids=lambda block: block.sql.splitlines()[0])

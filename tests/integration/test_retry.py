@@ -90,7 +90,7 @@ def test_what_got_an_error_is_a_job_of_its_own(
     ledger, submitted, again, worker, images_of, broker, make_model, champion
 ):
     # Given a job that is done with some errors, and a champion that has changed since
-    job = submitted(10)
+    job = submitted(10, top_k=3)
     finish(worker, job, errors=[1, 3, 4, 5, 9])
     make_model(b"a later model")
     broker.client.flushall()
@@ -105,7 +105,7 @@ def test_what_got_an_error_is_a_job_of_its_own(
     with ledger.reading() as connection:
         status = job_status(connection, new.job_id)
     assert (status.state, status.total, status.model) == (JobState.RUNNING, 5, champion.id)
-    assert status.retry_of == job.id
+    assert (status.retry_of, status.top_k) == (job.id, 3)
 
     # And a wake-up is sent for each of their chunks, which have the usual size
     assert [chunk.images for chunk in chunks_of(ledger, new.job_id)] == [3, 2]

@@ -41,6 +41,13 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
     assert "could not" not in labelmill("submit", photos).stderr
 
 
+def test_more_alternatives_than_there_can_be_are_refused(labelmill: Command, photos: Path) -> None:
+    for command in ("submit", "classify"):
+        done = labelmill(command, photos, "--top", 11)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "'--top': '11' should be less than or equal to 10" in done.stderr
+
+
 def test_a_job_without_results_waits_for_a_worker(
     labelmill: Command, make_job: JobMaker, worker: Worker
 ) -> None:

@@ -95,12 +95,13 @@ def test_a_shadow_is_a_job_of_the_challenger_over_the_same_payloads(
     harness: Harness, challenger: Model, submit_images: Submit, client: Client
 ) -> None:
     # when a job is submitted while a model is in the shadow
-    job_id = submit_images(digits(9), chunk_images=4)
+    job_id = submit_images(digits(9), chunk_images=4, top_k=3)
 
-    # then it has a shadow job, pinned to the challenger, with the lowest priority
+    # then it has a shadow job, pinned to the challenger, with the lowest priority and without alternatives
     shadow = shadow_of(harness.ledger, job_id)
     assert shadow is not None
     assert (shadow.model_id, shadow.state, shadow.total) == (challenger.id, JobState.RUNNING, 9)
+    assert (harness.status(job_id).top_k, shadow.top_k) == (3, None)
     assert harness.status(job_id).model == harness.model.id
     assert -MAX_PRIORITY > SHADOW_PRIORITY
     own, copied = harness.chunks(job_id), harness.chunks(shadow.id)
@@ -222,10 +223,10 @@ def test_a_broken_challenger_costs_the_job_nothing(
     elif breaks == "it crashes":
         real = light.Classifier.predict
 
-        def predict(classifier: light.Classifier, pixels: Any) -> Any:
+        def predict(classifier: light.Classifier, pixels: Any, *top_k: Any) -> Any:
             if classifier.classes == SWAPPED:
                 raise MemoryError
-            return real(classifier, pixels)
+            return real(classifier, pixels, *top_k)
 
         monkeypatch.setattr(light.Classifier, "predict", predict)
     else:
@@ -316,8 +317,8 @@ def test_an_image_without_an_answer_of_either_model_is_not_compared(
     # given a champion without an answer for the first image, and a challenger without one for the last
     real = light.Classifier.predict
 
-    def predict(classifier: light.Classifier, pixels: Any) -> Any:
-        found = real(classifier, pixels)
+    def predict(classifier: light.Classifier, pixels: Any, *top_k: Any) -> Any:
+        found = real(classifier, pixels, *top_k)
         found.class_index[-1 if classifier.classes == SWAPPED else 0] = -1
         return found
 

@@ -69,6 +69,7 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
         model_id=None,
         by_reference=None,
         priority=None,
+        top_k=None,
         limits=JobLimits(),  # noqa: B008 -- frozen
         ledger=ledger,
         store=store,
@@ -86,6 +87,7 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
             model_id=model_id,
             by_reference=by_reference,
             priority=priority,
+            top_k=top_k,
             limits=limits,
             on_progress=on_progress,
             on_wait=on_wait,
@@ -105,6 +107,17 @@ def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
     # Then only another named model conflicts: without one, a new champion changes nothing
     make_model(b"new", champion=True)
     assert run(images(3), key="mine").job_id == first.job_id
+
+
+def test_a_key_belongs_to_the_alternatives_of_its_job(run):
+    # Given a job with a key and two alternatives
+    first = run(images(3), key="mine", top_k=2)
+    # When the same images are submitted with the same number, or without one, Then it is the same job
+    assert run(images(3), key="mine", top_k=2).job_id == first.job_id
+    assert run(images(3), key="mine").job_id == first.job_id
+    # And another number conflicts
+    with pytest.raises(Conflict, match="submitted with --top 2"):
+        run(images(3), key="mine", top_k=3)
 
 
 def payloads_of(ledger: Ledger, store: Store, job_id: str) -> list[Payload]:
@@ -195,6 +208,14 @@ def test_a_small_job_goes_first_unless_a_priority_is_named(run, ledger):
 
     # And a named priority applies to every chunk
     assert priorities_of(ledger, run(images(4), priority=-7).job_id) == [-7, -7]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("top_k", [0, 11])
+def test_a_number_of_alternatives_out_of_range_is_refused(run, nothing_is_left, top_k):
+    with pytest.raises(UserError, match=f"from 1 to 10 classes, got {top_k}"):
+        run(images(1), top_k=top_k)
+    assert nothing_is_left()
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

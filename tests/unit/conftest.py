@@ -6,9 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 
@@ -32,17 +30,6 @@ def in_time() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture
-def bucket() -> Iterator[MemoryFileSystem]:
-    """Return an empty object store in this process, for memory:// URLs."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
-    yield memory
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

@@ -52,18 +52,19 @@ WORDS = {
     "json only": lambda value: value in ("json", ["json"]),
     "`labelmill:`": lambda value: value == "labelmill:",
     "8 GiB": lambda value: value == 8 * 1024 * 1024,  # in KiB, as in Celery
-    "two named queues, an exchange each": lambda value: is_of_two_queues(value),
+    "three named queues, an exchange each": lambda value: is_of_our_queues(value),
 }
 
 
-def is_of_two_queues(value: Any) -> bool:
-    """Tell whether this is the default queue, both queues, or a route to each."""
+def is_of_our_queues(value: Any) -> bool:
+    """Tell whether this is the default queue, all queues, or a route to each."""
     if isinstance(value, str):
         return value == "labelmill.classify"
     if isinstance(value, dict):
-        return [route["queue"] for route in value.values()] == ["labelmill.classify", "labelmill.retrain"]
+        names = ["labelmill.classify", "labelmill.retrain", "labelmill.webhooks"]
+        return [route["queue"] for route in value.values()] == names
     queues: list[Queue] = value
-    return len({(each.name, each.exchange.name, each.routing_key) for each in queues}) == 2 and all(
+    return len({(each.name, each.exchange.name, each.routing_key) for each in queues}) == 3 and all(
         each.name == each.exchange.name == each.routing_key for each in queues
     )
 

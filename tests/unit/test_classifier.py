@@ -14,7 +14,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.training import build, save
-from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier
+from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier, Predictions
 from worker.predicting.tensorflow_runtime import keras
 
 CLASSES = tuple("0123456789")
@@ -62,6 +62,33 @@ def test_answers_are_those_of_keras_itself(file: Path, model: keras.Model) -> No
     assert abs(predictions.confidence - expected.max(axis=1)).max() < 1e-5
     assert predictions.class_index.dtype == np.int64
     assert predictions.confidence.dtype == np.float32
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10])
+def test_the_most_probable_classes_are_those_of_keras_itself(
+    file: Path, model: keras.Model, top_k: int
+) -> None:
+    # When a number of classes is asked for, which may be more than the model has
+    images = pixels(300)
+    predictions = Classifier.load(file, CLASSES, MNIST_INPUT).predict(images, top_k)
+    # Then they are the best ones of the model that was saved, the label first.
+    expected = model.predict(images, verbose=0)
+    assert predictions.top is not None
+    index, confidence = predictions.top
+    assert (index == np.argsort(-expected, axis=1, kind="stable")[:, :top_k]).all()
+    assert abs(confidence - -np.sort(-expected, axis=1)[:, :top_k]).max() < 1e-5
+    assert (index[:, 0] == predictions.class_index).all()
+    assert (confidence[:, 0] == predictions.confidence).all()
+
+
+def test_all_classes_are_listed_once_if_more_are_asked_for_and_they_are_equal() -> None:
+    # Given a model of three classes that are equally probable, When five are asked for
+    probabilities = np.array([[0.25, 0.5, 0.25], [0, 0, 1]], np.float32)
+    found = Predictions.of(probabilities, 5)
+    # Then of equal ones the first is first.
+    assert found.top is not None
+    assert found.top[0].tolist() == [[1, 0, 2], [2, 0, 1]]
+    assert found.top[1].tolist() == [[0.5, 0.25, 0.25], [1, 0, 0]]
 
 
 def near(size: int) -> tuple[int, int, int]:

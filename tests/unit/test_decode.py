@@ -12,14 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.model import MNIST_INPUT, InputSpec
 from tests.faults.corpus import CASES, encode
 from tests.png import chunk, png
-from worker.predicting.decode import DEFAULT_LIMITS, decode, prepare, prepare_arrays, thumbnail
+from worker.predicting.decode import decode, prepare, prepare_arrays
+from worker.predicting.pictures import DEFAULT_LIMITS, thumbnail
 
 GREY = InputSpec(width=28, height=28)
 COLOUR = InputSpec(width=28, height=28, mode="RGB")
@@ -608,6 +609,39 @@ def test_a_small_picture_is_its_own_thumbnail() -> None:
     Image.fromarray(pixels).save(file, "PNG")
     with Image.open(io.BytesIO(thumbnail(file.getvalue(), 96))) as small:
         assert (np.asarray(small) == pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "grey"),
+    [
+        (Image.new("I;16", (300, 100), 128 << 8), 128),
+        (Image.new("I;16B", (300, 100), 128 << 8), 128),
+        (Image.new("F", (300, 100), 0.5), 128),
+    ],
+)
+def test_a_thumbnail_of_deep_grey_needs_no_numpy(
+    picture: Image.Image, grey: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode(picture, "PPM" if picture.mode == "F" else "PNG")
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with Image.open(io.BytesIO(thumbnail(data, 96, file_format="WEBP"))) as small:
+        assert (small.format, small.size) == ("WEBP", (96, 32))
+        assert small.convert("L").getextrema() == (grey, grey)
+
+
+def test_a_thumbnail_of_a_large_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def noted(image: JpegImagePlugin.JpegImageFile) -> object:
+        decoded.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", noted)
+    data = encode(Image.linear_gradient("L").resize((4_000, 2_000)), "JPEG")
+    with Image.open(io.BytesIO(thumbnail(data, 96))) as small:
+        assert small.size == (96, 48)
+    assert max(decoded) == (500, 250)
 
 
 def test_a_thumbnail_of_what_is_no_picture_is_its_error() -> None:

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from jobs.ledger.queries import Prediction
 from labelmill.commands import predictions as command
 from producer import export
 from producer.export import COLUMNS, Format, as_json, write_csv, write_jsonl, write_parquet, write_table
+from tests.outcomes import best
 
 MODEL = "0123456789abcdef"
 
@@ -74,6 +76,7 @@ def test_csv_gives_back_every_character():
             row.error or "",
             row.detail or "",
             row.model,
+            "",
         ]
         for row in ROWS
     ]
@@ -104,6 +107,7 @@ def test_a_json_object_has_every_column_and_null_for_what_is_not_there():
         "error": "corrupt",
         "detail": None,
         "model": MODEL,
+        "alternatives": None,
     }
 
 
@@ -187,6 +191,33 @@ def test_the_table_has_one_header_whatever_its_pages(monkeypatch):
 def test_the_table_sends_nothing_to_the_terminal_that_it_would_obey(name):
     text = text_of(write_table, [labelled(0, name), failed(1, "a.png", name)])
     assert not [character for character in text if ord(character) < 32 and character != "\n"]
+
+
+# ---- alternatives -------------------------------------------------------------------------------------
+
+WITH_MORE = [
+    replace(labelled(0, "a.png", 's,e"ven', 0.5), alternatives=best('s,e"ven', "1\n", "été")),
+    replace(labelled(1, "b.png", confidence=0.5), alternatives=best("7")),
+    failed(2, "c.png"),
+]
+
+
+def test_alternatives_are_json_in_csv_and_lists_elsewhere():
+    expected = [row.alternatives for row in WITH_MORE]
+    written = csv.DictReader(io.StringIO(text_of(write_csv, WITH_MORE), newline=""))
+    assert [json.loads(row["alternatives"] or "null") for row in written] == expected
+    lines = text_of(write_jsonl, WITH_MORE).splitlines()
+    assert [json.loads(line)["alternatives"] for line in lines] == expected
+    assert parquet_of(WITH_MORE).read().column("alternatives").to_pylist() == expected
+
+
+def test_the_table_shows_the_classes_after_the_label():
+    assert text_of(write_table, WITH_MORE).splitlines() == [
+        "   index  name   label         confidence  alternatives",
+        '       0  a.png  s,e"ven       0.5000      1\\n 0.2500, été 0.1250',
+        "       1  b.png  7             0.5000",
+        "       2  c.png  -             corrupt",
+    ]
 
 
 # ---- any number of rows -------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from tests.faults.corpus import encode
 from tests.png import chunk, png
 from worker.predicting import fast_png
 from worker.predicting.batches import decode_many
-from worker.predicting.decode import DEFAULT_LIMITS, decode
+from worker.predicting.decode import decode
 from worker.predicting.fast_png import decode_one, decode_together
+from worker.predicting.pictures import DEFAULT_LIMITS
 
 GREY = InputSpec(width=28, height=28)
 COLOUR = replace(GREY, mode="RGB")

@@ -292,12 +292,12 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
         liveness = set() if name in ("beat", "trainer") else {"livenessProbe"}
         assert set(probes) == {"startupProbe", "readinessProbe"} | liveness, name
         for kind, probe in probes.items():
-            if name in ("worker", "trainer", "beat"):
+            if name in ("worker", "trainer", "webhooks", "beat"):
                 assert probe["exec"]["command"] == ["labelmill", "ready", name]
                 # Python starts in a second, or in several seconds if all cores are busy.
                 assert probe["timeoutSeconds"] >= 10
                 assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
-        if name == "worker":
+        if name in ("worker", "webhooks"):
             # While ledger or broker is unavailable no worker is ready, but that must not restart workers.
             probe = probes["livenessProbe"]
             assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
@@ -427,6 +427,7 @@ def test_who_needs_less_gets_less(installation: tuple[str, tuple[str, ...]], obj
         "migrate": {(owner, "ledger-url")},
         "beat": urls,
         "metrics": urls,
+        "webhooks": urls,
         "worker": everything,
         "trainer": everything,
         "api": everything,
@@ -510,18 +511,19 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
     else:
         ledger, broker = {("outside", 5432)}, {("outside", 6379), ("outside", 6380)}
         store = {("outside", 443)}
-    download = {("outside", 443)}
+    internet = {("outside", 80), ("outside", 443)}
     assert {name: reachable(objects, name, "egress") for name in ours(objects)} == {
         "migrate": names | ledger,
         "beat": names | ledger | broker,
         "metrics": names | ledger | broker,
         "worker": names | ledger | broker | store,
-        "trainer": names | ledger | broker | store | download,
-        "api": names | ledger | broker | store,
+        "trainer": names | ledger | broker | store | internet,
+        "webhooks": names | ledger | broker | internet,
+        "api": names | ledger | broker | store | internet,
         "producer": names | ledger | broker | store,
     }
     entered = {name: reachable(objects, name, "ingress") for name in workloads(objects)}
-    users = {"beat", "metrics", "worker", "trainer", "api", "producer"}
+    users = {"beat", "metrics", "worker", "trainer", "webhooks", "api", "producer"}
     if overlay == "local":
         assert entered.pop("db") == {(name, "postgresql") for name in users | {"migrate"}}
         assert entered.pop("redis") == {(name, "redis") for name in users}

@@ -6,13 +6,16 @@ from collections import Counter
 
 import pytest
 
-from tests.outcomes import Outcome, to_columns, to_rows
+from tests.outcomes import Outcome, best, to_columns, to_rows
 
 FINE = [Outcome("a.png", "7", 0.5), Outcome("b.png", "1", 0.75), Outcome("c.png", "7", 1.0)]
 BROKEN = Outcome("d.png", None, None, "corrupt", "no picture")
+WITH_MORE = Outcome("e.png", "7", 0.5, alternatives=best("7", "1", "2"))
 
 
-@pytest.mark.parametrize("outcomes", [FINE, [BROKEN], [BROKEN, *FINE], [*FINE, BROKEN, BROKEN]])
+@pytest.mark.parametrize(
+    "outcomes", [FINE, [BROKEN], [BROKEN, *FINE], [*FINE, BROKEN, BROKEN], [WITH_MORE, BROKEN]]
+)
 def test_columns_hold_what_the_outcomes_say(outcomes: list[Outcome]) -> None:
     columns = to_columns(outcomes)
     assert to_rows(columns) == outcomes
@@ -26,3 +29,9 @@ def test_a_part_without_errors_counts_none() -> None:
     part = to_columns([BROKEN, *FINE])[1:]
     assert (part.failed, part.codes) == (0, {None: 3})
     assert len(part) == 3
+
+
+def test_each_part_has_as_many_alternatives_as_it_asks_for() -> None:
+    columns = to_columns([WITH_MORE, BROKEN])
+    assert [each.alternatives for each in to_rows(columns.limited_to(2))] == [best("7", "1"), None]
+    assert columns.limited_to(None).alternatives is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor, wait
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger.results import CONFIDENCE_DIGITS
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
-from jobs.outcomes import Outcomes
+from jobs.outcomes import Alternative, Outcomes
 from jobs.payloads import Content
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
@@ -111,14 +111,17 @@ def classify_images(
     classifier: Classifier,
     settings: Settings,
     timings: Timings,
+    *,
+    top_k: int | None = None,
 ) -> Outcomes:
-    """Return one outcome for each image, in order.
+    """Return one outcome for each image, in order; with `top_k`, with that many alternatives.
 
     `timings` gets the stages `decode` and `predict`. Call it in the main thread only. Raises Unavailable if
     there is no memory for a batch.
     """
     labels: list[str | None] = []
     confidences: list[float | None] = []
+    alternatives: list[list[Alternative] | None] = []
     errors: dict[int, ImageError] = {}
     # Indexed by class; the last entry serves index -1, an image without an answer.
     classes = np.array([*classifier.classes, None], dtype=object)
@@ -130,17 +133,33 @@ def classify_images(
                 part, classifier.spec, settings.image_limits, image_seconds=settings.image_seconds
             )
         with timings.timed("predict"):
-            found = classifier.predict(pixels)
+            found = classifier.predict(pixels, top_k)
             labels += classes[found.class_index].tolist()
-            confidences += found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
+            confidences += _rounded(found.confidence)
+            if found.top is not None:
+                index, confidence = found.top
+                alternatives += map(_to_alternatives, classes[index].tolist(), _rounded(confidence))
         for place in np.flatnonzero(found.class_index < 0).tolist():
             errors[start + place] = ImageError(ErrorCode.MODEL_ERROR, "the model returned no probabilities")
         errors.update((start + place, error) for place, error in failed.items())
+    top = None if top_k is None else alternatives
     if not errors:
-        return Outcomes(names, labels, confidences)
+        return Outcomes(names, labels, confidences, alternatives=top)
     codes: list[str | None] = [None] * len(names)
     details: list[str | None] = [None] * len(names)
     for place, error in errors.items():
         labels[place] = confidences[place] = None
         codes[place], details[place] = error.code, error.detail or None
-    return Outcomes(names, labels, confidences, codes, details)
+        if top is not None:
+            top[place] = None
+    return Outcomes(names, labels, confidences, codes, details, top)
+
+
+def _rounded(confidence: npt.NDArray[np.float32]) -> list[Any]:
+    """Return confidences as they are stored, as nested lists."""
+    rounded: list[Any] = confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
+    return rounded
+
+
+def _to_alternatives(labels: list[str], confidences: list[float]) -> list[Alternative]:
+    return [{"label": label, "confidence": each} for label, each in zip(labels, confidences, strict=True)]

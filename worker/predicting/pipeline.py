@@ -125,7 +125,9 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         model_id = claims[0].model_id
         with timings.timed("load"):
             classifier = context.classifier(model_id)
-        outcomes = classify_images(names, fetched, classifier, context.settings, timings)
+        # Small jobs that are claimed together may ask for different numbers: `_record` gives each its own.
+        top_k = max((claim.top_k for claim in claims if claim.top_k is not None), default=None)
+        outcomes = classify_images(names, fetched, classifier, context.settings, timings, top_k=top_k)
         context.record_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
@@ -191,7 +193,8 @@ def _record(
     """Record the results in one transaction, which is safe to repeat. Raises LeaseLost, Unavailable."""
     classified, start = [], 0
     for claim in claims:
-        classified.append(Classified(claim, outcomes[start : start + claim.images]))
+        part = outcomes[start : start + claim.images]
+        classified.append(Classified(claim, part.limited_to(claim.top_k)))
         start += claim.images
 
     def record() -> list[Classified]:

@@ -1,0 +1,158 @@
+"""Deliveries: a sender claims one that is due, sends it, and records the answer.
+
+A claim moves the time at which the delivery is due behind its lease. So if the sender is killed, the delivery
+is due again by itself, and is sent once more under the same id.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ids import new_id
+from jobs.ledger.outbox import BATCHES
+from jobs.ledger.webhooks import disable_endpoint
+from jobs.schema import DeliveryState, db_now, webhook_deliveries, webhook_endpoints
+
+#: How long a sender has a delivery. Far longer than a request takes (`worker.webhooks`).
+LEASE_SECONDS: Final = 60.0
+
+#: The pauses after failed attempts: a day in all, after which a delivery has failed.
+PAUSES_SECONDS: Final = (5.0, 30.0, 120.0, 600.0, 1_800.0, 3_600.0, *[7_200.0] * 11)
+
+#: Each pause is longer or shorter by up to this share, so that deliveries do not come in waves.
+_JITTER: Final = 0.2
+
+#: How long the other deliveries to a receiver that has not answered wait: it must not keep all senders busy.
+_SILENCE_SECONDS: Final = 5.0
+
+_GONE: Final = 410
+
+#: The condition of the index, literally: with a parameter, neither database sees that it applies.
+_IS_PENDING: Final = sa.text("webhook_deliveries.state = 'pending'")
+
+_IS_DUE: Final = sa.and_(_IS_PENDING, webhook_deliveries.c.due_at <= db_now())
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """The right to send a delivery until its lease runs out."""
+
+    id: str
+    token: str
+    endpoint_id: str
+    url: str
+    body: str
+    attempts: int
+    secrets: tuple[str, ...]  # all that sign, the newest first
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery, for people to read."""
+
+    id: str
+    event: str
+    endpoint: str  # its id
+    url: str
+    state: DeliveryState
+    attempts: int
+    status: int | None  # of the latest answer
+    error: str | None  # why the latest attempt failed
+    created_at: datetime
+    due_at: datetime | None  # the next attempt; None if there is none
+    finished_at: datetime | None
+
+
+def count_due_deliveries(connection: Connection, *, limit: int) -> int:
+    """Return how many deliveries are due, counting no further than `limit`."""
+    due = sa.select(webhook_deliveries.c.id).where(_IS_DUE).limit(limit)
+    return connection.scalar(sa.select(sa.func.count()).select_from(due.subquery())) or 0
+
+
+def claim_delivery(connection: Connection) -> ClaimedDelivery | None:
+    """Claim the delivery that has been due for longest, or return None."""
+    table = webhook_deliveries
+    first = sa.select(table.c.id).where(_IS_DUE).order_by(table.c.due_at).limit(1)
+    token = new_id()
+    claimed = connection.execute(
+        table.update()
+        .where(table.c.id == first.with_for_update(skip_locked=True).scalar_subquery())
+        .values(attempts=table.c.attempts + 1, token=token, due_at=db_now(LEASE_SECONDS))
+        .returning(*table.c["id", "token", "endpoint_id", "url", "body", "attempts"])
+    ).one_or_none()
+    if claimed is None:
+        return None
+    old_signs = webhook_endpoints.c.old_until > db_now()
+    secrets = connection.execute(
+        sa.select(webhook_endpoints.c.secret, sa.case((old_signs, webhook_endpoints.c.old_secret))).where(
+            webhook_endpoints.c.id == claimed.endpoint_id
+        )
+    ).one()
+    return ClaimedDelivery(**claimed._mapping, secrets=tuple(filter(None, secrets)))
+
+
+def record_answer(
+    connection: Connection, delivery: ClaimedDelivery, status: int | None, error: str | None = None
+) -> None:
+    """Record the answer's status, None if there was none. Nothing changes if the claim was lost meanwhile.
+
+    2xx is success. 410 disables the endpoint, and its other deliveries fail. Anything else is tried again
+    until the last pause is over.
+    """
+    if status == _GONE and delivery.endpoint_id != BATCHES:
+        disable_endpoint(connection, delivery.endpoint_id)  # first, as a command that removes it
+    values: dict[str, Any] = {"status": status, "error": error or f"it answered {status}"}
+    if status is not None and 200 <= status < 300:
+        values |= {"state": DeliveryState.DELIVERED, "finished_at": db_now(), "error": None}
+    elif status == _GONE or delivery.attempts > len(PAUSES_SECONDS):
+        values |= {"state": DeliveryState.FAILED, "finished_at": db_now()}
+    else:
+        pause = PAUSES_SECONDS[delivery.attempts - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        values["due_at"] = db_now(pause)
+    is_ours = sa.and_(webhook_deliveries.c.id == delivery.id, webhook_deliveries.c.token == delivery.token)
+    recorded = connection.execute(webhook_deliveries.update().where(is_ours, _IS_PENDING).values(values))
+    if not recorded.rowcount:
+        return
+    if status is None:
+        silent = webhook_deliveries.c.url == delivery.url
+        soon = webhook_deliveries.c.due_at < db_now(_SILENCE_SECONDS)
+        _change_pending(connection, sa.and_(silent, soon), due_at=db_now(_SILENCE_SECONDS))
+    if status == _GONE and delivery.endpoint_id != BATCHES:
+        same = webhook_deliveries.c.endpoint_id == delivery.endpoint_id
+        failed = {"state": DeliveryState.FAILED, "finished_at": db_now(), "error": "its endpoint is disabled"}
+        _change_pending(connection, same, **failed)
+
+
+def list_deliveries(connection: Connection, *, limit: int) -> list[Delivery]:
+    """Return the latest deliveries, newest first."""
+    table = webhook_deliveries.c
+    query = sa.select(
+        *(table.id, table.event, table.endpoint_id.label("endpoint"), table.url, table.state, table.attempts),
+        *(table.status, table.error, table.created_at, table.finished_at),
+        sa.case((_IS_PENDING, table.due_at)).label("due_at"),
+    ).order_by(table.id.desc())
+    rows = connection.execute(query.limit(limit))
+    return [Delivery(**{**row._mapping, "state": DeliveryState(row.state)}) for row in rows]
+
+
+def old_deliveries(connection: Connection, *, days: float, delete: bool) -> int:
+    """Return how many deliveries ended more than `days` days ago; with `delete`, delete them."""
+    is_old = webhook_deliveries.c.finished_at < db_now(-days * 86_400.0)
+    if delete:
+        return connection.execute(webhook_deliveries.delete().where(is_old)).rowcount
+    query = sa.select(sa.func.count()).select_from(webhook_deliveries).where(is_old)
+    return connection.scalar(query) or 0
+
+
+def _change_pending(connection: Connection, which: sa.ColumnElement[bool], **values: Any) -> None:
+    # Rows that another sender has locked are skipped: two that wait for each other's would deadlock.
+    unlocked = sa.select(webhook_deliveries.c.id).where(_IS_PENDING, which).with_for_update(skip_locked=True)
+    connection.execute(
+        webhook_deliveries.update().where(webhook_deliveries.c.id.in_(unlocked)).values(values)
+    )

@@ -1,0 +1,138 @@
+"""The outbox: webhooks are written in the transaction of the change that they report.
+
+So a change that is committed is reported, and one that is rolled back is not. There is one row per event and
+receiver. If nobody wants an event, finding that out is one short query, and nothing is written.
+`jobs.ledger.deliveries` takes them out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from jobs.ids import new_id
+from jobs.schema import DeliveryState, JobState, batches, db_now, jobs, webhook_deliveries, webhook_endpoints
+from jobs.webhooks import Event
+
+#: The endpoint whose secret signs what goes to the addresses that batches name.
+BATCHES: Final = "batches"
+
+#: The type of a message that `labelmill webhooks test` sends.
+TEST: Final = "test"
+
+#: The events of jobs that have ended.
+_ENDS: Final[Mapping[str, Event]] = {
+    JobState.DONE: Event.BATCH_COMPLETED,
+    JobState.FAILED: Event.BATCH_FAILED,
+    JobState.CANCELLED: Event.BATCH_CANCELLED,
+}
+
+_ENDPOINTS: Final[sa.Select[Any]] = sa.select(*webhook_endpoints.c["id", "url", "events"]).where(
+    webhook_endpoints.c.disabled_at.is_(None)
+)
+
+#: The same, kept until the end of the transaction: a delivery needs its endpoint.
+_KEPT_ENDPOINTS: Final = _ENDPOINTS.with_for_update(read=True, key_share=True)
+
+#: The jobs that have ended, with the requests of batches. A shadow is nobody's batch.
+_ENDED: Final[sa.Select[Any]] = (
+    sa.select(
+        *jobs.c["id", "state", "total", "succeeded", "failed", "model_id", "error"],
+        *jobs.c["created_at", "started_at", "finished_at"],
+        batches.c.request,
+    )
+    .outerjoin_from(jobs, batches, batches.c.job_id == jobs.c.id)
+    .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)), jobs.c.shadow_of.is_(None))
+    .order_by(jobs.c.id)
+)
+
+
+def is_wanted(connection: Connection, event: Event) -> bool:
+    """Return whether an endpoint wants this event."""
+    return any(_wants(endpoint, event) for endpoint in connection.execute(_ENDPOINTS))
+
+
+def report(connection: Connection, event: Event, describe: Callable[[], Mapping[str, Any]]) -> None:
+    """Write the deliveries of an event. `describe` is called only if there are any; it returns the data."""
+    endpoints = [each for each in connection.execute(_KEPT_ENDPOINTS) if _wants(each, event)]
+    if endpoints:
+        body = _to_body(event, describe())
+        _write(connection, [(each.id, each.url, event, body) for each in endpoints])
+
+
+def report_ended_jobs(connection: Connection, job_ids: Collection[str]) -> None:
+    """Write the deliveries about jobs that this transaction has ended."""
+    endpoints = connection.execute(_KEPT_ENDPOINTS).all() if job_ids else []
+    if not endpoints:
+        return
+    written = []
+    for job in connection.execute(_ENDED, {"ids": list(job_ids)}):
+        event = _ENDS[job.state]
+        receivers = [(each.id, each.url) for each in endpoints if _wants(each, event)]
+        if own := (job.request or {}).get("webhook_url"):
+            receivers += [(each.id, own) for each in endpoints if each.id == BATCHES]
+        if receivers:
+            body = _to_body(event, _describe_batch(job, event))
+            written += [(endpoint_id, url, event, body) for endpoint_id, url in receivers]
+    _write(connection, written)
+
+
+def report_test(connection: Connection, endpoint_id: str, url: str) -> str:
+    """Write a delivery that reports nothing, to one endpoint. Return its id."""
+    return _write(connection, [(endpoint_id, url, TEST, _to_body(TEST, {}))])[0]
+
+
+def _to_body(event: str, data: Mapping[str, Any]) -> str:
+    """Return the body of a message."""
+    message = {"type": event, "timestamp": datetime.now(UTC).isoformat(), "data": data}
+    return json.dumps(message, separators=(",", ":"))
+
+
+def seconds(moment: datetime | None) -> int | None:
+    """Return a time in Unix seconds, as the HTTP API does."""
+    return None if moment is None else int(moment.timestamp())
+
+
+def _wants(endpoint: Row[Any], event: Event) -> bool:
+    return endpoint.id != BATCHES and (not endpoint.events or event in endpoint.events)
+
+
+def _write(connection: Connection, written: Collection[tuple[str, str, str, str]]) -> list[str]:
+    """Add deliveries, each given as its endpoint, URL, event and body. Return their ids."""
+    rows = [
+        {"id": new_id(), "endpoint_id": endpoint_id, "url": url, "event": event, "body": body}
+        for endpoint_id, url, event, body in written
+    ]
+    if rows:
+        times = {"state": DeliveryState.PENDING, "created_at": db_now(), "due_at": db_now()}
+        connection.execute(webhook_deliveries.insert().values(times), rows)
+    return [row["id"] for row in rows]
+
+
+def _describe_batch(job: Row[Any], event: Event) -> dict[str, Any]:
+    """Return the job with the fields that a batch of the HTTP API has."""
+    ended = seconds(job.finished_at)
+    errors = None
+    if event == Event.BATCH_FAILED:
+        message = job.error or "The batch failed."
+        error = {"code": "batch_failed", "message": message, "line": None, "param": None}
+        errors = {"object": "list", "data": [error]}
+    return {
+        "id": job.id,
+        "object": "batch",
+        "status": event.removeprefix("batch."),
+        "created_at": seconds(job.created_at),
+        "in_progress_at": seconds(job.started_at),
+        "completed_at": ended if event == Event.BATCH_COMPLETED else None,
+        "failed_at": ended if event == Event.BATCH_FAILED else None,
+        "cancelled_at": ended if event == Event.BATCH_CANCELLED else None,
+        "request_counts": {"total": job.total, "completed": job.succeeded, "failed": job.failed},
+        "errors": errors,
+        "metadata": (job.request or {}).get("metadata"),
+        "model": job.model_id,
+    }

@@ -1,0 +1,192 @@
+"""`labelmill webhooks`: the receivers of webhooks, their secrets, and what was sent to them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from jobs.errors import Conflict, UserError
+from jobs.ledger.deliveries import Delivery, list_deliveries
+from jobs.ledger.outbox import BATCHES, report_test
+from jobs.ledger.webhooks import (
+    Endpoint,
+    add_endpoint,
+    get_endpoint,
+    list_endpoints,
+    remove_endpoint,
+    rotate_secret,
+    secret_of_batches,
+)
+from jobs.webhooks import Event, check_receiver, check_secret
+from labelmill.client import Client
+from labelmill.commands.groups import ListingGroup
+from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.tables import Column, print_table, short_time
+
+app = typer.Typer(
+    add_completion=False,
+    cls=ListingGroup,
+    invoke_without_command=True,
+    help="List the receivers of webhooks, add or remove one, change its secret, or list what was sent.",
+)
+
+_ENDPOINTS: Final = (
+    Column("id", lambda each: each.id),
+    Column("url", lambda each: each.url or "webhook_url of batches", min_width=20),
+    Column("events", lambda each: _events_of(each), min_width=8, leave_out=2),
+    Column("added (UTC)", lambda each: short_time(each.created_at), leave_out=1),
+    Column("disabled (UTC)", lambda each: short_time(each.disabled_at)),
+)
+
+_DELIVERIES: Final = (
+    Column("id", lambda each: each.id),
+    Column("event", lambda each: each.event),
+    Column("url", lambda each: each.url, min_width=20, leave_out=2),
+    Column("state", lambda each: each.state),
+    Column("attempts", lambda each: str(each.attempts), right=True),
+    Column("answer", lambda each: _answer_of(each), min_width=12),
+    Column("next (UTC)", lambda each: short_time(each.due_at), leave_out=1),
+)
+
+IdArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The webhook's id, from the list.")]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
+
+SecretFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--secret-file", metavar="FILE", help="Use the secret in this file: `whsec_...`. Left out: a new one."
+    ),
+]
+
+
+def _print_all(*, as_json: bool) -> None:
+    with Client() as client, client.ledger.reading() as connection:
+        found = list_endpoints(connection)
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        print_table(_ENDPOINTS, found)
+
+
+@app.callback(
+    epilog=examples(
+        "labelmill webhooks", "labelmill webhooks add https://example.org/hook --event run.finished"
+    )
+)
+@report_errors
+def webhooks(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the receivers of webhooks; or add or remove one, change its secret, or list what was sent."""
+    if context.invoked_subcommand is None:
+        _print_all(as_json=as_json)
+
+
+@app.command("list", epilog=examples("labelmill webhooks list --json"))
+@report_errors
+def list_all(as_json: JsonOption = False) -> None:
+    """List the receivers, without their secrets."""
+    _print_all(as_json=as_json)
+
+
+@app.command(
+    epilog=examples(
+        "labelmill webhooks add https://example.org/hook",
+        "labelmill webhooks add https://example.org/hook --event batch.completed --event batch.failed",
+    )
+)
+@report_errors
+def add(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where to send them: https://...")],
+    event: Annotated[
+        list[Event] | None, typer.Option(help="An event that it wants, repeatable. Left out: all.")
+    ] = None,
+    secret_file: SecretFileOption = None,
+) -> None:
+    """Add a receiver, and print its secret, with which it can verify what it gets."""
+    given = _secret_in(secret_file)
+    with Client() as client:
+        check_receiver(url, client.settings.private_hosts)
+        with client.ledger.transaction() as connection:
+            endpoint, secret = add_endpoint(connection, url, event or (), secret=given)
+    say(f"webhook {endpoint.id} for {_events_of(endpoint)}; give the secret to the receiver")
+    print_data(secret)
+
+
+@app.command(epilog=examples("labelmill webhooks remove 06h0w4r0rf0dkckt"))
+@report_errors
+def remove(webhook: IdArgument) -> None:
+    """Remove a receiver, with all that was or would be sent to it."""
+    with Client() as client, client.ledger.transaction() as connection:
+        remove_endpoint(connection, webhook)
+    say(f"webhook {webhook} is removed")
+    print_data(webhook)
+
+
+@app.command(epilog=examples("labelmill webhooks rotate 06h0w4r0rf0dkckt"))
+@report_errors
+def rotate(webhook: IdArgument, secret_file: SecretFileOption = None) -> None:
+    """Give a receiver a new secret, and print it. For a day, messages are signed with both."""
+    given = _secret_in(secret_file)
+    with Client() as client, client.ledger.transaction() as connection:
+        secret = rotate_secret(connection, webhook, given)
+    say(f"webhook {webhook} has a new secret; the old one signs, too, for 24 hours")
+    print_data(secret)
+
+
+@app.command(epilog=examples("labelmill webhooks secret"))
+@report_errors
+def secret() -> None:
+    """Print the secret that signs what goes to the `webhook_url` of a batch."""
+    with Client() as client, client.ledger.transaction() as connection:
+        print_data(secret_of_batches(connection))
+
+
+@app.command(epilog=examples("labelmill webhooks test 06h0w4r0rf0dkckt"))
+@report_errors
+def test(webhook: IdArgument) -> None:
+    """Send a message of the type `test` to a receiver, and print its id. See `attempts` for the answer."""
+    with Client() as client, client.ledger.transaction() as connection:
+        endpoint = get_endpoint(connection, webhook)
+        if endpoint.url is None or endpoint.disabled_at is not None:
+            raise Conflict(f"Webhook {webhook} cannot be tested: it has no URL of its own, or is disabled.")
+        print_data(report_test(connection, endpoint.id, endpoint.url))
+
+
+@app.command(epilog=examples("labelmill webhooks attempts", "labelmill webhooks attempts --json"))
+@report_errors
+def attempts(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was sent and is to be sent: attempts so far, the last answer, and the next attempt."""
+    with Client() as client, client.ledger.reading() as connection:
+        found = list_deliveries(connection, limit=limit)
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        print_table(_DELIVERIES, found)
+
+
+def _secret_in(path: Path | None) -> str | None:
+    """Return the secret in this file. Raises UserError if it has none."""
+    if path is None:
+        return None
+    try:
+        return check_secret(path.read_text("utf-8").strip())
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text.") from None
+
+
+def _events_of(endpoint: Endpoint) -> str:
+    if endpoint.id == BATCHES:
+        return "the end of that batch"
+    return ", ".join(endpoint.events) or "all"
+
+
+def _answer_of(delivery: Delivery) -> str:
+    if delivery.error is None or delivery.status is not None:
+        return str(delivery.status or "-")
+    return delivery.error

@@ -1,0 +1,142 @@
+"""`/v1/batches/{id}/events`: the progress of a batch as server-sent events.
+
+A stream holds no thread: each reading of the ledger takes one for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+from typing import Annotated, Final
+from weakref import WeakValueDictionary
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from jobs.errors import LabelmillError
+from jobs.ledger import Ledger
+from labelmill.server.access import SubmitSession
+from labelmill.server.batches import read_batch
+from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.schemas import NO_NUL, BatchObject
+
+router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
+
+#: Seconds between two readings of a batch, however many clients follow it.
+_POLL_SECONDS: Final = 1.0
+
+#: A comment is sent after so many seconds without an event, so that no proxy ends the stream.
+_SILENT_SECONDS: Final = 15.0
+
+#: Open streams of this server. Others must be able to connect, too.
+_MAX_STREAMS: Final = 100
+
+_MEDIA_TYPE: Final = "text/event-stream"
+
+
+class Streams:
+    """What the open streams of one server share."""
+
+    def __init__(self, ledger: Ledger, is_stopping: Callable[[], bool]) -> None:
+        self.is_stopping = is_stopping
+        self._ledger = ledger
+        self._batches: WeakValueDictionary[str, _Followed] = WeakValueDictionary()
+        self._open = 0
+
+    def follow(self, batch_id: str) -> _Followed:
+        """Return the batch that a client follows, which others may follow already."""
+        found = self._batches.get(batch_id)
+        if found is None:
+            self._batches[batch_id] = found = _Followed(self._ledger, batch_id)
+        return found
+
+    async def events(self, followed: _Followed, seen: str | None) -> AsyncIterator[bytes]:
+        """Yield an event for each new state of the batch, to the last one. Leave out the state `seen`."""
+        self._open += 1
+        sent_at = time.monotonic()
+        try:
+            while not self.is_stopping():
+                batch = await followed.latest()
+                if (state := _state_of(batch)) != seen:
+                    event = batch.status if batch.ended else "progress"
+                    yield format_sse_event(data_str=batch.model_dump_json(), event=event, id=state)
+                    seen, sent_at = state, time.monotonic()
+                elif time.monotonic() - sent_at >= _SILENT_SECONDS:
+                    yield KEEPALIVE_COMMENT
+                    sent_at = time.monotonic()
+                if batch.ended:
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+        except LabelmillError:
+            return  # the client connects again, and is told why this failed
+        finally:
+            self._open -= 1
+
+    def check_room(self) -> None:
+        """Raise ApiError, 503, if too many streams are open."""
+        if self._open >= _MAX_STREAMS:
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "unavailable",
+                f"{_MAX_STREAMS} clients follow batches already: try again, or poll the batch.",
+                {"Retry-After": "5"},
+            )
+
+
+class _Followed:
+    """A batch that clients follow."""
+
+    def __init__(self, ledger: Ledger, batch_id: str) -> None:
+        self._ledger, self._id = ledger, batch_id
+        self._lock = asyncio.Lock()
+        self._batch: BatchObject | None = None
+        self._read_at = 0.0
+
+    async def latest(self) -> BatchObject:
+        """Return the batch as it was at most a second ago. Raises NotFound, Unavailable."""
+        async with self._lock:
+            if self._batch is None or time.monotonic() - self._read_at >= _POLL_SECONDS:
+                self._batch = await run_in_threadpool(read_batch, self._ledger, self._id)
+                self._read_at = time.monotonic()
+            return self._batch
+
+
+@router.get(
+    "/{batch_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        HTTPStatus.OK: {"content": {_MEDIA_TYPE: {}}},
+        HTTPStatus.NO_CONTENT: {"description": "The client has seen the final state."},
+    },
+)
+async def follow_batch(
+    batch_id: str,
+    session: SubmitSession,  # noqa: ARG001 -- checks the key
+    request: Request,
+    last_event_id: Annotated[str | None, Header(max_length=200, pattern=NO_NUL)] = None,
+) -> Response:
+    """Follow a batch: an event `progress` for each change, then `completed`, `failed` or `cancelled`.
+
+    The data is the batch. A client that connects again with `Last-Event-ID` is not sent that state again; if
+    it was the last one, the answer is 204.
+    """
+    streams: Streams = request.app.state.streams
+    streams.check_room()
+    followed = streams.follow(batch_id)
+    batch = await followed.latest()
+    if batch.ended and last_event_id == _state_of(batch):
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    found = streams.events(followed, last_event_id)
+    # The header is for nginx, which would wait for more.
+    return StreamingResponse(found, media_type=_MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
+
+
+def _state_of(batch: BatchObject) -> str:
+    """Return the id of a batch's state. It is made of the state alone, so any server recognises it."""
+    counts = batch.request_counts
+    state = f"{counts.total}-{counts.completed}-{counts.failed}-{batch.status}"
+    return f"{state}-paused" if batch.paused else state

@@ -1,0 +1,123 @@
+"""The images of a batch, in a fixed order: those of an uploaded file, or below a URL."""
+# Paths are strings, as in `producer.sources`.
+# ruff: noqa: PTH112
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+
+from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
+from jobs.ledger import Ledger
+from jobs.ledger.batches import Intake, last_chunk
+from jobs.ledger.files import File, get_file
+from jobs.payloads import read_payload
+from jobs.references import Roots
+from jobs.remote import is_url, local_path, shown_url
+from jobs.settings import Settings
+from jobs.store import Store
+from jobs.text import storable
+from producer.rows import is_manifest
+from producer.sources import SourceImage, Sources
+from producer.sources.files import shown
+from producer.sources.manifest import Manifest
+
+
+@contextmanager
+def batch_images(
+    ledger: Ledger, store: Store, settings: Settings, intake: Intake
+) -> Iterator[Iterator[SourceImage]]:
+    """Open the source of a batch, and provide the images that its job does not have yet.
+
+    Raises SourceError if it cannot be read as a whole, also from the iterator; Unavailable.
+    """
+    if intake.file_id is None:
+        found = _images_below(str(intake.request.get("source_url", "")), settings)
+        yield _continued(found, ledger, store, intake)
+        return
+    with ledger.reading() as connection:
+        try:
+            file = get_file(connection, intake.file_id)
+        except NotFound:
+            raise SourceError("The file was deleted before its images were read: upload it again.") from None
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(store.local_copy(file.key))
+        except FileNotFoundError:
+            raise SourceError(f"{file.name} is missing from the store: upload it again.") from None
+        yield _images_of_file(str(path), file, settings, intake.images)
+
+
+def _images_of_file(path: str, file: File, settings: Settings, skip: int) -> Iterator[SourceImage]:
+    """Return the images of an uploaded file under their owner's names, except the first ones."""
+    if not is_manifest(file.name):
+        return islice(_members(path, file, settings), skip, None)
+    manifest = Manifest(
+        path,
+        file.name,
+        settings.max_image_bytes,
+        roots=Roots(settings.reference_roots),
+        private_hosts=settings.private_hosts,
+    )
+    manifest.check()
+    return manifest.images(skip)
+
+
+def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]:
+    """Yield the images of an uploaded file: of an archive, those of its members."""
+    inside = f"{shown(path)}/"
+    try:
+        for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
+            name = image.name
+            name = name.removeprefix(inside) if name.startswith(inside) else file.name
+            yield image._replace(name=name, url=None)
+    except SourceError as error:
+        # Its message names our own path.
+        raise SourceError(str(error).replace(shown(path), file.name)) from None
+
+
+def _images_below(url: str, settings: Settings) -> Iterator[SourceImage]:
+    """Yield the images below a URL, named from there on. Raises SourceError, Unavailable."""
+    try:
+        Roots(settings.reference_roots).check_folder(url)  # the setting may have changed since the request
+    except ImageError as error:
+        raise SourceError(
+            f"{shown_url(url)} cannot be read: {error.detail} (LABELMILL_REFERENCE_ROOTS)."
+        ) from None
+    source = local_path(url)
+    if is_url(source):
+        source = f"{source.rstrip('/')}/"
+        prefix = storable(shown_url(source))
+    elif os.path.isdir(source):
+        prefix = f"{shown(source).rstrip('/')}/"
+    else:
+        raise SourceError(f"{shown_url(url)} is not a folder.")
+    for image in Sources([source], max_bytes=settings.max_image_bytes):
+        yield image._replace(name=image.name.removeprefix(prefix))
+
+
+def _continued(
+    found: Iterator[SourceImage], ledger: Ledger, store: Store, intake: Intake
+) -> Iterator[SourceImage]:
+    """Yield the images that the job does not have. Raises SourceError if those before are not the same."""
+    if intake.images:
+        taken = deque(islice(found, intake.images), maxlen=1)
+        if [image.name for image in taken] != [_last_name(ledger, store, intake.job_id)]:
+            raise SourceError(
+                "Files below source_url were added or removed while they were read: create the batch again."
+            )
+    yield from found
+
+
+def _last_name(ledger: Ledger, store: Store, job_id: str) -> str:
+    """Return the name of the job's last image. Raises SourceError if it cannot be read."""
+    with ledger.reading() as connection:
+        chunk = last_chunk(connection, job_id)
+    try:
+        payload = read_payload(store, chunk.payload, chunk.payload_digest)
+        return payload.part(chunk.payload_offset, chunk.images).names[-1]
+    except PayloadDamaged as error:
+        raise SourceError(str(error)) from None

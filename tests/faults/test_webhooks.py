@@ -1,0 +1,77 @@
+"""The sender of webhooks is killed at every step: each message arrives, under one id."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import count
+
+from jobs.ledger import Ledger
+from jobs.ledger.deliveries import list_deliveries
+from jobs.ledger.outbox import report_test
+from jobs.ledger.webhooks import add_endpoint
+from jobs.schema import DeliveryState, db_now, webhook_deliveries
+from jobs.settings import Settings
+from tests.console import Home
+from tests.receiver import receiving
+from worker.webhooks import deliver_next
+
+#: For each line on stdin: send the next delivery in a process that kills itself at a step.
+KILLS_ITSELF = """
+from jobs.ledger import Ledger
+from jobs.settings import Settings
+from tests.faults.steps import begin_steps, serve
+from worker import webhooks
+
+def send(_line):
+    settings = Settings.load()
+    ledger = Ledger(settings.ledger)
+    begin_steps((webhooks, "request"))
+    webhooks.deliver_next(ledger, settings)
+
+serve(send)
+"""
+
+
+def test_what_a_killed_sender_had_is_sent_again_under_the_same_id(settings: Settings, ledger: Ledger) -> None:
+    settings = settings.model_copy(update={"private_hosts": ("127.0.0.1",)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLS_ITSELF],
+        env=Home(settings.home, settings.environment()).environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    killed, sent_twice = 0, 0
+    with process, receiving() as receiver:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with ledger.transaction() as connection:
+            endpoint, secret = add_endpoint(connection, receiver.url)
+        for _ in count():
+            # Given a message, and a sender that is killed at the next step
+            with ledger.transaction() as connection:
+                delivery_id = report_test(connection, endpoint.id, receiver.url)
+            process.stdin.write("next\n")
+            process.stdin.flush()
+            outcome = process.stdout.readline().strip()
+
+            # When its lease is over, Then another one sends the message unless that is recorded already
+            with ledger.transaction() as connection:
+                connection.execute(webhook_deliveries.update().values(due_at=db_now()))
+            while deliver_next(ledger, settings):
+                pass
+            assert set(receiver.ids) == {delivery_id}
+            receiver.verified(secret)
+            sent_twice += len(receiver.ids) - 1
+            receiver.got.clear()
+            with ledger.reading() as connection:
+                assert list_deliveries(connection, limit=1)[0].state == DeliveryState.DELIVERED
+            if outcome != "killed":
+                assert outcome == "ended 0"
+                break
+            killed += 1
+        process.stdin.close()
+    # Two transactions of three steps, and the request's two
+    assert killed == 8
+    assert sent_twice == 3  # killed between the answer and the COMMIT

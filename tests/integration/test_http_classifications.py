@@ -1,0 +1,88 @@
+"""A few images are classified at once: a job that is committed before anybody waits for its labels."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from jobs.ledger import Ledger
+from jobs.schema import jobs
+from jobs.settings import Settings
+from tests.console import until
+from tests.serving import served_here
+
+pytestmark = [
+    pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True),
+    pytest.mark.usefixtures("champion"),
+]
+
+PNG = {"Content-Type": "image/png"}
+
+
+def files(count: int) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("file", (f"{number}.png", b"an image")) for number in range(count)]
+
+
+def test_without_labels_in_time_it_is_a_batch(api: httpx.Client) -> None:
+    answer = api.post("/classifications", params={"wait": 0.1}, files=files(16))
+    assert answer.status_code == 202
+    batch = api.get(answer.headers["location"].removeprefix("/v1")).json()
+    assert batch == answer.json()
+    assert (batch["status"], batch["request_counts"]["total"]) == ("in_progress", 16)
+
+
+def test_an_idempotency_key_is_one_job(api: httpx.Client, ledger: Ledger) -> None:
+    key = PNG | {"Idempotency-Key": "monday"}
+    wait = {"wait": 0}
+    first, again = (api.post("/classifications", params=wait, content=b"image", headers=key) for _ in "12")
+    assert (first.status_code, first.json()) == (202, again.json())
+    assert api.post("/classifications", params=wait, content=b"other", headers=key).status_code == 409
+    with ledger.reading() as connection:
+        assert len(connection.execute(jobs.select()).all()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"content": b"image"}, 415),
+        ({"json": {"images": []}}, 415),
+        ({"content": b"", "headers": PNG}, 422),
+        ({"data": {"other": "x"}, "files": [("other", ("a.png", b"x"))]}, 422),
+        ({"files": [("file", ("..", b"x"))]}, 422),
+        ({"content": b"cut", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400),
+        ({"files": files(17)}, 422),
+        ({"content": b"x" * (32 * 1024 * 1024 + 1), "headers": PNG}, 413),
+        # Of unknown length
+        ({"content": iter([bytes(1024 * 1024)] * 33), "headers": PNG}, 413),
+        ({"content": b"image", "headers": PNG, "params": {"wait": 61}}, 422),
+        ({"content": b"image", "headers": PNG, "params": {"model": "nothing"}}, 404),
+    ],
+)
+def test_what_cannot_be_classified_is_refused(
+    api: httpx.Client, ledger: Ledger, options: dict[str, object], status: int
+) -> None:
+    answer = api.post("/classifications", **{"params": {"wait": 0}, **options})  # type: ignore[arg-type]
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    with ledger.reading() as connection:
+        assert connection.execute(jobs.select()).all() == []
+
+
+def test_those_who_wait_hold_up_nobody(settings: Settings, ledger: Ledger) -> None:
+    with served_here(settings, ledger) as (server, api), ThreadPoolExecutor(40) as pool:
+        # Given more waiting requests than the server has threads
+        options = {"params": {"wait": 60}, "content": b"image", "headers": PNG}
+        waiting = [pool.submit(api.post, "/classifications", **options) for _ in range(40)]  # type: ignore[arg-type]
+
+        def all_wait() -> bool:
+            with ledger.reading() as connection:
+                return len(connection.execute(jobs.select()).all()) == 40
+
+        until(all_wait, "all are committed")
+        # Then another request is answered meanwhile
+        assert api.get("/batches").status_code == 200
+        assert not any(each.done() for each in waiting)
+        # And when the server stops, each gets its batch
+        server.should_exit = True
+        assert {each.result().status_code for each in waiting} == {202}

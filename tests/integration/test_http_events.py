@@ -1,0 +1,124 @@
+"""The progress of a batch as server-sent events: each state once, and other requests are not held up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.submission import open_job
+from jobs.model import Model
+from jobs.schema import JobState, db_now, jobs
+from jobs.settings import Settings
+from labelmill.server import events
+from tests.console import until
+from tests.serving import served_here
+
+pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def job_id(ledger: Ledger, champion: Model) -> str:
+    job_id = new_id()
+    with ledger.transaction() as connection:
+        open_job(connection, job_id, model_id=champion.id, key=None)
+    return job_id
+
+
+def change(ledger: Ledger, job_id: str, **values: Any) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+
+
+def events_of(answer: httpx.Response) -> Iterator[dict[str, str]]:
+    """Yield the events of a stream; a comment has the field ''."""
+    event: dict[str, str] = {}
+    for line in answer.iter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            event[name] = value
+        else:
+            yield event
+            event = {}
+
+
+def test_each_state_is_sent_once(api: httpx.Client, ledger: Ledger, job_id: str) -> None:
+    # Given a client that follows a batch
+    url = f"/batches/{job_id}/events"
+    with api.stream("GET", url) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        found = events_of(answer)
+        first = next(found)
+        assert (first["event"], json.loads(first["data"])["status"]) == ("progress", "validating")
+        # When the batch goes on, then so do the events, until it has ended
+        change(ledger, job_id, total=9, succeeded=4, state=JobState.RUNNING)
+        second = next(found)
+        assert (second["event"], json.loads(second["data"])["request_counts"]["completed"]) == ("progress", 4)
+        change(ledger, job_id, succeeded=9, state=JobState.DONE, finished_at=db_now())
+        [last] = found
+        assert (last["event"], json.loads(last["data"])["status"]) == ("completed", "completed")
+
+    # And a client that connects again gets what it has not seen
+    with api.stream("GET", url, headers={"Last-Event-ID": second["id"]}) as answer:
+        assert list(events_of(answer)) == [last]
+    assert api.get(url, headers={"Last-Event-ID": last["id"]}).status_code == 204
+    assert api.get(f"/batches/{new_id()}/events").status_code == 404
+
+
+def test_many_streams_are_one_question_a_second(
+    api: httpx.Client, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given as many streams as may be open, of one batch
+    read_at: list[float] = []
+    read_batch = events.read_batch
+
+    def counted(*arguments: Any) -> Any:
+        read_at.append(time.monotonic())
+        return read_batch(*arguments)
+
+    monkeypatch.setattr(events, "read_batch", counted)
+    monkeypatch.setattr(events, "_SILENT_SECONDS", 2.0)
+    with ExitStack() as stack:
+        client = httpx.Client(
+            base_url=api.base_url, headers=api.headers, timeout=60, limits=httpx.Limits(max_connections=None)
+        )
+        stack.enter_context(client)
+        url = f"/batches/{job_id}/events"
+        streams = [
+            events_of(stack.enter_context(client.stream("GET", url))) for _ in range(events._MAX_STREAMS)
+        ]
+        assert {next(stream)["event"] for stream in streams} == {"progress"}
+
+        # Then no other one may be opened, but other requests are answered
+        assert client.get(url).status_code == 503
+        assert client.get(f"/batches/{job_id}").status_code == 200
+
+        # And each is kept open by comments, while the batch is read once a second
+        assert {tuple(next(stream)) for stream in streams} == {("",)}
+        pauses = [after - before for before, after in pairwise(read_at)]
+        assert len(pauses) >= 2
+        assert min(pauses) > 0.9
+
+    # And when they are closed, there is room again
+    def has_room() -> bool:
+        with api.stream("GET", url) as answer:
+            return answer.status_code == 200
+
+    until(has_room, "there is room for a stream")
+
+
+def test_streams_end_when_the_server_stops(settings: Settings, ledger: Ledger, job_id: str) -> None:
+    url = f"/batches/{job_id}/events"
+    with served_here(settings, ledger) as (server, api), api.stream("GET", url) as answer:
+        found = events_of(answer)
+        next(found)
+        server.should_exit = True
+        assert list(found) == []

@@ -1,0 +1,200 @@
+"""Batches of manifests, of URLs and of what is below a URL, as far as their images are taken in."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jobs.errors import ErrorCode, ImageError
+from jobs.ledger import Ledger
+from jobs.payloads import read_payload
+from jobs.queue import Publisher
+from jobs.references import Reference
+from jobs.schema import batches, chunks
+from jobs.settings import Settings
+from jobs.store import Store
+from producer.intake import take_in_next
+
+pytestmark = pytest.mark.usefixtures("champion")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return an allowed folder, beside a secret one."""
+    for name in ("a.png", "deep/b.png", "notes.txt"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_text(name)
+    (tmp_path / "secret.png").write_text("secret")
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "secret.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def settings(settings: Settings, photos: Path) -> Settings:
+    roots = (str(photos), "memory://bucket/photos")
+    return settings.model_copy(update={"reference_roots": roots})
+
+
+class Intake:
+    """Creates batches, and takes their images in as an intake process does."""
+
+    def __init__(
+        self, api: httpx.Client, settings: Settings, ledger: Ledger, store: Store, publisher: Publisher
+    ) -> None:
+        self.api = api
+        self.parts = ledger, store, publisher, settings
+
+    def create(self, **body: Any) -> dict[str, Any]:
+        """Create a batch, take in its images, and return it."""
+        answer = self.api.post("/batches", json=body)
+        assert answer.status_code == 202, answer.text
+        assert take_in_next(*self.parts, owner="test")
+        return self.api.get(answer.headers["location"].removeprefix("/v1")).json()
+
+    def upload(self, name: str, *rows: dict[str, Any]) -> str:
+        """Upload JSON lines under a name; return the file's id."""
+        content = "".join(f"{json.dumps(row)}\n" for row in rows)
+        form = {"data": {"purpose": "batch"}, "files": {"file": (name, content.encode())}}
+        return self.api.post("/files", **form).json()["id"]
+
+    def images(self, batch: dict[str, Any]) -> list[tuple[str, object]]:
+        """Return the name of each image with its bytes, its error code or its reference's address."""
+        ledger, store, *_ = self.parts
+        found: list[tuple[str, object]] = []
+        query = sa.select(chunks).where(chunks.c.job_id == batch["id"]).order_by(chunks.c.first_index)
+        with ledger.reading() as connection:
+            for row in connection.execute(query):
+                payload = read_payload(store, row.payload, row.payload_sha256)
+                found += zip(payload.names, map(_plain, payload.contents), strict=True)
+        return found
+
+
+def _plain(content: object) -> object:
+    if isinstance(content, ImageError):
+        return content.code
+    return content.url if isinstance(content, Reference) else content
+
+
+@pytest.fixture
+def intake(
+    api: httpx.Client, settings: Settings, ledger: Ledger, store: Store, publisher: Publisher
+) -> Intake:
+    return Intake(api, settings, ledger, store, publisher)
+
+
+def test_a_manifest_is_a_batch_with_the_owners_ids(intake: Intake, photos: Path) -> None:
+    data = base64.b64encode(b"inline").decode()
+    rows = [
+        {"custom_id": "inline", "url": f"data:image/png;base64,{data}"},
+        {"custom_id": "file", "path": f"{photos}/a.png"},
+        {"custom_id": "secret", "path": f"{photos}/../secret.png"},
+        {"custom_id": "internal", "url": "http://127.0.0.1/a.png"},
+        {"custom_id": "metadata", "url": "http://169.254.169.254/latest/meta-data/"},
+    ]
+    batch = intake.create(input_file_id=intake.upload("list.jsonl", *rows))
+    assert (batch["status"], batch["request_counts"]["total"]) == ("in_progress", 5)
+    assert intake.images(batch) == [
+        ("inline", b"inline"),
+        ("file", b"a.png"),
+        ("secret", ErrorCode.SOURCE_FORBIDDEN),
+        ("internal", ErrorCode.SOURCE_FORBIDDEN),
+        ("metadata", ErrorCode.SOURCE_FORBIDDEN),
+    ]
+
+
+def test_a_manifest_that_repeats_an_id_fails_before_an_image_is_taken(intake: Intake) -> None:
+    rows = [{"custom_id": f"{number % 40}", "url": "data:,x"} for number in range(41)]
+    batch = intake.create(input_file_id=intake.upload("list.jsonl", *rows))
+    assert batch["status"] == "failed"
+    assert batch["errors"]["data"][0]["message"].startswith("list.jsonl, line 41: its custom_id '0'")
+    assert intake.images(batch) == []
+
+
+def test_urls_are_a_batch_and_are_not_kept_in_the_ledger(
+    intake: Intake, ledger: Ledger, photos: Path, bucket: MemoryFileSystem
+) -> None:
+    # Given images below the roots, and addresses that are not allowed
+    bucket.pipe_file("/bucket/photos/a.png", b"in the bucket")
+    bucket.pipe_file("/bucket/other.png", b"secret")
+    urls = [
+        "memory://bucket/photos/a.png",
+        f"file://{photos}/a.png",
+        "memory://bucket/other.png",
+        "file:///etc/passwd",
+        f"file://{photos}/link.png",
+        "http://[::ffff:7f00:1]/a.png?key=word",
+        "gopher://example.org/",
+    ]
+
+    # When they are a batch
+    batch = intake.create(urls=urls)
+
+    # Then each has its outcome, under its address without what could be a key
+    assert intake.images(batch) == [
+        (urls[0], b"in the bucket"),
+        (urls[1], b"a.png"),
+        *((url, ErrorCode.SOURCE_FORBIDDEN) for url in urls[2:5]),
+        ("http://[::ffff:7f00:1]/a.png", ErrorCode.SOURCE_FORBIDDEN),
+        (urls[6], ErrorCode.SOURCE_FORBIDDEN),
+    ]
+    with ledger.reading() as connection:
+        assert "http" not in json.dumps(connection.scalar(sa.select(batches.c.request)))
+    listed = intake.api.get(f"/files/{batch['input_file_id']}/content").text
+    assert [json.loads(line)["url"] for line in listed.splitlines()] == urls
+
+
+def test_the_same_key_with_other_urls_is_a_conflict(intake: Intake) -> None:
+    headers = {"Idempotency-Key": "monday"}
+    first, again, other = (
+        intake.api.post("/batches", json={"urls": [url]}, headers=headers)
+        for url in ("gopher://a/", "gopher://a/", "gopher://b/")
+    )
+    assert (first.status_code, again.status_code, other.status_code) == (202, 202, 409)
+    assert first.json()["id"] == again.json()["id"]
+
+
+@pytest.mark.parametrize("by_reference", [False, True])
+def test_what_is_below_a_url_is_a_batch(
+    intake: Intake, photos: Path, bucket: MemoryFileSystem, by_reference: bool
+) -> None:
+    # A folder
+    batch = intake.create(source_url=f"file://{photos}/", by_reference=by_reference)
+    assert intake.images(batch) == [
+        ("a.png", f"{photos}/a.png" if by_reference else b"a.png"),
+        ("deep/b.png", f"{photos}/deep/b.png" if by_reference else b"deep/b.png"),
+        ("link.png", ErrorCode.SOURCE_FORBIDDEN),
+    ]
+    assert batch["input_file_id"] is None
+    # A prefix in a store
+    for name in ("a.png", "deep/b.png", "notes.txt"):
+        bucket.pipe_file(f"/bucket/photos/2026/{name}", name.encode())
+    prefix = "memory://bucket/photos/2026"
+    batch = intake.create(source_url=prefix, by_reference=by_reference)
+    assert intake.images(batch) == [
+        ("a.png", f"{prefix}/a.png" if by_reference else b"a.png"),
+        ("deep/b.png", f"{prefix}/deep/b.png" if by_reference else b"deep/b.png"),
+    ]
+
+
+def test_a_prefix_that_is_not_there_fails_the_batch(intake: Intake, photos: Path) -> None:
+    for url in ("memory://bucket/photos/none/", f"file://{photos}/none", f"file://{photos}/a.png"):
+        batch = intake.create(source_url=url)
+        assert (batch["status"], batch["request_counts"]["total"]) == ("failed", 0)
+
+
+@pytest.mark.parametrize(
+    "beside", ["{photos}2/", "{photos}/../", "{photos}/link.png", "memory://bucket/photos2/"]
+)
+def test_a_prefix_beside_a_root_is_forbidden(api: httpx.Client, photos: Path, beside: str) -> None:
+    url = beside.format(photos=photos)
+    answer = api.post("/batches", json={"source_url": url if "://" in url else f"file://{url}"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert "LABELMILL_REFERENCE_ROOTS" in answer.json()["detail"]
+    assert str(photos.parent) not in answer.json()["detail"]
