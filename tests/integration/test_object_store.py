@@ -22,7 +22,7 @@ from jobs.store import Store
 from producer.intake import take_in_next
 from producer.sources import Sources
 from producer.sources.ahead import READERS
-from tests.faults.test_intake import names_of, submit_archive
+from tests.faults.test_intake import Source, names_of
 from tests.harness import Harness, digits, make_harness
 from tests.s3 import S3Server
 from tests.sources import outcome
@@ -165,11 +165,12 @@ def test_an_intake_continues_when_its_bucket_is_back(
     tmp_path: Path,
 ) -> None:
     # Given an uploaded archive in the bucket, and a server that stops at the third payload
+    names = [f"{number:02}.png" for number in range(50)]
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
-        for number in range(50):
-            file.writestr(f"{number:02}.png", f"pixels {number}")
+        for name in names:
+            file.writestr(name, f"pixels {name}")
     settings = settings.model_copy(update={"chunk_images": 10, "store_url": bucket_store.url})
-    job_id = submit_archive(ledger, bucket_store, (tmp_path / "images.zip").read_bytes(), champion)
+    job_id = Source(names, tmp_path / "images.zip").submit(ledger, bucket_store, champion)
     payloads = []
 
     def stop_at_third(request: str) -> None:
@@ -191,7 +192,7 @@ def test_an_intake_continues_when_its_bucket_is_back(
     with ledger.transaction() as connection:
         connection.execute(batches.update().values(not_before=None))
     assert take_in_next(ledger, bucket_store, publisher, settings, owner="second")
-    assert names_of(ledger, bucket_store, job_id) == [f"{number:02}.png" for number in range(50)]
+    assert names_of(ledger, bucket_store, job_id) == names
 
 
 @pytest.fixture
