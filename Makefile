@@ -50,7 +50,7 @@ mutants: install
 	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
 
-# The long counts of every fault, in 40 minutes; what came of them goes into benchmarks/results/soak.md.
+# The long counts of every fault, in about an hour; what came of them goes into benchmarks/results/soak.md.
 soak: install
 	$(PYTEST) tests/faults --soak --soak-report benchmarks/results/soak.md
 
@@ -76,11 +76,11 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
           --no-header pyproject.toml
 # CUDA is for the image with a GPU alone: it is as large as all the rest.
 lock: install
-	$(COMPILE) $(foreach extra,worker server local postgres parquet demo otel,--extra $(extra)) --group dev -o requirements/dev.txt
-	$(COMPILE) --extra postgres --extra otel -o requirements/producer.txt --constraints requirements/dev.txt
-	$(COMPILE) --extra postgres --extra otel --extra server -o requirements/api.txt --constraints requirements/dev.txt
-	$(COMPILE) --extra postgres --extra otel --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
-	$(COMPILE) --extra postgres --extra otel --extra worker --extra gpu -o requirements/worker-gpu.txt \
+	$(COMPILE) $(foreach extra,worker server local postgres parquet demo otel s3,--extra $(extra)) --group dev -o requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra s3 -o requirements/producer.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra s3 --extra server -o requirements/api.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra s3 --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra s3 --extra worker --extra gpu -o requirements/worker-gpu.txt \
 	  --constraints requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt

@@ -17,6 +17,11 @@ def peak_kib(pid: int) -> int:
     return _status(pid, "VmHWM")
 
 
+def memory_kib(pid: int) -> int:
+    """Return the memory that the process uses now (VmRSS), in KiB."""
+    return _status(pid, "VmRSS")
+
+
 def forget_peak(pid: int) -> None:
     """Reset the process's peak memory to what it uses now."""
     (Path("/proc") / str(pid) / "clear_refs").write_text("5")

@@ -200,7 +200,7 @@ def _read_object(url: str, size: int) -> bytes:
         filesystem, path = open_remote(url)
     except (ValueError, ImportError) as error:
         raise Unavailable(f"{url} cannot be read here: {error}") from error
-    return read_object(filesystem, path, url=url, max_bytes=size)
+    return read_object(filesystem, path, url=url, max_bytes=size, size=size)
 
 
 def _forbidden(detail: str) -> ImageError:

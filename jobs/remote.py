@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EEXIST, EISDIR
+from errno import EEXIST, EINVAL, EISDIR
 from typing import IO, Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -19,12 +19,19 @@ import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ErrorCode, ImageError, LabelmillError, Unavailable
+from jobs.extras import install_hint
 from jobs.reading import read_up_to, too_large
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 #: Scheme, user and host of a URL whose host is an IPv6 address.
 _IPV6_HOST: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/@]*@)?\[[0-9A-Fa-f:.]+\]")
+
+#: The extras that read URLs of these schemes.
+EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
+
+#: Connections of a process to S3: botocore's 10 are fewer than the threads that read.
+_S3_CONNECTIONS: Final = 64
 
 #: HTTP status codes that mean the same as an OSError.
 _MISSING: Final = (404, 410)
@@ -84,13 +91,31 @@ def open_remote(url: str) -> tuple[Any, str]:
     """
     with reaching(url, ValueError, ImportError):
         if "::" not in url or is_chained(url):
-            filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem, path = url_to_fs(url)
         else:  # fsspec would split the IPv6 address
             scheme = url.partition("://")[0]
             kind = fsspec.get_filesystem_class(scheme)
             filesystem = fsspec.filesystem(scheme, **kind._get_kwargs_from_urls(url))
             path = kind._strip_protocol(url)
     return filesystem, path
+
+
+def url_to_fs(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it. Raises what the package raises.
+
+    An ImportError says which extra reads such URLs, if there is one.
+    """
+    extra = EXTRAS.get(url.partition("://")[0].lower())
+    options = {}
+    if extra == "s3":
+        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS, **configured}
+    try:
+        return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
+    except ImportError:
+        if extra is None:
+            raise
+        raise ImportError(install_hint(extra)) from None
 
 
 def kind_of(filesystem: Any, path: str, *, url: str) -> str:
@@ -105,18 +130,20 @@ def kind_of(filesystem: Any, path: str, *, url: str) -> str:
     return kind
 
 
-def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int) -> bytes:
-    """Return all bytes of one object.
+def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int, size: int | None = None) -> bytes:
+    """Return all bytes of one object. If its `size` is known, an object store needs one request, not two.
 
     Raises ImageError (`source_missing`, `source_forbidden`, `too_large`), or Unavailable.
     """
     try:
-        with (
-            reaching(url, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError),
-            # Without a cache, which would read ahead, megabytes past the end.
-            filesystem.open(path, "rb", cache_type="none") as file,
-        ):
-            data = read_up_to(max_bytes + 1, file.read)
+        with reaching(url, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+            # Web servers may ignore a range.
+            if size and filesystem.async_impl and not is_web(url.partition("://")[0]):
+                data = read_range(filesystem, path, max_bytes + 1)
+            else:
+                # Without a cache, which would read ahead, megabytes past the end.
+                with filesystem.open(path, "rb", cache_type="none") as file:
+                    data = read_up_to(max_bytes + 1, file.read)
     except IsADirectoryError:
         raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "not a regular file") from None
     except PermissionError:
@@ -125,6 +152,17 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int) -> byte
         raise ImageError(ErrorCode.SOURCE_MISSING, "No such file or directory") from None
     if len(data) > max_bytes:
         raise too_large(max_bytes)
+    return data
+
+
+def read_range(filesystem: Any, path: str, end: int | None) -> bytes:
+    """Return an object's bytes up to `end` by one request. Raises what the package raises."""
+    try:
+        data: bytes = filesystem.cat_file(path, start=0, end=end)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        data = filesystem.cat_file(path)  # an empty object has no range
     return data
 
 

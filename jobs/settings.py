@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import reprlib
 import tempfile
 from collections.abc import Mapping
@@ -123,6 +124,22 @@ def _reference_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
     return roots
 
 
+def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"names {name}; a host is a name such as mill.example.org, without port or scheme"
+            )
+    return tuple(name.lower() for name in names)
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not re.fullmatch(r"https?://[\w.\[\]:-]+", origin):
+            raise ValueError(f"names {origin}; an origin is such as https://app.example.org, without a path")
+    return origins
+
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -173,6 +190,14 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
     ] = Field(default=(), repr=False)
 
+    #: The names under which the HTTP API is served, besides loopback names and addresses.
+    api_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_names)] = ()
+    #: The web pages that may use the HTTP API from a browser (CORS).
+    api_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = ()
+    #: Requests per second with one key, and how many more may come at once.
+    api_rate: Count = 500
+    #: Uploads at the same time with one key.
+    api_uploads: Count = 4
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 

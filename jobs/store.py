@@ -10,16 +10,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
 from jobs.files import make_private_folder, sync, temporary_folder, write_whole, writing_whole
+from jobs.remote import read_range, url_to_fs
 from jobs.urls import without_secrets
 
 #: Bytes that are read at a time of a file of any size.
 _PIECE_BYTES: Final = 1024 * 1024
+
+#: Bytes of an object that are sent at a time; memory holds two such parts. S3 allows 10,000 parts.
+_PART_BYTES: Final = 16 * 1024 * 1024
 
 
 class Store:
@@ -40,11 +43,13 @@ class Store:
         self.identity: str | None = None
         with self._translating_errors("reached"):
             try:
-                self._fs, self._root = fsspec.core.url_to_fs(url)
+                self._fs, self._root = url_to_fs(url)
             except (ValueError, ImportError) as error:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # Folders are written by our own code: fsspec neither renames into place nor waits for the disk.
         self.folder = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+        #: Whether threads gain time by reading several keys at once: each costs a round trip.
+        self.is_concurrent: bool = self._fs.async_impl
 
     def put(self, key: str, *pieces: bytes) -> None:
         """Store the pieces, joined, under the key. Raises Unavailable.
@@ -82,7 +87,7 @@ class Store:
                     _sync_entries(made)
             return
         with self._translating_errors("written"):
-            file = self._fs.open(f"{self._root}/{key}", "wb", autocommit=False)
+            file = self._fs.open(f"{self._root}/{key}", "wb", block_size=_PART_BYTES, autocommit=False)
         try:
             yield write
             with self._translating_errors("written"):
@@ -131,11 +136,10 @@ class Store:
                 if self.folder is not None:
                     with (self.folder / key).open("rb") as file:
                         return file.read(end)
-                data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
+                return read_range(self._fs, f"{self._root}/{key}", end)
             except FileNotFoundError:
                 self._check_kind(key.partition("/")[0])
                 raise
-        return data
 
     def exists(self, key: str) -> bool:
         """Return whether there is such a file. Raises Unavailable."""
@@ -174,6 +178,7 @@ class Store:
         """Return the total size of all files below this key, in bytes. Raises Unavailable."""
         try:
             with self._translating_errors("read"):
+                self._fs.invalidate_cache()  # others write here too
                 files = self._fs.find(f"{self._root}/{key}", detail=True)
         except FileNotFoundError:
             return 0
@@ -206,9 +211,11 @@ class Store:
         """
         try:
             yield
-        except (FileNotFoundError, LabelmillError, SoftTimeLimitExceeded, MemoryError):
+        except (LabelmillError, SoftTimeLimitExceeded, MemoryError):
             raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and what != "written":  # then there is no bucket
+                raise
             if self.folder is not None and not isinstance(error, OSError):
                 raise  # a mistake in our own code
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__

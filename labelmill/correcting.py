@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -47,6 +47,9 @@ from labelmill.correction_files import (
     summarize_problems,
 )
 
+if TYPE_CHECKING:
+    from labelmill.client.session import OnChange
+
 #: Images with these errors stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
 
@@ -57,10 +60,16 @@ _NOT_DECODABLE: Final = (ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, E
 class Corrector:
     """Stores corrections, and removes them."""
 
-    def __init__(self, ledger: Ledger, store: Store, settings: Settings) -> None:
-        """Prepare for corrections. Raises SettingsError if a root for references is malformed."""
+    def __init__(
+        self, ledger: Ledger, store: Store, settings: Settings, on_change: OnChange = lambda *_: None
+    ) -> None:
+        """Prepare for corrections. Raises SettingsError if a root for references is malformed.
+
+        `on_change` is called in the transaction of each change.
+        """
         self._ledger = ledger
         self._store = store
+        self._on_change = on_change
         self._roots = Roots(settings.reference_roots)
         self._max_bytes = settings.max_image_bytes
 
@@ -123,6 +132,8 @@ class Corrector:
         if 0 <= index <= MAX_INDEX:
             with self._ledger.transaction() as connection:
                 found = remove_correction(connection, job_id, index)
+                if found is not None:
+                    self._on_change(connection, "undo correction", f"{job_id}/{index}")
         if found is None:
             with self._ledger.reading() as connection:
                 # A job that was purged as a whole still has its corrections.
@@ -142,7 +153,7 @@ class Corrector:
     @contextmanager
     def _batch(self) -> Iterator[_Batch]:
         check_store(self._ledger, self._store)
-        batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes)
+        batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes, self._on_change)
         try:
             yield batch
         except BaseException:
@@ -155,7 +166,9 @@ class Corrector:
 class _Batch:
     """The corrections of one call: what will be stored, and what is wrong."""
 
-    def __init__(self, ledger: Ledger, store: Store, roots: Roots, max_bytes: int) -> None:
+    def __init__(
+        self, ledger: Ledger, store: Store, roots: Roots, max_bytes: int, on_change: OnChange
+    ) -> None:
         self.problems: dict[int, UserError] = {}  # by line
         self.copied: list[str] = []
         self._made: list[NewCorrection] = []
@@ -163,6 +176,7 @@ class _Batch:
         self._store = store
         self._roots = roots
         self._max_bytes = max_bytes
+        self._on_change = on_change
         self._models: dict[str, Model] = {}
 
     def look_up(self, requests: list[CorrectionRequest]) -> None:
@@ -180,6 +194,8 @@ class _Batch:
         """Store the rows. Raises Unavailable."""
         with self._ledger.transaction() as connection:
             saved = save_corrections(connection, self._made)
+            for each in saved:
+                self._on_change(connection, "correct image", f"{each.job_id}/{each.index}")
         for correction in saved:
             self._restore_copy(correction)
         return saved

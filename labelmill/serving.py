@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Final
 
 from jobs.errors import UserError
-from jobs.files import write_whole
+from jobs.files import make_private_folder, write_whole
 from jobs.ledger.api_keys import Role, create_key, list_keys
+from jobs.settings import Settings
 from labelmill.client import Client
 
 DEFAULT_PORT: Final = 8000
 
 #: The file in the state folder with the key that `up` makes.
 API_KEY_FILE: Final = "api-key"
+
+#: The file in the state folder with the address of the API that is served from it.
+API_URL_FILE: Final = "api-url"
 
 
 def is_server_installed() -> bool:
@@ -50,4 +56,20 @@ def make_first_key(client: Client) -> None:
         if list_keys(connection):
             return
         _, secret = create_key(connection, "first key", Role.ADMIN)
-    write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())
+        # Before the key is committed: one that nobody has seen would keep the next from being made.
+        write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())
+
+
+@contextmanager
+def announced(settings: Settings, url: str) -> Iterator[None]:
+    """Keep the API's address in the state folder while it is served, for `labelmill doctor`."""
+    path = settings.home / API_URL_FILE
+    with suppress(OSError):  # a pod's state folder may be read-only
+        make_private_folder(path.parent)
+        write_whole(path, f"{url}\n".encode())
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # after a kill it stays, and the doctor says that nothing answers there
+            if path.read_text() == f"{url}\n":
+                path.unlink()

@@ -129,6 +129,7 @@ def submit(
     limits: JobLimits = _DEFAULT_LIMITS,
     on_progress: Callable[[int], None] = lambda _images: None,
     on_wait: Callable[[str], None] = lambda _job_id: None,
+    on_seal: Callable[[Connection, str], object] = lambda *_: None,
     tracing: Tracing | None = None,
 ) -> Submitted:
     """Submit one job of all `images`. When this returns, the job is committed in the ledger.
@@ -141,8 +142,9 @@ def submit(
     (1 to 10) most probable classes; by default only the label. The challenger, if there is one, also
     classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so far.
     `on_wait` is called with a job's id before waiting for another producer that is still submitting it under
-    the same key. `tracing` records a span. Memory holds one chunk. Reading `images` may take any time,
-    because a thread writes the producer's heartbeat.
+    the same key. `on_seal` is called with the job's id in the transaction that submits it. `tracing` records
+    a span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
+    heartbeat.
 
     Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by
     reference; UserError for an invalid key, priority or `top_k`; NotFound if there is no such model, or no
@@ -157,7 +159,7 @@ def submit(
         raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
     if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
         raise UserError(f"top must be from 1 to {MAX_TOP_K} classes, got {top_k}.")
-    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
+    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id, dataset).id
     check_store(ledger, store)
@@ -206,6 +208,8 @@ class Submitter:
     on_progress: Callable[[int], None]
     tracing: Tracing | None
     shadow_share: float
+    #: Called in the transaction that seals the job, with its id.
+    on_seal: Callable[[Connection, str], object] = lambda *_: None
     began: int = field(default_factory=time.time_ns)  # nanoseconds since the epoch, for the span
 
     def submit(self, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
@@ -286,6 +290,7 @@ class Submitter:
                 if chunk.is_last:  # in the same COMMIT: this halves their number for small jobs
                     seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
                     shadow_job(connection, job_id, share=self.shadow_share)
+                    self.on_seal(connection, job_id)
             total += row.images
             if not chunk.is_last:
                 heartbeat.begin()

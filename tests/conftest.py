@@ -60,7 +60,14 @@ from tests.outcomes import Outcome, to_columns
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-pytest_plugins = ["tests.console", "tests.faults.trials", "tests.levels", "tests.otlp", "tests.secured"]
+pytest_plugins = [
+    "tests.console",
+    "tests.faults.trials",
+    "tests.levels",
+    "tests.otlp",
+    "tests.s3",
+    "tests.secured",
+]
 
 #: How long a server may take to start or to stop.
 SERVER_SECONDS: Final = 30.0

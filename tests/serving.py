@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import pytest
 import uvicorn
 from openai import OpenAI
 
@@ -17,6 +22,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.api_keys import Role, create_key
 from jobs.settings import Settings
 from labelmill.server.application import create_app
+from labelmill.server.connections import Connection
 from labelmill.serving import listen_on
 from tests.console import Home, until
 
@@ -34,20 +40,58 @@ def served(home: Home, log: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def served_locally(settings: Settings, **options: Any) -> Iterator[tuple[uvicorn.Server, str]]:
+    """Serve the API by a thread of this process, with options of uvicorn; yield the server and its URL."""
+    with listen_on("127.0.0.1", 0) as listening:
+        app = create_app(settings, lambda: server.should_exit)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=Connection, **options))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield server, f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
 def served_here(settings: Settings, ledger: Ledger) -> Iterator[tuple[uvicorn.Server, httpx.Client]]:
     """Serve the API by a thread of this process; yield the server, and a client that may do everything."""
     with ledger.transaction() as connection:
         _, key = create_key(connection, "test", Role.ADMIN)
-    with listen_on("127.0.0.1", 0) as listening:
-        app = create_app(settings, lambda: server.should_exit)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-            yield server, client
-        server.should_exit = True
-        thread.join()
+    headers = {"Authorization": f"Bearer {key}"}
+    with (
+        served_locally(settings) as (server, url),
+        httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client,
+    ):
+        yield server, client
+
+
+def connect(url: str, data: bytes) -> socket.socket:
+    """Open a connection to the server, and send these bytes."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def drip(connection: socket.socket, data: bytes, *, seconds: float) -> bytes:
+    """Send the data again and again until the server ends the connection. Return what it answered."""
+    answer = b""
+    deadline = time.monotonic() + seconds
+    connection.settimeout(0.1)
+    while time.monotonic() < deadline:
+        try:
+            connection.sendall(data)
+            received = connection.recv(65_536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return answer
+        if not received:
+            return answer
+        answer += received
+    pytest.fail(f"the connection is still open after {seconds:g} seconds")
 
 
 def _answers(url: str) -> bool:

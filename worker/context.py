@@ -115,9 +115,11 @@ class WorkerContext:
 
         The last payload is cached, because the rest of a chunk that was cut is usually claimed next.
         """
-        if self._last_payload is None or self._last_payload[0] != claim.payload:
-            self._last_payload = claim.payload, read_payload(self.store, claim.payload, claim.payload_digest)
-        return self._last_payload[1].part(claim.payload_offset, claim.images)
+        last = self._last_payload  # a copy, because other threads may read payloads, too
+        if last is None or last[0] != claim.payload:
+            payload = read_payload(self.store, claim.payload, claim.payload_digest)
+            self._last_payload = last = claim.payload, payload
+        return last[1].part(claim.payload_offset, claim.images)
 
     @cached_property
     def fetchers(self) -> ThreadPoolExecutor:

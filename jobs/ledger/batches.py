@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,6 +27,9 @@ INTAKE_LEASE_SECONDS: Final = 60.0
 
 #: A batch fails after so many claims in a row that added no image: something in it kills the process.
 MAX_ATTEMPTS: Final = 5
+
+#: No more batches are accepted while so many wait for an intake process.
+MAX_WAITING_BATCHES: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,32 @@ def is_batch_open(connection: Connection) -> bool:
     return (
         connection.scalar(sa.select(batches.c.job_id).where(batches.c.state != "done").limit(1)) is not None
     )
+
+
+def is_backlog_full(connection: Connection) -> bool:
+    """Return whether too many batches wait for an intake process."""
+    waiting = sa.select(batches.c.job_id).where(batches.c.state != "done").limit(MAX_WAITING_BATCHES)
+    count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery()))
+    return (count or 0) >= MAX_WAITING_BATCHES
+
+
+def abandoned_seconds(connection: Connection) -> float | None:
+    """Return how long the oldest batch has waited for an intake process.
+
+    None if no batch waits, or an intake process is at work: it takes the others in later.
+    """
+    is_open = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state == JobState.RECEIVING)
+    row = connection.execute(
+        sa.select(
+            sa.func.min(batches.c.created_at).label("oldest"),
+            sa.func.max(batches.c.lease_until).label("lease"),
+            db_now().label("now"),
+        ).where(batches.c.state != "done", is_open)
+    ).one()
+    if row.oldest is None or (row.lease is not None and row.lease > row.now):
+        return None
+    waited: timedelta = row.now - row.oldest
+    return waited.total_seconds()
 
 
 def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, Batch]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
@@ -43,6 +44,10 @@ CLIENT_CHECK_SECONDS: Final = 1
 
 #: A pooled connection that was idle for this long is pinged before it is used.
 IDLE_SECONDS: Final = 0.25
+
+#: A process keeps at most so many connections open: the HTTP API answers as many requests at a time. Others
+#: never need more than one or two.
+POOL_SIZE: Final = 16
 
 #: How many values one statement compares a column with. Both databases limit its parameters.
 BATCH_VALUES: Final = 500
@@ -90,7 +95,7 @@ class Ledger:
         """
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {} if pooled else {"poolclass": sa.NullPool}
+        options: dict[str, Any] = {"pool_size": POOL_SIZE} if pooled else {"poolclass": sa.NullPool}
         if self.is_sqlite:
             path = Path(self._url.database or "")
             make_private_folder(path.parent)
@@ -99,7 +104,7 @@ class Ledger:
             arguments = {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
             options |= {"module": driver(), "connect_args": arguments}
         else:
-            options |= {"connect_args": _postgresql_arguments()} | ({"pool_size": 2} if pooled else {})
+            options |= {"connect_args": _postgresql_arguments()}
         self.engine = sa.create_engine(self._url, **options)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
@@ -289,6 +294,8 @@ def _translating_errors(url: URL) -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
+    except PoolTimeoutError as error:
+        raise Unavailable("The ledger cannot be reached: all connections to it are in use.") from error
 
 
 def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:

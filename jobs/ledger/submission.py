@@ -199,7 +199,7 @@ class KeyHolder:
     sealed: bool
     fingerprint: str | None
     model_id: str
-    top_k: int | None
+    top_k: int | None = None
 
 
 def find_key(connection: Connection, key: str) -> KeyHolder | None:

@@ -99,6 +99,7 @@ class JobMethods(Session):
             limits=self.settings.job_limits,
             on_progress=on_progress,
             on_wait=on_wait,
+            on_seal=lambda connection, new_id: self.on_change(connection, "submit job", new_id),
             tracing=self._tracing,
         )
 
@@ -144,6 +145,8 @@ class JobMethods(Session):
         with self.ledger.transaction() as connection:
             stopped = end_job(connection, job_id, JobState.CANCELLED)
             status = job_status(connection, job_id)
+            if stopped:
+                self.on_change(connection, "cancel job", job_id)
         if not stopped:
             raise _had_finished(status)
         return status
@@ -156,6 +159,8 @@ class JobMethods(Session):
         with self.ledger.transaction() as connection:
             paused = pause_job(connection, job_id)
             status = job_status(connection, job_id)
+            if paused:
+                self.on_change(connection, "pause job", job_id)
         if not paused:
             raise _had_finished(status)
         return status
@@ -167,6 +172,8 @@ class JobMethods(Session):
         with self.ledger.transaction() as connection:
             due = resume_job(connection, job_id, limit=MAX_WAITING)
             status = job_status(connection, job_id)
+            if due is not None:
+                self.on_change(connection, "resume job", job_id)
         if due is None:
             if status.finished:
                 raise _had_finished(status)
@@ -201,6 +208,7 @@ class JobMethods(Session):
             chunk_images=self.settings.chunk_images,
             shadow_share=self.settings.shadow_share,
             on_progress=on_progress,
+            on_seal=lambda connection, _: self.on_change(connection, "retry job", job_id),
             tracing=self._tracing,
         )
 

@@ -253,7 +253,10 @@ class ModelMethods(Session):
         read_stored(self.store, found)
         with self.ledger.transaction() as connection:
             limits = effective_limits(connection, found.dataset, self.settings.gate_limits_of(found.dataset))
-            return judge_and_promote(connection, limits, found.id, how="promote", force=force)
+            verdict = judge_and_promote(connection, limits, found.id, how="promote", force=force)
+            if verdict.promote:
+                self.on_change(connection, "promote model", found.id)
+        return verdict
 
     def pin(self, *, dataset: str = MNIST) -> Model:
         """Pin the dataset's champion, and return it: no training run replaces it until `unpin` is called.
@@ -280,6 +283,7 @@ class ModelMethods(Session):
             model = get_model(connection, champion_before(connection, dataset))
         read_stored(self.store, model)
         with self.ledger.transaction() as connection:
+            self.on_change(connection, "roll back", model.id)
             return roll_back(connection, model.id)
 
     @accept_numpy_numbers

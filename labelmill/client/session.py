@@ -7,6 +7,8 @@ from functools import cached_property, wraps
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from sqlalchemy.engine import Connection
+
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.store import Store
@@ -16,6 +18,9 @@ from labelmill.migrating import open_ledger
 if TYPE_CHECKING:
     from jobs.queue import Publisher
     from jobs.traces import Tracing
+
+#: A function that is called in the transaction of a change, with what is done and the id of what is changed.
+OnChange = Callable[[Connection, str, str], object]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +59,8 @@ class Session(CommonMethods):
         self.settings = settings or Settings.load()
         self._owns_ledger = ledger is None
         self.ledger: Ledger = open_ledger(self.settings) if ledger is None else ledger
+        #: The HTTP API writes its audit here.
+        self.on_change: OnChange = lambda *_: None
         self._publisher: Publisher | None = None
 
     @property

@@ -96,6 +96,7 @@ class TrainingMethods(Session):
         clear_expired_run(self.ledger, dataset, on_wait=on_wait)
         with self.ledger.transaction() as connection:
             request_run(connection, run_id, recipe=recipe.to_json(), dataset=dataset)
+            self.on_change(connection, "request run", run_id)
         self.wake_trainer(run_id)
         return run_id
 
@@ -256,4 +257,4 @@ class TrainingMethods(Session):
     def _corrector(self) -> Corrector:
         from labelmill.correcting import Corrector
 
-        return Corrector(self.ledger, self.store, self.settings)
+        return Corrector(self.ledger, self.store, self.settings, self.on_change)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from jobs.settings import Settings
+from labelmill.doctor.api import check_api
 from labelmill.doctor.broker import check_broker
 from labelmill.doctor.configuration import check_home, check_settings
 from labelmill.doctor.findings import Finding, Level, problem
@@ -33,6 +34,7 @@ AREAS: Final[dict[str, Check]] = {
     "models": check_models,
     "training": check_training,
     "jobs": check_jobs,
+    "api": check_api,
 }
 
 #: Maximum time for all checks. Name servers and network disks have no limit of their own.

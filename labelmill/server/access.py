@@ -12,27 +12,24 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.api_keys import ApiKey, Role, find_key, record_action
 from labelmill.client import Client
+from labelmill.server.guards import address_of
 from labelmill.server.problems import ApiError
 
-#: So that `/docs` asks for a key. A missing one is reported below, as a problem.
+#: So that the OpenAPI description says that a key is needed. A missing one is reported below, as a problem.
 _BEARER: Final = HTTPBearer(auto_error=False, description="A key that `labelmill keys create` has printed.")
 
 
 class Session:
-    """One request's client and key."""
+    """One request's client and key. What the client changes is written into the audit."""
 
     def __init__(self, client: Client, key: ApiKey) -> None:
         self.client = client
         self.key = key
+        client.on_change = self.record
 
     def record(self, connection: Connection, action: str, changed: str) -> None:
         """Write into the audit that the key's owner changes something. `changed` is its id."""
         record_action(connection, self.key.id, action, changed)
-
-    def record_done(self, action: str, changed: str) -> None:
-        """Write into the audit what a method of the client has committed already."""
-        with self.client.ledger.transaction() as connection:
-            self.record(connection, action, changed)
 
 
 def requires(role: Role) -> Callable[..., Iterator[Session]]:
@@ -45,17 +42,25 @@ def requires(role: Role) -> Callable[..., Iterator[Session]]:
         state = request.app.state
         # A client for this request alone: it must not be shared, but its ledger may be.
         with Client(state.settings, ledger=state.ledger) as client:
-            yield Session(client, _allowed(client, credentials, role))
+            key = _find(client, credentials)
+            if credentials is not None:
+                address, secret = address_of(request), credentials.credentials
+                state.limits.note(address, secret, valid=key is not None)
+            yield Session(client, _allowed(key, credentials, role))
 
     return session
 
 
-def _allowed(client: Client, credentials: HTTPAuthorizationCredentials | None, role: Role) -> ApiKey:
-    """Return the request's key. Raises ApiError if there is none, or if it may not do this."""
-    key = None
-    if credentials is not None:
-        with client.ledger.reading() as connection:
-            key = find_key(connection, credentials.credentials)
+def _find(client: Client, credentials: HTTPAuthorizationCredentials | None) -> ApiKey | None:
+    """Return the request's key, or None if it has none that is valid."""
+    if credentials is None:
+        return None
+    with client.ledger.reading() as connection:
+        return find_key(connection, credentials.credentials)
+
+
+def _allowed(key: ApiKey | None, credentials: HTTPAuthorizationCredentials | None, role: Role) -> ApiKey:
+    """Return the key. Raises ApiError if it is None, or may not do this."""
     if key is None:
         raise ApiError(
             HTTPStatus.UNAUTHORIZED,

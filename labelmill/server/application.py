@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from http import HTTPStatus
+from functools import cache
 from importlib.metadata import version
 from typing import Final
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
 from labelmill.server import batches, classifications, events, files, images, models, results
 from labelmill.server.events import Streams
-from labelmill.server.problems import add_handlers, problem
+from labelmill.server.guards import Guard
+from labelmill.server.limits import Limits
+from labelmill.server.problems import add_handlers
+from labelmill.server.reference import render
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
 _THREADS: Final = 16
-
-#: Maximum bytes of a request's body, apart from uploads.
-_MAX_BODY_BYTES: Final = 1024 * 1024
-
-#: These take files, and limit their bodies themselves.
-_UPLOADS: Final = frozenset(("/v1/files", "/v1/classifications"))
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -63,9 +62,11 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         version=version("labelmill"),
         summary="Bulk image classification. The resources are those of OpenAI's Batch API.",
         lifespan=lifespan,
+        docs_url=None,  # it would load its scripts from elsewhere
         redoc_url=None,
     )
-    app.state.settings, app.state.ledger = settings, ledger
+    limits = Limits(settings)
+    app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
     app.state.streams = Streams(ledger, is_stopping)
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
@@ -84,11 +85,27 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         ledger.check()
         return Health(status="ok")
 
-    return _CommonRules(app)
+    reference = cache(lambda: render(app.openapi()))
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        page, policy = reference()
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    guarded: ASGIApp = Guard(app, limits, settings.api_hosts)
+    if settings.api_origins:
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=settings.api_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Link", "Location", "Retry-After"],
+        )
+    return _WithHeaders(guarded)
 
 
-class _CommonRules:
-    """Limits the body of requests, and adds the headers that every answer has.
+class _WithHeaders:
+    """Adds the headers that every answer has.
 
     Starlette's own base class for this ends a stream that fails halfway as if it were complete.
     """
@@ -97,36 +114,11 @@ class _CommonRules:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                if scope["path"] != "/docs":  # it loads its own scripts
-                    headers["Content-Security-Policy"] = _POLICY
+                headers.setdefault("Content-Security-Policy", _POLICY)
             await send(message)
 
-        await (_refusal(Request(scope)) or self._app)(scope, receive, send_with_headers)
-
-
-def _refusal(request: Request) -> Response | None:
-    """Return the answer to a request whose body is too large, or of unknown length; None to go on."""
-    if request.method not in ("POST", "PUT", "PATCH") or request.url.path in _UPLOADS:
-        return None
-    length = request.headers.get("content-length", "")
-    if length.isdecimal():
-        kind = request.headers.get("content-type", "").partition(";")[0].strip()
-        if int(length) and kind != "application/json":
-            detail = "Send the body as `Content-Type: application/json`."
-            return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
-        if int(length) <= _MAX_BODY_BYTES:
-            return None
-        detail = f"The body is larger than {_MAX_BODY_BYTES:,} bytes."
-        return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
-    if "transfer-encoding" not in request.headers:
-        return None
-    detail = "Send the length of the body: `Content-Length`."
-    return problem(HTTPStatus.LENGTH_REQUIRED, "length_required", detail)
+        await self._app(scope, receive, send_with_headers)

@@ -6,7 +6,6 @@ A batch is a job. Those that were submitted with the command are listed, too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -17,7 +16,7 @@ from jobs.dataset import MNIST
 from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches
+from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
 from jobs.ledger.files import get_file
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.queries import JobStatus, full_id, job_status, latest_jobs, model_named
@@ -55,6 +54,9 @@ _STATUS: Final = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
+
+#: When a client may try again if too many batches wait.
+_BACKLOG_RETRY_SECONDS: Final = 60
 
 #: The digest of the file, in a stored request.
 _SHA256: Final = "input_sha256"
@@ -120,19 +122,22 @@ def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Stop a batch. Images that are classified already keep their labels."""
-    return _changed(session, batch_id, "cancel batch", session.client.cancel)
+    session.client.cancel(found_id(session, batch_id))
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Pause a batch until it is resumed."""
-    return _changed(session, batch_id, "pause batch", session.client.pause)
+    session.client.pause(found_id(session, batch_id))
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Resume a paused batch."""
-    return _changed(session, batch_id, "resume batch", session.client.resume)
+    session.client.resume(found_id(session, batch_id))
+    return read_batch(session.client.ledger, batch_id)
 
 
 @router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
@@ -154,15 +159,7 @@ def retry_batch(
     if retried is None:
         detail = f"Batch {batch_id} has no image that could be submitted again."
         raise ApiError(HTTPStatus.CONFLICT, "nothing_to_retry", detail)
-    session.record_done("retry batch", batch_id)
     return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
-
-
-def _changed(session: Session, batch_id: str, action: str, change: Callable[[str], object]) -> BatchObject:
-    """Change a batch, write that into the audit, and return what it is then. Raises NotFound, Conflict."""
-    change(found_id(session, batch_id))
-    session.record_done(action, batch_id)
-    return read_batch(session.client.ledger, batch_id)
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
@@ -178,6 +175,13 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     listed = None if wanted.urls is None else store_list(session, wanted.urls)
     digest: dict[str, object] = {}
     with session.client.ledger.transaction() as connection:
+        if is_backlog_full(connection):
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "unavailable",
+                "Too many batches wait for their images to be read: try again later.",
+                {"Retry-After": str(_BACKLOG_RETRY_SECONDS)},
+            )
         if wanted.webhook_url is not None:
             secret_of_batches(connection)  # without a secret, nothing is sent
         if listed is not None:

@@ -105,8 +105,6 @@ async def _submit(
         session.client.submission, images, key=key, model=model, dataset=dataset, on_wait=_refuse
     )
     submitted = await run_in_threadpool(submit)
-    if submitted.new:
-        await run_in_threadpool(session.record_done, "classify", submitted.job_id)
     return submitted.job_id
 
 

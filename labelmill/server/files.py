@@ -57,7 +57,10 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
     if length.isdecimal() and int(length) > client.settings.max_job_bytes + MAX_FORM_BYTES:
         raise too_large()
     await run_in_threadpool(_check_store, session)
-    async with contextmanager_in_threadpool(client.store.writer(file_key(file_id))) as write:
+    async with (
+        request.app.state.limits.uploading(session.key.id),
+        contextmanager_in_threadpool(client.store.writer(file_key(file_id))) as write,
+    ):
         file = _Counting(write)
         content_type = request.headers.get("content-type", "")
         upload = Upload(content_type, file.write, max_bytes=client.settings.max_job_bytes)

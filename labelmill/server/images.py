@@ -69,7 +69,6 @@ def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSess
     """Store the true label of an image, for the next training run."""
     with conflicts():
         correction = session.client.correct(found_id(session, batch_id), index, wanted.label)
-    session.record_done("correct image", f"{batch_id}/{index}")
     return _to_object(correction)
 
 
@@ -77,7 +76,6 @@ def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSess
 def delete_label(batch_id: str, index: Index, session: ReviewSession) -> CorrectionObject:
     """Remove the correction of an image, and return what it was."""
     correction = session.client.undo_correction(found_id(session, batch_id), index)
-    session.record_done("undo correction", f"{batch_id}/{index}")
     return _to_object(correction)
 
 
@@ -92,8 +90,6 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     ]
     with conflicts():
         corrections = session.client.correct_all(requests)
-    for batch_id in {correction.job_id for correction in corrections}:
-        session.record_done("correct images", batch_id)
     return Listing(data=list(map(_to_object, corrections)))
 
 

@@ -68,8 +68,6 @@ def promote_model(model_id: str, wanted: PromotionWanted, session: AdminSession)
     """Make a model its dataset's champion if it passes the gate."""
     model = session.client.model(model_id)
     verdict = session.client.promote(model.id, force=wanted.force)
-    if verdict.promote:
-        session.record_done("promote model", model.id)
     return Promotion(model=model.id, promoted=verdict.promote, reason=verdict.reason)
 
 
@@ -77,7 +75,6 @@ def promote_model(model_id: str, wanted: PromotionWanted, session: AdminSession)
 def roll_back(wanted: RollbackWanted, session: AdminSession) -> ModelObject:
     """Make a dataset's previous champion the champion again, and return it."""
     promotion = session.client.rollback(dataset=wanted.dataset)
-    session.record_done("roll back", promotion.model_id)
     return _to_model(session.client.model(promotion.model_id))
 
 
@@ -99,7 +96,6 @@ def show_run(run_id: str, session: SubmitSession) -> RunObject:
 def request_run(wanted: NewRun, session: AdminSession) -> RunObject:
     """Request a training run; its model becomes the champion if it passes the gate."""
     run_id = session.client.retrain(**wanted.model_dump(exclude_none=True))
-    session.record_done("request run", run_id)
     return _to_run(session.client.run(run_id))
 
 

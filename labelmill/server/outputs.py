@@ -91,7 +91,10 @@ def find_output(client: Client, file_id: str) -> Output | None:
     for ending in (_OUTPUT, _ERRORS):
         job_id = file_id.removeprefix(FILE_PREFIX).removesuffix(ending)
         if file_id == f"{FILE_PREFIX}{job_id}{ending}" and is_id(job_id):
-            status = client.status(job_id)
+            try:
+                status = client.status(job_id)
+            except NotFound:  # its message is about jobs and commands
+                raise NotFound(f"There is no file {file_id!r}.") from None
             if not status.finished:
                 raise NotFound(f"Batch {job_id} has not finished, so it has no file {file_id!r} yet.")
             return Output(client, status, errors=ending == _ERRORS)

@@ -23,6 +23,7 @@ from jobs.errors import (
     LabelmillError,
     LedgerNotReady,
     NotFound,
+    PayloadDamaged,
     SettingsError,
     Stopped,
     Unavailable,
@@ -62,7 +63,7 @@ class ApiError(LabelmillError):
 #: The answers that every call may give beside its own, for the OpenAPI description.
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": HTTPStatus(status).phrase, "content": {_MEDIA_TYPE: {}}, "model": Problem}
-    for status in (400, 401, 403, 404, 405, 409, 411, 413, 415, 422, 500, 503)
+    for status in (400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 421, 422, 429, 431, 500, 503)
 }
 
 #: The status and the code of our own errors. The first class that fits counts.
@@ -70,6 +71,7 @@ _OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
     (NotFound, HTTPStatus.NOT_FOUND, "not_found"),
     (Conflict, HTTPStatus.CONFLICT, "conflict"),
     (Stopped, HTTPStatus.CONFLICT, "conflict"),
+    (PayloadDamaged, HTTPStatus.CONFLICT, "conflict"),
     (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (SettingsError, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
@@ -81,6 +83,7 @@ _CODES: Final = {
     HTTPStatus.BAD_REQUEST: "malformed",
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_TIMEOUT: "timeout",
 }
 
 

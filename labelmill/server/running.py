@@ -22,6 +22,9 @@ from labelmill.addresses import http_url
 from labelmill.console import say
 from labelmill.migrating import open_ledger
 from labelmill.server.application import create_app
+from labelmill.server.connections import MAX_CONNECTIONS, Connection
+from labelmill.server.guards import MAX_HEAD_BYTES
+from labelmill.serving import announced
 from labelmill.signals import die_with_parent, sigterm_like_ctrl_c
 from producer.intake import take_in_next
 from worker.logs import log_to_stderr
@@ -37,8 +40,8 @@ _RESTART_SECONDS: Final = 2.0
 #: Intake processes: a small batch need not wait for a large one.
 _INTAKES: Final = 2
 
-#: Connections beyond these are answered with 503. Slow clients must not use up the server.
-_MAX_CONNECTIONS: Final = 128
+#: How long a client may take to send the head of its next request.
+_HEAD_SECONDS: Final = 15
 
 #: How long requests may take to finish when the server is stopped.
 _STOP_SECONDS: Final = 20
@@ -48,14 +51,18 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve the API on this socket until SIGTERM or Ctrl-C. Raises LedgerNotReady, Unavailable."""
     log_to_stderr(settings)
     app = create_app(settings, lambda: server.should_exit)
-    say(f"HTTP API at {http_url(*listening.getsockname()[:2])}; Ctrl-C ends it")
+    url = http_url(*listening.getsockname()[:2])
+    say(f"HTTP API at {url}; Ctrl-C ends it")
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
-        limit_concurrency=_MAX_CONNECTIONS,
+        http=Connection,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=_HEAD_SECONDS,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
     server = uvicorn.Server(config)
     over = threading.Event()
@@ -67,7 +74,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         thread.start()
     try:
         # Uvicorn raises the signal again that has stopped it.
-        with suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
+        with announced(settings, url), suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
             server.run(sockets=[listening])
     finally:
         over.set()

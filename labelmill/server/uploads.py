@@ -17,8 +17,8 @@ from labelmill.server.problems import ApiError
 #: Bytes of a body that are parsed and stored in one go.
 _BLOCK_BYTES: Final = 256 * 1024
 
-#: An upload ends if nothing was received for so long.
-_SILENT_SECONDS: Final = 60.0
+#: How long a block may take to arrive.
+_BLOCK_SECONDS: Final = 60.0
 
 #: Maximum bytes of a field other than the file.
 _MAX_FIELD_BYTES: Final = 1024
@@ -144,24 +144,26 @@ class Upload:
 
 
 async def body_blocks(request: Request) -> AsyncIterator[bytes]:
-    """Yield the request's body in blocks. Raises ApiError if it ends too early or nothing comes for long."""
-    waiting = bytearray()
+    """Yield the request's body in blocks. Raises ApiError if it ends too early or comes too slowly."""
     stream = request.stream()
-    while True:
+    is_complete = False
+    while not is_complete:
+        block = bytearray()
         try:
-            async with asyncio.timeout(_SILENT_SECONDS):
-                data = await anext(stream, None)
+            async with asyncio.timeout(_BLOCK_SECONDS):
+                while len(block) < _BLOCK_BYTES and not is_complete:
+                    data = await anext(stream, None)
+                    is_complete = data is None
+                    block += data or b""
         except ClientDisconnect:
-            raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "The body ends too early.") from None
+            raise _malformed("The body ends too early.") from None
         except TimeoutError:
-            detail = f"Nothing was sent for {_SILENT_SECONDS:g} seconds."
+            detail = (
+                f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds."
+            )
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "timeout", detail) from None
-        if waiting and (data is None or len(waiting) >= _BLOCK_BYTES):
-            yield bytes(waiting)
-            waiting.clear()
-        if data is None:
-            return
-        waiting += data
+        if block:
+            yield bytes(block)
 
 
 def _malformed(detail: str) -> ApiError:

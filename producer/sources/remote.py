@@ -7,12 +7,15 @@ a folder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from functools import partial
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import too_large
 from jobs.remote import is_chained, kind_of, open_remote, reaching, read_object, shown_url
 from jobs.text import storable
+from producer.sources.ahead import Unread, read_ahead
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
 
 #: Extensions of archives, which are read from a disk only.
@@ -20,6 +23,15 @@ _ARCHIVES: Final = ("zip", "tar", "tgz", "gz", "bz2", "xz")
 
 #: Errors that concern this one object, not the network.
 _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+class _Entry(NamedTuple):
+    """An entry of a folder: a part of what fsspec tells of it, which takes 1 KB."""
+
+    name: str
+    path: str
+    kind: str
+    size: int | None
 
 
 def check_remote(url: str) -> None:
@@ -30,15 +42,20 @@ def check_remote(url: str) -> None:
 def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
     """Yield the object with this URL, or every image below it, depth first, in the order of the names.
 
-    Memory holds the listings of one folder and of the folders above it. Raises the errors of `check_remote`,
-    and Unavailable if the network fails during the reading.
+    Objects of a store are read many at a time. Memory holds some of them, and the listings of one folder and
+    of the folders above it. Raises the errors of `check_remote`, and Unavailable if the network fails during
+    the reading.
     """
     filesystem, path, is_folder = _resolve(url)
     name = storable(shown_url(url))
     if is_folder:
-        yield from _walk(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading)
+        found = _walk(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading)
+        if filesystem.async_impl:  # otherwise it has one connection
+            yield from read_ahead(found)
+        else:
+            yield from (each if isinstance(each, SourceImage) else each.read() for each in found)
     else:
-        yield _load(filesystem, path, url, name, reading.max_bytes)
+        yield _load(filesystem, path, url, name, None, reading.max_bytes)
 
 
 def _resolve(url: str) -> tuple[Any, str, bool]:
@@ -51,7 +68,9 @@ def _resolve(url: str) -> tuple[Any, str, bool]:
         raise SourceError(f"{shown} is an archive, which is read from a disk only: fetch it first")
     try:
         filesystem, path = open_remote(url)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        raise SourceError(f"cannot read {shown}: {error}") from error
+    except ValueError as error:
         raise SourceError(
             f"cannot read {shown} ({error}): check the spelling, or install the package for such URLs"
         ) from error
@@ -66,39 +85,41 @@ def _resolve(url: str) -> tuple[Any, str, bool]:
     return filesystem, path, is_folder
 
 
-def _walk(filesystem: Any, path: str, url: str, name: str, reading: Reading) -> Iterator[SourceImage]:
+def _walk(
+    filesystem: Any, path: str, url: str, name: str, reading: Reading
+) -> Iterator[SourceImage | Unread]:
     # A stack instead of recursion, as for folders on a disk.
     levels = [(path, url, name, _entries(filesystem, path, url))]
     while levels:
         folder, folder_url, folder_name, entries = levels[-1]
         try:
-            found = next(entries, None)
+            entry = next(entries, None)
         except ImageError as error:
             levels.pop()
             yield SourceImage(folder_name, None, error)
             continue
-        if found is None:
+        if entry is None:
             levels.pop()
             filesystem.invalidate_cache(folder)  # fsspec may keep every listing
             continue
-        base, entry = found
-        path, url, name = entry["name"], f"{folder_url}/{base}", f"{folder_name}/{storable(base)}"
-        if is_hidden(base):
+        url, name = f"{folder_url}/{entry.name}", f"{folder_name}/{storable(entry.name)}"
+        if is_hidden(entry.name):
             pass
-        elif entry["type"] == "directory":
-            levels.append((path, url, name, _entries(filesystem, path, url)))
-        elif entry["type"] != "file":
+        elif entry.kind == "directory":
+            levels.append((entry.path, url, name, _entries(filesystem, entry.path, url)))
+        elif entry.kind != "file":
             yield failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
-        elif not is_image_name(base):
+        elif not is_image_name(entry.name):
             reading.skipped += 1
-        elif (entry.get("size") or 0) > reading.max_bytes:
+        elif (entry.size or 0) > reading.max_bytes:
             yield SourceImage(name, None, too_large(reading.max_bytes))
         else:
-            yield _load(filesystem, path, url, name, reading.max_bytes)
+            read = partial(_load, filesystem, entry.path, url, name, entry.size, reading.max_bytes)
+            yield Unread(read, reading.max_bytes if entry.size is None else entry.size)
 
 
-def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a folder's entries with their base names, sorted. Raises ImageError if it cannot be listed."""
+def _entries(filesystem: Any, folder: str, url: str) -> Iterator[_Entry]:
+    """Yield a folder's entries, sorted by name. Raises ImageError if it cannot be listed."""
     try:
         with reaching(url, *_NOT_THERE):
             listing = filesystem.ls(folder, detail=True)
@@ -107,18 +128,21 @@ def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict
     prefix = folder.rstrip("/") + "/" if folder.strip("/") else ""
     entries = []
     for entry in listing:
-        whole = entry["name"].rstrip("/")
-        base = whole.removeprefix(prefix) if prefix else whole.lstrip("/")
+        path = entry["name"].rstrip("/")
+        name = path.removeprefix(prefix) if prefix else path.lstrip("/")
         # Some file systems list the folder itself, and a web page may link to other places.
-        if whole.startswith(prefix) and base and "/" not in base:
-            entries.append((base, entry))
-    yield from sorted(entries, key=lambda found: found[0])
+        if path.startswith(prefix) and name and "/" not in name:
+            entries.append(_Entry(name, entry["name"], entry["type"], entry.get("size")))
+    del listing
+    if filesystem.async_impl:  # others look there for what they open
+        filesystem.invalidate_cache(folder)
+    yield from sorted(entries, key=attrgetter("name"))
 
 
-def _load(filesystem: Any, path: str, url: str, name: str, max_bytes: int) -> SourceImage:
+def _load(filesystem: Any, path: str, url: str, name: str, size: int | None, max_bytes: int) -> SourceImage:
     """Read one object. If that fails, return its error."""
     try:
-        data = read_object(filesystem, path, url=url, max_bytes=max_bytes)
+        data = read_object(filesystem, path, url=url, size=size, max_bytes=max_bytes)
     except ImageError as error:
         return SourceImage(name, None, error, url)
     return SourceImage(name, data, None, url)

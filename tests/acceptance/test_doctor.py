@@ -11,7 +11,7 @@ import pytest
 
 from tests.console import Home, until
 
-AREAS = ["settings", "home", "broker", "ledger", "store", "models", "training", "jobs"]
+AREAS = ["settings", "home", "broker", "ledger", "store", "models", "training", "jobs", "api"]
 
 
 def findings(home: Home, *, code: int) -> dict[str, Any]:

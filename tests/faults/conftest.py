@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import PostgresqlServer
 from tests.console import folder_for_sockets
+from tests.faults.api import Api
 from tests.faults.harness import Harness
 from tests.faults.servers import FaultyPostgresql
 
@@ -55,3 +56,27 @@ def postgresql_harness(_postgresql_harness: Harness) -> Iterator[Harness]:
 def harnesses(sqlite_harness: Harness, postgresql_harness: Harness) -> list[Harness]:
     """Both at once: a trial that waits for a lease or a restart waits on both together."""
     return [sqlite_harness, postgresql_harness]
+
+
+@pytest.fixture(scope="session")
+def _sqlite_api(_sqlite_harness: Harness) -> Iterator[Api]:
+    with contextlib.closing(Api(_sqlite_harness)) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def _postgresql_api(_postgresql_harness: Harness) -> Iterator[Api]:
+    with contextlib.closing(Api(_postgresql_harness)) as api:
+        yield api
+
+
+@pytest.fixture
+def postgresql_api(postgresql_harness: Harness, _postgresql_api: Api) -> Api:  # noqa: ARG001 -- nothing broken
+    """The HTTP API of the harness on PostgreSQL."""
+    return _postgresql_api
+
+
+@pytest.fixture
+def apis(harnesses: list[Harness], _sqlite_api: Api, _postgresql_api: Api) -> list[Api]:  # noqa: ARG001
+    """The HTTP APIs of both harnesses."""
+    return [_sqlite_api, _postgresql_api]

@@ -61,6 +61,7 @@ from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
 import jobs.ledger.claims
+import jobs.ledger.deliveries
 import jobs.ledger.results
 import worker.celery_patches
 import worker.context
@@ -84,6 +85,9 @@ faulthandler.register(STACK_SIGNAL)
 # how often Celery looks for children that died while it was not told. A test may do without the reconciler.
 worker.reconcile.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECONDS", "0.5"))  # type: ignore[misc]
 AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
+
+# A webhook that a killed sender had is due again as soon as an image.
+jobs.ledger.deliveries.LEASE_SECONDS = Settings.load().lease_seconds  # type: ignore[misc]
 
 # The light classifier is so fast that one claim would take a whole job: then no fault could meet its middle.
 worker.context.FIRST_CLAIM_IMAGES = worker.context.MAX_CLAIM_IMAGES = 32  # type: ignore[misc]

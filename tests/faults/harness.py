@@ -144,6 +144,7 @@ class Harness:
         self.faults.mkdir(parents=True)
         self.plan = Plan(self.faults)
         self.workers: list[Process] = []
+        self._others: list[Process] = []
         #: Deaths of workers up to when the broker was last silent, and of workers that are no more.
         self._deaths_before = self._deaths_of_the_removed = 0
         self._keras = keras
@@ -176,20 +177,28 @@ class Harness:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._supervisor.join()
-        for process in [*self.workers, self.broker]:
+        for process in [*self._others, *self.workers, self.broker]:
             process.clean_up()
         self.app.close()
         self.ledger.close()
 
     # ---- processes --------------------------------------------------------------------------------------
 
-    def add_worker(self, name: str, *, processes: int = 2, queue: str = CLASSIFY_QUEUE) -> Process:
-        """One more worker, or a trainer."""
+    def add_worker(
+        self, name: str, *, processes: int = 2, queue: str = CLASSIFY_QUEUE, **extra: str
+    ) -> Process:
+        """One more worker, trainer or sender of webhooks; `extra`: its environment beside the harness's."""
         command = worker_command(queue=queue, processes=processes, name=name)
         command[command.index("worker.app")] = "tests.faults.failpoints:app"
-        worker = Process(command, dict(self._environment), self.faults / f"{name}.log")
+        worker = Process(command, self._environment | extra, self.faults / f"{name}.log")
         self.workers.append(worker)
         return worker
+
+    def add_process(self, name: str, command: Sequence[str], **extra: str) -> Process:
+        """One more process that is no worker; `extra`: its environment beside the harness's."""
+        process = Process(command, self._environment | extra, self.faults / f"{name}.log")
+        self._others.append(process)
+        return process
 
     def remove_worker(self, worker: Process, number: int = signal.SIGTERM) -> int:
         """Ends a worker for good; gives back its exit status."""
@@ -211,7 +220,7 @@ class Harness:
 
     def _supervise(self) -> None:
         while not self._over.wait(0.02):
-            for process in [self.broker, *self.workers]:
+            for process in [self.broker, *self.workers, *self._others]:
                 process.keep()
 
     # ---- jobs -------------------------------------------------------------------------------------------

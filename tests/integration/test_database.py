@@ -107,6 +107,20 @@ def names_of_locks(path: str) -> list[str]:
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_ledger_whose_connections_are_all_in_use_is_unavailable(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger.engine.pool, "_timeout", 0.1)
+
+    def use_all() -> None:
+        with contextlib.ExitStack() as opened:
+            for _ in range(50):
+                opened.enter_context(ledger.reading())
+
+    with pytest.raises(Unavailable, match="in use"):
+        use_all()
+
+
 def test_a_value_of_a_wrong_type_is_not_an_unavailable_ledger(ledger: Ledger) -> None:
     with pytest.raises(sa.exc.DBAPIError, match="parameter"), ledger.reading() as connection:
         connection.exec_driver_sql("SELECT ?", (object(),))

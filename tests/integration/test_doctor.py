@@ -18,16 +18,20 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger, metrics
+from jobs.ledger.api_keys import Role, create_key, revoke_key
+from jobs.ledger.batches import INTAKE_LEASE_SECONDS, add_batch, claim_intake
 from jobs.ledger.runs import request_run
+from jobs.ledger.submission import open_job
 from jobs.model import Model
 from jobs.queue import KEY_PREFIX
 from jobs.registry import fetch_model, model_key
-from jobs.schema import ChunkState, JobState, RunState, chunks, db_now, jobs, locks, training_runs
+from jobs.schema import ChunkState, JobState, RunState, batches, chunks, db_now, jobs, locks, training_runs
 from jobs.schema import models as models_table
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import doctor, probes
 from labelmill.doctor import Finding, Level
+from labelmill.doctor.api import check_api
 from labelmill.doctor.broker import check_broker
 from labelmill.doctor.configuration import check_home, check_settings
 from labelmill.doctor.findings import ok
@@ -36,6 +40,7 @@ from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
 from labelmill.probes import redacted_message
+from labelmill.serving import announced, listen_on
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 
@@ -539,3 +544,44 @@ def test_the_doctor_reads_only_unfinished_jobs(ledger, make_job):
     for text, plan in plans:
         assert "ix_jobs_open" in plan, f"{text}\n{plan}"
         assert "SCAN chunks" not in plan, f"{text}\n{plan}"
+
+
+# ---- the API ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ledger")
+def test_an_api_that_was_killed_is_a_problem(settings):
+    find(check_api, settings, "none is served", OK)
+    with listen_on("127.0.0.1", 0) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    with announced(settings, url):
+        find(check_api, settings, f"{url} does not answer", PROBLEM, "labelmill serve")
+    find(check_api, settings, "none is served", OK)
+
+
+def test_a_batch_that_nobody_takes_in_is_a_problem(settings, ledger, champion):
+    job_id = new_id()
+    with ledger.transaction() as connection:
+        open_job(connection, job_id, model_id=champion.id, key=None)
+        add_batch(connection, job_id, request={}, file_id=None)
+    assert is_well(check_api, settings)
+    change(ledger, batches, created_at=db_now(-90))
+    find(check_api, settings, "no process takes in its images", PROBLEM, "labelmill serve")
+    # While a process takes images in, others wait for it
+    with ledger.transaction() as connection:
+        claim_intake(connection, owner="test")
+    assert is_well(check_api, settings)
+    change(ledger, batches, lease_until=db_now(-INTAKE_LEASE_SECONDS))
+    assert not is_well(check_api, settings)
+    change(ledger, jobs, state=JobState.CANCELLED)
+    assert is_well(check_api, settings)
+
+
+def test_a_key_that_expires_soon_is_a_warning(settings, ledger):
+    with ledger.transaction() as connection:
+        for name, days in (("old", 0), ("soon", 3), ("later", 30), ("ever", None)):
+            create_key(connection, name, Role.REVIEW, days=days)
+        revoke_key(connection, create_key(connection, "revoked", Role.ADMIN, days=0)[0].id)
+    find(check_api, settings, "'old' expired", WARNING, "labelmill keys create old --role review")
+    find(check_api, settings, "'soon' expires in", WARNING, "labelmill keys revoke")
+    assert len([found for found in check_api(settings) if found.level == WARNING]) == 2

@@ -57,6 +57,27 @@ def test_output_that_cannot_be_read_to_its_end_does_not_look_complete(
     assert api.get(f"/files/file-{short}-output/content").status_code == 409
 
 
+def test_the_output_of_no_batch_is_no_file(api: httpx.Client) -> None:
+    answer = api.get("/files/file-06h0w4r0rf0dkckt-output")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404,
+        "There is no file 'file-06h0w4r0rf0dkckt-output'.",
+    )
+
+
+def test_images_that_are_gone_cannot_be_retried(
+    api: httpx.Client, make_job: JobMaker, worker: Worker, store: Store
+) -> None:
+    # Given a batch whose only image got an error, and is not in the store
+    store.put("payloads/another", b"")
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("0.png", None, None, "corrupt")])
+    # When it is retried, then the answer says why that is not possible
+    answer = api.post(f"/batches/{job.id}/retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "is gone from the store" in answer.json()["detail"]
+
+
 def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger, champion: Model) -> None:
     job_id = new_id()
     with ledger.transaction() as connection:
@@ -190,6 +211,8 @@ def test_bodies_that_are_too_large_or_no_form_are_refused(api: httpx.Client, sto
     assert api.post("/batches", content=b" " * 2_000_000, headers=as_json).status_code == 413
     assert api.post("/batches", content=b"{}").status_code == 415
     assert api.post("/batches", content=iter([b"{}"])).status_code == 411
+    chunked = as_json | {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+    assert api.post("/batches", content=iter([b"{}"]), headers=chunked).status_code == 411
     assert api.post("/files", content=b"no form").status_code == 415
     assert api.post("/files", data={"purpose": "batch"}, files={"other": b"x"}).status_code == 422
     assert api.post("/files", data={"purpose": "vision"}, files={"file": b"x"}).status_code == 422

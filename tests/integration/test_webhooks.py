@@ -373,7 +373,7 @@ def test_a_private_address_gets_nothing(settings: Settings, ledger: Ledger, rece
     test(ledger)
     assert deliver_next(ledger, settings.model_copy(update={"private_hosts": ()}))
     assert receiver.got == []
-    assert [(each.status, "not an address on the public" in str(each.error)) for each in sent(ledger)] == [
+    assert [(each.status, "not on the public internet" in str(each.error)) for each in sent(ledger)] == [
         (None, True)
     ]
 
@@ -536,7 +536,7 @@ def test_the_command_adds_lists_rotates_and_removes(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("add", "http://localhost/"), "not an address on the public internet"),
+        (("add", "http://localhost/"), "not on the public internet"),
         (("add", "ftp://example.org/"), "http"),
         (("remove", "06h0w4r0rf0dkckt"), "no webhook"),
         (("rotate", "06h0w4r0rf0dkckt"), "no webhook"),

@@ -1,5 +1,7 @@
 """In the place of the package s3fs, for tests that put this folder on the path: a bucket that is a folder.
 
+Its URLs may hold credentials, which the real package does not know.
+
 Its errors are what the worst of such packages do: no OSError, and the whole path quoted, credentials and all.
 """
 

@@ -533,6 +533,12 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
     assert not any(entered.values())
 
 
+def test_the_api_is_served_under_the_hosts_of_its_ingress(objects: list[Object]) -> None:
+    [container] = workloads(objects)["api"]["spec"]["containers"]
+    hosts = {rule["host"] for each in of_kind(objects, "Ingress") for rule in each["spec"]["rules"]}
+    assert set(environment(objects, container).get(f"{ENV_PREFIX}API_HOSTS", "").split(",")) - {""} == hosts
+
+
 # ---- scaling ------------------------------------------------------------------------------------------
 
 

@@ -123,7 +123,7 @@ def test_each_iteration_reads_again(bucket: MemoryFileSystem) -> None:
         ("memory://bucket/absent/", "cannot find"),
         ("memory://bucket/a.png/", "not a folder that can be listed: name the files"),
         ("unheard-of://bucket/a.png", "cannot read unheard-of://.*not known.*install the package"),
-        ("gs://bucket/a.png", "cannot read gs://.*gcsfs"),
+        ("gs://bucket/a.png", "cannot read gs://bucket/a.png: install Labelmill with the extra 'gcs'"),
         ("memory://bucket/photos.zip", "is an archive, which is read from a disk only: fetch it"),
         ("memory://bucket/photos.tar.gz", "is an archive"),
         ("http://host/photos.zip?sig=1", "is an archive"),

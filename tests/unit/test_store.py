@@ -17,9 +17,11 @@ from jobs.files import unfinished
 from jobs.store import Store, write_whole
 
 
-@pytest.fixture(params=["folder", "file URL", "memory"])
+@pytest.fixture(params=["folder", "file URL", "memory", "s3"])
 def store(request, tmp_path) -> Store:
     """Return an empty store of each kind."""
+    if request.param == "s3":
+        return Store(f"{request.getfixturevalue('s3_bucket')}/a store")
     return Store(
         {
             "folder": str(tmp_path / "store"),
@@ -235,8 +237,8 @@ def test_folders_are_listed_by_name(store):
     assert sorted(store.folders("payloads")) == ["one", "two"]
 
 
-def test_a_folder_that_another_has_made_or_removed_meanwhile_is_seen(store, request, tmp_path):
-    other = Store(f"memory://{tmp_path}/store" if "memory" in request.node.name else str(tmp_path / "store"))
+def test_a_folder_that_another_has_made_or_removed_meanwhile_is_seen(store):
+    other = Store(store.url)
     assert store.folders("payloads") == []
     other.put("payloads/one/a", b"x")
     assert store.folders("payloads") == ["one"]

@@ -17,7 +17,7 @@ from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_un
 from jobs.ledger.control import end_job
 from jobs.ledger.results import Classified, record_results
 from jobs.outcomes import Outcomes
-from jobs.payloads import Content
+from jobs.payloads import Content, Payload
 from jobs.schema import JobState
 from worker.context import WorkerContext
 from worker.predicting import telemetry
@@ -140,11 +140,17 @@ def _read_payloads(
     intact: list[Claim] = []
     names: list[str] = []
     contents: list[Content] = []
-    for claim in claims:
+
+    def read(claim: Claim) -> Payload | PayloadDamaged:
         try:
-            payload = context.payload(claim)
+            return context.payload(claim)
         except PayloadDamaged as error:
-            _fail_jobs([claim], error, context)
+            return error
+
+    each = context.fetchers.map if context.store.is_concurrent and len(claims) > 1 else map
+    for claim, payload in zip(claims, each(read, claims), strict=True):
+        if isinstance(payload, PayloadDamaged):
+            _fail_jobs([claim], payload, context)
             continue
         intact.append(claim)
         names += payload.names

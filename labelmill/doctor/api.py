@@ -1,0 +1,79 @@
+"""The HTTP API: whether it answers, takes in its batches, and has keys that work."""
+
+from __future__ import annotations
+
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy.engine import Connection
+
+from jobs.ledger import metrics
+from jobs.ledger.api_keys import list_keys
+from jobs.ledger.batches import abandoned_seconds
+from jobs.settings import Settings
+from labelmill.console import format_duration
+from labelmill.doctor.findings import Finding, ok, problem, warning
+from labelmill.doctor.ledger import check_in_ledger
+from labelmill.probes import ANSWER_SECONDS
+from labelmill.serving import API_URL_FILE
+
+#: An intake process takes a batch within a second, unless it has just started.
+_LONG_WAIT_SECONDS: Final = 60.0
+
+#: Keys that expire within this time are reported.
+_SOON: Final = timedelta(days=7)
+
+
+def check_api(settings: Settings) -> Iterator[Finding]:
+    """Check the API that is served from this state folder, the intake of batches, and the keys."""
+    start = "labelmill up" if settings.embedded_broker else "labelmill serve"
+
+    def check(connection: Connection) -> Iterator[Finding]:
+        waited = abandoned_seconds(connection)
+        if waited is not None and waited > _LONG_WAIT_SECONDS:
+            yield problem(
+                f"a batch has waited for {format_duration(waited)}, and no process takes in its images",
+                fix=f"{start}; if it runs, read its log",
+            )
+        yield from _keys(connection)
+
+    yield _address(settings, start)
+    yield from check_in_ledger(settings, check, if_none=ok("there is no key yet"))
+
+
+def _address(settings: Settings, start: str) -> Finding:
+    path = settings.home / API_URL_FILE
+    try:
+        url = path.read_text().strip()
+    except OSError:
+        return ok("none is served from this state folder")
+    try:
+        # Never through a proxy: the address is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener.open(f"{url}/healthz", timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except (OSError, ValueError):
+        return problem(f"{url} does not answer", fix=f"{start}, or rm {shlex.quote(str(path))}")
+    return ok(f"{url} answers")
+
+
+def _keys(connection: Connection) -> Iterator[Finding]:
+    """Yield a warning about each key that has expired or soon will."""
+    now = metrics.now(connection)
+    valid = [key for key in list_keys(connection) if key.revoked_at is None]
+    expiring = [key for key in valid if key.expires_at is not None and key.expires_at < now + _SOON]
+    for key in expiring:
+        left = (key.expires_at - now).total_seconds() if key.expires_at else 0.0
+        when = f"expires in {format_duration(left)}" if left > 0 else f"expired {format_duration(-left)} ago"
+        yield warning(
+            f"the key {key.name!r} {when}",
+            fix=f"labelmill keys create {shlex.quote(key.name)} --role {key.role}; "
+            f"labelmill keys revoke {key.id}",
+        )
+    if not expiring:
+        yield ok(f"keys: {len(valid)}")
