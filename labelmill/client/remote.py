@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: The most jobs, results and corrections that the API takes or returns at a time.
 _PAGE_JOBS: Final = 100
 _PAGE_RESULTS: Final = 1_000
-_MAX_CORRECTIONS: Final = 10_000
+_MAX_CORRECTIONS: Final = 1_000
 
 _STATUS: Final = TypeAdapter(JobStatus)
 
@@ -295,7 +295,7 @@ class RemoteClient(CommonMethods):
         job_id: str | None = None,
         on_skip: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
-        """Store the corrections in these lines, at most 10,000: all of them, or none if any row is wrong.
+        """Store the corrections in these lines, at most 1,000: all of them, or none if any row is wrong.
 
         For the arguments and errors, see `Client.correct_from`.
         """

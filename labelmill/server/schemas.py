@@ -25,7 +25,7 @@ _MAX_URLS, _MAX_URL = 10_000, 2048
 MAX_NUMBER: Final = 2**53
 
 #: Corrections that one request may have.
-MAX_CORRECTIONS: Final = 10_000
+MAX_CORRECTIONS: Final = 1_000
 
 #: PostgreSQL stores no U+0000.
 NO_NUL: Final = r"^[^\x00]*$"
