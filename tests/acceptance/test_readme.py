@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -99,6 +100,32 @@ def test_the_python_blocks_run(stack: Home, folder: Path) -> None:
     assert "50 of 50" in printed[0]
     # And the batch of the second one is a job
     until(lambda: stack.json("status", printed[1].split()[0])["succeeded"] == 50, "the batch is done")
+
+
+@pytest.mark.fast
+def test_the_curl_lines_run(stack: Home, folder: Path) -> None:
+    shutil.make_archive(str(folder / "digits"), "zip", folder / "digits")
+    answers = []
+    with served(stack, folder / "serve.log") as url:
+        openai = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": make_key(stack)}
+        for line in _lines():
+            if not line.startswith("curl "):
+                continue
+            if answers:  # each line has the id of the answer before
+                line = re.sub(r"FILE|BATCH", json.loads(answers[min(len(answers), 2) - 1])["id"], line)
+            done = subprocess.run(
+                ["bash", "-c", line.replace("curl", "curl --fail --silent --show-error", 1)],
+                cwd=folder,
+                env=stack.environment | openai,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            answers.append(done.stdout)
+    _, _, events, results = answers
+    assert "event: completed" in events
+    assert len(results.splitlines()) == 1 + 50
 
 
 @pytest.mark.fast
