@@ -27,6 +27,11 @@ from labelmill.serving import listen_on
 from tests.console import Home, until
 
 
+def lasting(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch without the time at which it was read."""
+    return batch | {"job": {name: value for name, value in batch["job"].items() if name != "read_at"}}
+
+
 @contextlib.contextmanager
 def served(home: Home, log: Path) -> Iterator[str]:
     """Serve the API of a state folder on a free port; yield its URL."""

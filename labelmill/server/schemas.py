@@ -53,6 +53,12 @@ def seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
 
 
+class _Wanted(BaseModel):
+    """What a request asks for. Strict, because true is no number, and "yes" not true."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
 class Listing(BaseModel, Generic[T]):
     """A list, as OpenAI's clients expect it."""
 
@@ -113,11 +119,10 @@ def _limit_urls(urls: list[str]) -> list[str]:
     return urls
 
 
-class NewBatch(BaseModel):
+class NewBatch(_Wanted):
     """A request to classify the images of one source."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "oneOf": [{"required": [name]} for name in ("input_file_id", "urls", "source_url")]
         },
@@ -269,10 +274,8 @@ class Classification(BaseModel):
 # ---- images and labels --------------------------------------------------------------------------------
 
 
-class NewLabel(BaseModel):
+class NewLabel(_Wanted):
     """The true label of an image."""
-
-    model_config = ConfigDict(extra="forbid")
 
     label: Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)]
 
@@ -285,10 +288,8 @@ class NewCorrection(NewLabel):
     line: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None  # in the sender's file, for messages
 
 
-class NewCorrections(BaseModel):
+class NewCorrections(_Wanted):
     """The true labels of many images."""
-
-    model_config = ConfigDict(extra="forbid")
 
     corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)]
 
@@ -340,10 +341,8 @@ class HealthObject(BaseModel):
     unknown: str | None
 
 
-class PromotionWanted(BaseModel):
+class PromotionWanted(_Wanted):
     """Whether to promote a model even if the gate refuses it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     force: bool = False
 
@@ -356,18 +355,14 @@ class Promotion(BaseModel):
     reason: str
 
 
-class RollbackWanted(BaseModel):
+class RollbackWanted(_Wanted):
     """The dataset whose champion is rolled back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dataset: Name = MNIST
 
 
-class NewRun(BaseModel):
+class NewRun(_Wanted):
     """What to train. The other options of `labelmill retrain` do not fit every dataset and network."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dataset: Name = MNIST
     architecture: Literal["mlp", "cnn", "finetune"] | None = None

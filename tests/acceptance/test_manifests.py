@@ -30,10 +30,10 @@ def test_a_manifest_is_submitted_with_the_users_own_ids(
     (tmp_path / "digits.csv").write_text("\n".join(lines))
 
     # When it is only tried, then it is counted, and nothing is stored
-    before = stack.json("jobs")
+    before = stack.ok("jobs")
     found = stack.json("submit", tmp_path / "digits.csv", "--dry-run")
     assert (found["images"], found["duplicates"], found["unreadable"], found["chunks"]) == (52, 1, 1, 1)
-    assert stack.json("jobs") == before
+    assert stack.ok("jobs") == before
     assert "duplicates  1\n" in stack.ok("submit", tmp_path / "digits.csv", "--dry-run")
 
     # When it is submitted, then the ids are the names
