@@ -20,7 +20,7 @@ OPTIONAL_FORMATS: Final = ("TIFF", "AVIF")
 #: side: a row of 64 million pixels took up to 2.5 GB.
 MAX_SIDE: Final = 65_535
 
-#: The most probable classes that a job can ask for.
+#: Maximum number of most probable classes that a job can ask for per image.
 MAX_TOP_K: Final = 10
 
 

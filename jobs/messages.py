@@ -15,7 +15,7 @@ from jobs.ids import is_id
 #: Training has a queue and a worker of its own: it takes minutes, and must not hold up images.
 CLASSIFY_QUEUE: Final = "labelmill.classify"
 RETRAIN_QUEUE: Final = "labelmill.retrain"
-#: Webhooks too: their receivers may be slow.
+#: Webhooks have a queue of their own, too: their receivers may be slow.
 WEBHOOK_QUEUE: Final = "labelmill.webhooks"
 
 CLASSIFY_TASK: Final = "labelmill.classify"

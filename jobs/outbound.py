@@ -1,4 +1,4 @@
-"""Send requests to addresses that users name, without letting them reach the own network.
+"""Send requests to addresses that users name, without letting them reach our own network.
 
 A name is resolved once, and the connection goes to the very address that was checked: a name server that
 answers differently the second time gains nothing. Proxies in the environment are ignored, because a proxy
@@ -91,7 +91,7 @@ def request(
 ) -> Answer:
     """Send a request to a URL that a user named, and return the answer, whatever its status.
 
-    `timeout` is for all of it, in seconds, but for the resolver, which has its own. At most `redirects`
+    `timeout`, in seconds, covers everything except name resolution, which has its own. At most `redirects`
     redirects are followed, with GET, and each is checked like the first address; the last answer is then the
     redirect itself. `private` names the hosts, with a port or without, that may have any address.
 
@@ -200,7 +200,7 @@ def _connect(target: _Target, addresses: list[Any], deadline: float) -> socket.s
         left = len(addresses) - number
         connected = socket.socket(family, kind, protocol)
         try:
-            connected.settimeout(_left(deadline) / left)  # an address that never answers must not use all
+            connected.settimeout(_left(deadline) / left)  # leave time for the others
             connected.connect(address)
             if target.scheme == "https":
                 connected.settimeout(_left(deadline))

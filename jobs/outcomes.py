@@ -29,7 +29,7 @@ class Outcomes:
     #: Both are None if no image has an error, as in nearly all chunks.
     errors: Sequence[str | None] | None = None
     details: Sequence[str | None] | None = None
-    #: The most probable classes of each image, the label first; None if nobody asked for them.
+    #: The most probable classes of each image, the label first; None if no job asked for them.
     alternatives: Sequence[list[Alternative] | None] | None = None
 
     @property

@@ -114,7 +114,7 @@ class Publisher:
     def wake_up(self, count: int = 1, *, task: str = CLASSIFY_TASK) -> int:
         """Send up to `count` wake-ups, while fewer than MAX_WAITING wait. Return how many were sent.
 
-        They are for the workers that classify, or for those that execute another task.
+        They wake the workers that execute `task`.
         """
         sent = 0
         if self.unavailable:

@@ -141,7 +141,7 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int, size: i
             if size and filesystem.async_impl and not is_web(url.partition("://")[0]):
                 data = read_range(filesystem, path, max_bytes + 1)
             else:
-                # Without a cache, which would read ahead, megabytes past the end.
+                # No cache: it would read megabytes past the end.
                 with filesystem.open(path, "rb", cache_type="none") as file:
                     data = read_up_to(max_bytes + 1, file.read)
     except IsADirectoryError:
@@ -156,7 +156,7 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int, size: i
 
 
 def read_range(filesystem: Any, path: str, end: int | None) -> bytes:
-    """Return an object's bytes up to `end` by one request. Raises what the package raises."""
+    """Return an object's bytes up to `end` with one request. Raises what the package raises."""
     try:
         data: bytes = filesystem.cat_file(path, start=0, end=end)
     except OSError as error:

@@ -474,8 +474,8 @@ audit = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: One row per receiver of webhooks. The row with the id `batches` has the secret that signs what goes to the
-#: addresses that batches name themselves.
+#: One row per receiver of webhooks. The row with the id `batches` has the secret that signs messages to the
+#: `webhook_url` of batches.
 webhook_endpoints = Table(
     "webhook_endpoints",
     metadata,

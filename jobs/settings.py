@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     api_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_names)] = ()
     #: The web pages that may use the HTTP API from a browser (CORS).
     api_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = ()
-    #: Requests per second with one key, and how many more may come at once.
+    #: Requests per second with one key; as many may come at once.
     api_rate: Count = 500
     #: Uploads at the same time with one key.
     api_uploads: Count = 4

@@ -48,7 +48,7 @@ class Store:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # Folders are written by our own code: fsspec neither renames into place nor waits for the disk.
         self.folder = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
-        #: Whether threads gain time by reading several keys at once: each costs a round trip.
+        #: Whether reading several keys at once, in threads, saves time: each costs a round trip.
         self.is_concurrent: bool = self._fs.async_impl
 
     def put(self, key: str, *pieces: bytes) -> None:

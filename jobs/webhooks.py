@@ -37,7 +37,7 @@ class Event(StrEnum):
 
 
 def check_receiver(url: str, private: Collection[str]) -> None:
-    """Raise AddressForbidden if nothing would be sent to this URL. `private` is as in `jobs.outbound`.
+    """Raise AddressForbidden if webhooks cannot go to this URL. `private` is as in `jobs.outbound`.
 
     A host that has no address now is not refused: it may be down.
     """

@@ -58,7 +58,7 @@ class CollectedRows:
 
 
 def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) -> CollectedRows:
-    """Return what `requests_in` yields. Two rows of one image with other labels are wrong."""
+    """Sort what `requests_in` yields. Two rows of one image with different labels are a problem."""
     found = CollectedRows()
     for line, request in rows:
         if request is None:
@@ -75,7 +75,7 @@ def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) ->
 
 
 def summarize_problems(problems: Mapping[int, UserError]) -> str:
-    """Return a line for each line of the file that is wrong."""
+    """Return a message with one line for each wrong row."""
     count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
     lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
     return "\n".join([f"{count}, and nothing is stored:", *lines])

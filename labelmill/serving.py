@@ -56,7 +56,7 @@ def make_first_key(client: Client) -> None:
         if list_keys(connection):
             return
         _, secret = create_key(connection, "first key", Role.ADMIN)
-        # Before the key is committed: one that nobody has seen would keep the next from being made.
+        # Before the key is committed: a key that nobody has seen would prevent a new one.
         write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())
 
 

@@ -42,7 +42,7 @@ def batch_images(
         url = str(intake.request.get("source_url", ""))
         if not intake.images:
             yield _images_below(url, settings, skip=0)
-        else:  # the last one that was taken, to see that it is the same
+        else:  # begin with the last image taken, to check that it is the same
             found = _images_below(url, settings, skip=intake.images - 1)
             yield _continued(found, _last_name(ledger, store, intake.job_id))
         return
@@ -92,7 +92,7 @@ def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]
 
 
 def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[SourceImage]:
-    """Yield the images below a URL, named from there on, but the first ones.
+    """Yield the images below a URL, except the first `skip`. Their names begin after the URL.
 
     Raises SourceError, Unavailable.
     """
@@ -118,7 +118,7 @@ def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[Source
 
 
 def _continued(found: Iterator[SourceImage], last_name: str) -> Iterator[SourceImage]:
-    """Yield all images but the first. Raises SourceError if that does not have this name."""
+    """Yield all images but the first. Raises SourceError if the first has another name."""
     first = next(found, None)
     if first is None or first.name != last_name:
         raise SourceError(

@@ -19,7 +19,7 @@ class DryRun:
 
     images: int
     bytes: int
-    duplicates: int  # images whose bytes are those of one before
+    duplicates: int  # images with the same bytes as an earlier one
     unreadable: int
     chunks: int
 
@@ -32,7 +32,7 @@ def dry_run(
     by_reference: Roots | None = None,
     on_progress: Callable[[int], None] = lambda _images: None,
 ) -> DryRun:
-    """Read all images as for a submission, in constant memory but for eight bytes per image.
+    """Read all images as for a submission, in constant memory except eight bytes per image.
 
     Raises SourceError if there is no image, more than the limits allow, or one that cannot be submitted by
     reference; Unavailable.

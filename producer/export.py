@@ -156,7 +156,7 @@ def parquet_pages(predictions: Iterable[Prediction], out: IO[bytes]) -> Iterator
 
 
 def pages_of(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
-    """Yield predictions many at a time."""
+    """Yield the predictions in pages."""
     rows = iter(predictions)
     while page := list(islice(rows, PAGE_ROWS)):
         yield page

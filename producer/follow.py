@@ -38,7 +38,7 @@ def follow(
 
 
 def pauses() -> Iterator[float]:
-    """Yield the seconds between two looks at a job, without end."""
+    """Yield the pauses, in seconds, between two looks at a job, without end."""
     pause = _FIRST_PAUSE_SECONDS
     while True:
         yield pause

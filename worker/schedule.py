@@ -40,7 +40,7 @@ GRACE: Final = timedelta(minutes=10)
 #: How often beat reads the schedules.
 POLL_SECONDS: Final = 5.0
 
-#: How often beat looks for drift, which takes up to seconds.
+#: Seconds between two checks for drift, each of which can take seconds.
 DRIFT_SECONDS: Final = 600.0
 
 #: Replaces a cron line: train at no fixed time.

@@ -1,6 +1,6 @@
 """Send webhooks: each task sends the delivery that has been due for longest.
 
-Its receiver may be slow, or not answer at all, so workers of their own do this.
+Its receiver may be slow, or not answer at all, so separate workers do this.
 """
 
 from __future__ import annotations

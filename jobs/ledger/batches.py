@@ -28,7 +28,7 @@ INTAKE_LEASE_SECONDS: Final = 60.0
 #: A batch fails after so many claims in a row that added no image: something in it kills the process.
 MAX_ATTEMPTS: Final = 5
 
-#: No more batches are accepted while so many wait for an intake process.
+#: Maximum batches that wait for an intake process: no more are accepted.
 MAX_WAITING_BATCHES: Final = 100_000
 
 
@@ -92,7 +92,7 @@ def is_backlog_full(connection: Connection) -> bool:
 
 
 def abandoned_seconds(connection: Connection) -> float | None:
-    """Return how long the oldest batch has waited for an intake process.
+    """Return the seconds that the oldest batch has waited for an intake process.
 
     None if no batch waits, or an intake process is at work: it takes the others in later.
     """

@@ -45,8 +45,8 @@ CLIENT_CHECK_SECONDS: Final = 1
 #: A pooled connection that was idle for this long is pinged before it is used.
 IDLE_SECONDS: Final = 0.25
 
-#: A process keeps at most so many connections open: the HTTP API answers as many requests at a time. Others
-#: never need more than one or two.
+#: Maximum open connections of a process: the HTTP API answers as many requests at a time. Other processes
+#: need only one or two.
 POOL_SIZE: Final = 16
 
 #: How many values one statement compares a column with. Both databases limit its parameters.

@@ -19,7 +19,7 @@ from jobs.ledger.outbox import BATCHES
 from jobs.ledger.webhooks import disable_endpoint
 from jobs.schema import DeliveryState, db_now, webhook_deliveries, webhook_endpoints
 
-#: How long a sender has a delivery. Far longer than a request takes (`worker.webhooks`).
+#: How long a sender's claim lasts: far longer than a request takes (`worker.webhooks`).
 LEASE_SECONDS: Final = 60.0
 
 #: The pauses after failed attempts: a day in all, after which a delivery has failed.
@@ -28,7 +28,7 @@ PAUSES_SECONDS: Final = (5.0, 30.0, 120.0, 600.0, 1_800.0, 3_600.0, *[7_200.0] *
 #: Each pause is longer or shorter by up to this share, so that deliveries do not come in waves.
 _JITTER: Final = 0.2
 
-#: How long the other deliveries to a receiver that has not answered wait: it must not keep all senders busy.
+#: How long other deliveries to a receiver wait after it did not answer: it must not keep all senders busy.
 _SILENCE_SECONDS: Final = 5.0
 
 _GONE: Final = 410
@@ -100,13 +100,13 @@ def claim_delivery(connection: Connection) -> ClaimedDelivery | None:
 def record_answer(
     connection: Connection, delivery: ClaimedDelivery, status: int | None, error: str | None = None
 ) -> None:
-    """Record the answer's status, None if there was none. Nothing changes if the claim was lost meanwhile.
+    """Record the answer's status, or None if there was none. Do nothing if the claim was lost.
 
-    2xx is success. 410 disables the endpoint, and its other deliveries fail. Anything else is tried again
-    until the last pause is over.
+    2xx is success. 410 disables the endpoint, and its other deliveries fail. Anything else is retried until
+    the last pause is over.
     """
     if status == _GONE and delivery.endpoint_id != BATCHES:
-        disable_endpoint(connection, delivery.endpoint_id)  # first, as a command that removes it
+        disable_endpoint(connection, delivery.endpoint_id)  # locked first, as when a command removes it
     values: dict[str, Any] = {"status": status, "error": error or f"it answered {status}"}
     if status is not None and 200 <= status < 300:
         values |= {"state": DeliveryState.DELIVERED, "finished_at": db_now(), "error": None}
@@ -151,7 +151,7 @@ def old_deliveries(connection: Connection, *, days: float, delete: bool) -> int:
 
 
 def _change_pending(connection: Connection, which: sa.ColumnElement[bool], **values: Any) -> None:
-    # Rows that another sender has locked are skipped: two that wait for each other's would deadlock.
+    # Skip rows that another sender has locked: two senders that wait for each other would deadlock.
     unlocked = sa.select(webhook_deliveries.c.id).where(_IS_PENDING, which).with_for_update(skip_locked=True)
     connection.execute(
         webhook_deliveries.update().where(webhook_deliveries.c.id.in_(unlocked)).values(values)

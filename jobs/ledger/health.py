@@ -39,7 +39,7 @@ _SLICES: Final = 50
 
 _DAY_SECONDS: Final = 86_400.0
 
-#: While a model's images keep differing, that is reported again after so many days.
+#: Days after which drift of the same model is reported again.
 REPORT_DAYS: Final = 7
 
 
@@ -69,7 +69,7 @@ class Health:
 
     @property
     def has_drifted(self) -> bool:
-        """Return whether the recent images differ from those of the evaluation by more than slightly."""
+        """Return whether the recent images differ clearly from those of the evaluation."""
         return any(shift and shift.drift is Drift.DRIFTED for shift in (self.labels, self.confidences))
 
     @property
@@ -121,7 +121,7 @@ def model_health(connection: Connection, model_id: str | None = None, dataset: s
 def report_drift(ledger: Ledger) -> None:
     """Report the champions whose recent images have drifted, if a webhook wants that. Raises Unavailable.
 
-    A lock in the ledger lets each of them be reported once, however many processes call this.
+    A lock in the ledger makes sure that each is reported once, however many processes call this.
     """
     with ledger.reading() as connection:
         if not is_wanted(connection, Event.DRIFT_DETECTED):
@@ -134,7 +134,7 @@ def report_drift(ledger: Ledger) -> None:
 
 
 def _report(connection: Connection, health: Health) -> None:
-    # With a holder of its own, the lock cannot be taken again before it expires.
+    # The holder is new, so not even this process can take the lock again before it expires.
     if not take_lock(connection, f"drift {health.model}", new_id(), seconds=REPORT_DAYS * _DAY_SECONDS):
         return
     report(

@@ -1,8 +1,8 @@
 """The outbox: webhooks are written in the transaction of the change that they report.
 
 So a change that is committed is reported, and one that is rolled back is not. There is one row per event and
-receiver. If nobody wants an event, finding that out is one short query, and nothing is written.
-`jobs.ledger.deliveries` takes them out.
+receiver. If nobody wants an event, that costs one short query. `jobs.ledger.deliveries` takes the
+rows out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jobs.ids import new_id
 from jobs.schema import DeliveryState, JobState, batches, db_now, jobs, webhook_deliveries, webhook_endpoints
 from jobs.webhooks import Event
 
-#: The endpoint whose secret signs what goes to the addresses that batches name.
+#: The endpoint whose secret signs messages to the `webhook_url` of batches.
 BATCHES: Final = "batches"
 
 #: The type of a message that `labelmill webhooks test` sends.
@@ -36,10 +36,10 @@ _ENDPOINTS: Final[sa.Select[Any]] = sa.select(*webhook_endpoints.c["id", "url", 
     webhook_endpoints.c.disabled_at.is_(None)
 )
 
-#: The same, kept until the end of the transaction: a delivery needs its endpoint.
+#: The same, protected from removal until the transaction ends: a delivery needs its endpoint.
 _KEPT_ENDPOINTS: Final = _ENDPOINTS.with_for_update(read=True, key_share=True)
 
-#: The jobs that have ended, with the requests of batches. A shadow is nobody's batch.
+#: The jobs that have ended, with the requests of batches. Nobody submitted a shadow.
 _ENDED: Final[sa.Select[Any]] = (
     sa.select(
         *jobs.c["id", "state", "total", "succeeded", "failed", "model_id", "error"],

@@ -161,7 +161,7 @@ def _rows(
         alternatives or repeat(None),
     )
     used = (values for name, values in zip(_COLUMNS, all_columns, strict=True) if name in columns)
-    return zip(*used, strict=False)  # some of them have no end
+    return zip(*used, strict=False)  # `repeat` has no end
 
 
 def _copy(

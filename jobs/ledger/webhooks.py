@@ -20,7 +20,7 @@ from jobs.ledger.outbox import BATCHES
 from jobs.schema import db_now, webhook_endpoints
 from jobs.webhooks import Event, new_secret
 
-#: How long the old secret signs, too, after a new one was made.
+#: How long messages are also signed with the old secret after a change.
 ROTATION_SECONDS: Final = 86_400.0
 
 _COLUMNS: Final = webhook_endpoints.c["id", "url", "events", "created_at", "disabled_at", "old_until"]
@@ -35,7 +35,7 @@ class Endpoint:
     events: list[str]  # none: all
     created_at: datetime
     disabled_at: datetime | None
-    old_until: datetime | None  # until when the secret before the present one signs, too
+    old_until: datetime | None  # until when messages are also signed with the old secret
 
 
 def add_endpoint(
@@ -52,7 +52,7 @@ def add_endpoint(
 
 
 def secret_of_batches(connection: Connection) -> str:
-    """Return the secret that signs what goes to the addresses that batches name, made at the first call."""
+    """Return the secret that signs messages to the `webhook_url` of batches. The first call makes it."""
     connection.execute(
         insert_into(connection, webhook_endpoints)
         .values(id=BATCHES, url=None, events=[], secret=new_secret(), created_at=db_now())
@@ -93,7 +93,7 @@ def rotate_secret(connection: Connection, endpoint_id: str, secret: str | None =
 
 
 def disable_endpoint(connection: Connection, endpoint_id: str) -> None:
-    """Send nothing to this endpoint any more. Raises NotFound."""
+    """Disable the endpoint, so that nothing more is sent to it. Raises NotFound."""
     _change(connection, endpoint_id, {"disabled_at": db_now()})
 
 

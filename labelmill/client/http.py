@@ -29,7 +29,7 @@ _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
 #: The longest pause that a server can ask for.
 _LONGEST_PAUSE_SECONDS: Final = 300.0
 
-#: A connection that was not used for so long is not used again: servers close it after about five seconds.
+#: A connection that was idle for longer is replaced: servers close it after about five seconds.
 _IDLE_SECONDS: Final = 2.0
 
 #: Answers after which the same request may succeed.
@@ -65,7 +65,7 @@ class Api:
     """A connection to one server. Do not share it between threads."""
 
     def __init__(self, url: str, key: str, *, on_retry: Callable[[str], None]) -> None:
-        """Prepare. `on_retry` is called with the reason when a request breaks and will be repeated.
+        """Prepare requests. `on_retry` is called with the reason when a request breaks and will be repeated.
 
         Raises UserError if the URL or the key is malformed.
         """
@@ -126,7 +126,7 @@ class Api:
         return self._result(lambda: self._send("POST", f"{self._base}/files", form(), headers))
 
     def delete_quietly(self, path: str) -> None:
-        """Delete something that is not needed, if the server does so at once."""
+        """Try once to delete something that is no longer needed, and ignore a failure."""
         with suppress(OSError, HTTPException):
             self._send("DELETE", self._base + path, None, {})
 
@@ -185,7 +185,7 @@ class Api:
                 connection.request(method, target, body, headers)
                 was_sent = True
             except (BrokenPipeError, ConnectionResetError):
-                pass  # the server may have refused an upload before all was sent, and say why
+                pass  # the server may have refused the upload early, and its answer says why
             response = connection.getresponse()
             found = {name.lower(): value for name, value in response.getheaders()}
             answer = _Answer(response.status, found, response.read())

@@ -51,7 +51,7 @@ class RemoteClient(CommonMethods):
     request that breaks is repeated for a minute. Do not share a client between threads.
     """
 
-    #: Whether to say that the broker could not be used: the server says so in its log.
+    #: As in `Client`. Here the server reports it, in its log.
     broker_unavailable: Final = False
 
     def __init__(
@@ -62,7 +62,7 @@ class RemoteClient(CommonMethods):
         settings: Settings | None = None,
         on_retry: Callable[[str], None] = lambda _why: None,
     ) -> None:
-        """Prepare. `on_retry` is called with the reason when a request breaks and will be repeated.
+        """Prepare requests. `on_retry` is called with the reason when a request breaks and will be repeated.
 
         `settings` has the limits for reading images. Raises UserError if the URL or the key is malformed.
         """
@@ -234,7 +234,7 @@ class RemoteClient(CommonMethods):
 
         query = {"failed_only": "true"} if failed_only else {}
         try:
-            # The key: if the answer is lost, the images must not be submitted twice
+            # The key prevents a second submission if the answer is lost
             batch = self._api.request("POST", _path(job_id, "/retry"), query=query, idempotency_key=new_id())
         except NothingToRetry:
             return Retried(None, 0)
@@ -276,7 +276,7 @@ class RemoteClient(CommonMethods):
                     return
                 found = page(found[-1].index, left)
 
-        # At once, because a wrong id or label must be reported by this call
+        # Read the first page now, so that this call reports a wrong id or label
         return pages(page(after, limit), limit)
 
     @accept_numpy_numbers

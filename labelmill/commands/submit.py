@@ -192,9 +192,8 @@ def _report_dry_run(
     print_data(f"duplicates  {found.duplicates:,}")
     print_data(f"unreadable  {found.unreadable:,}")
     print_data(f"chunks      {found.chunks:,}")
-    print_data(
-        f"time        {'unknown: no job has been done yet' if seconds is None else format_duration(seconds)}"
-    )
+    time = "unknown: no job with this model is done" if seconds is None else format_duration(seconds)
+    print_data(f"time        {time}")
     if images.skipped:
         say(f"skipped {pluralize(images.skipped, 'file')}: not images by their names")
 

@@ -101,11 +101,11 @@ def list_all(as_json: JsonOption = False) -> None:
 def add(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where to send them: https://...")],
     event: Annotated[
-        list[Event] | None, typer.Option(help="An event that it wants, repeatable. Left out: all.")
+        list[Event] | None, typer.Option(help="An event to send; repeatable. Left out: all.")
     ] = None,
     secret_file: SecretFileOption = None,
 ) -> None:
-    """Add a receiver, and print its secret, with which it can verify what it gets."""
+    """Add a receiver, and print the secret with which it verifies messages."""
     given = _secret_in(secret_file)
     with Client() as client:
         check_receiver(url, client.settings.private_hosts)
@@ -118,7 +118,7 @@ def add(
 @app.command(epilog=examples("labelmill webhooks remove 06h0w4r0rf0dkckt"))
 @report_errors
 def remove(webhook: IdArgument) -> None:
-    """Remove a receiver, with all that was or would be sent to it."""
+    """Remove a receiver and all its messages, sent or not."""
     with Client() as client, client.ledger.transaction() as connection:
         remove_endpoint(connection, webhook)
     say(f"webhook {webhook} is removed")
@@ -139,7 +139,7 @@ def rotate(webhook: IdArgument, secret_file: SecretFileOption = None) -> None:
 @app.command(epilog=examples("labelmill webhooks secret"))
 @report_errors
 def secret() -> None:
-    """Print the secret that signs what goes to the `webhook_url` of a batch."""
+    """Print the secret that signs messages to the `webhook_url` of batches."""
     with Client() as client, client.ledger.transaction() as connection:
         print_data(secret_of_batches(connection))
 
@@ -161,7 +161,7 @@ def attempts(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """List what was sent and is to be sent: attempts so far, the last answer, and the next attempt."""
+    """List messages, sent or not: attempts so far, the last answer, and the next attempt."""
     with Client() as client, client.ledger.reading() as connection:
         found = list_deliveries(connection, limit=limit)
     if as_json:

@@ -15,7 +15,7 @@ from labelmill.client import Client
 from labelmill.server.guards import address_of
 from labelmill.server.problems import ApiError
 
-#: So that the OpenAPI description says that a key is needed. A missing one is reported below, as a problem.
+#: It makes the OpenAPI description say that a key is needed. A missing key is reported below, as a problem.
 _BEARER: Final = HTTPBearer(auto_error=False, description="A key that `labelmill keys create` has printed.")
 
 
@@ -28,7 +28,7 @@ class Session:
         client.on_change = self.record
 
     def record(self, connection: Connection, action: str, changed: str) -> None:
-        """Write into the audit that the key's owner changes something. `changed` is its id."""
+        """Write a change by the key's owner into the audit. `changed` is the id of what is changed."""
         record_action(connection, self.key.id, action, changed)
 
 

@@ -45,7 +45,7 @@ class Health(BaseModel):
 
 
 def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
-    """Return the application for these settings. When `is_stopping` is true, endless answers end.
+    """Return the application for these settings. Streams end when `is_stopping` returns true.
 
     Raises LedgerNotReady, Unavailable.
     """

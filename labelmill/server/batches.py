@@ -55,13 +55,13 @@ _STATUS: Final = {
     JobState.CANCELLED: "cancelled",
 }
 
-#: When a client may try again if too many batches wait.
+#: Seconds after which a client may try again if too many batches wait.
 _BACKLOG_RETRY_SECONDS: Final = 60
 
-#: The digest of the file, in a stored request.
+#: The name of the file's digest in a stored request.
 _SHA256: Final = "input_sha256"
 
-#: An error's code if a batch fails as a whole.
+#: The code of the error if a batch fails as a whole.
 _FAILED: Final = "batch_failed"
 
 
@@ -148,7 +148,7 @@ def retry_batch(
     failed_only: bool = False,
     idempotency_key: IdempotencyKey = None,
 ) -> RetriedBatch:
-    """Submit again the images of a batch that got no label, as a new batch.
+    """Submit the images of a batch that got no label once more, as a new batch.
 
     With `failed_only`, leave out images that a stopped batch never reached. A request with the same
     `Idempotency-Key` returns the same new batch.
@@ -202,7 +202,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
 
 
 def _check_roots(session: Session, wanted: NewBatch) -> None:
-    """Raise ApiError if a source or a reference is outside of the roots that are allowed."""
+    """Raise ApiError if a source or a reference is outside the allowed roots."""
     roots = Roots(session.client.settings.reference_roots)
     reason = None
     if wanted.by_reference and not roots:
@@ -219,7 +219,7 @@ def _check_roots(session: Session, wanted: NewBatch) -> None:
 
 
 def _check_webhook(session: Session, wanted: NewBatch) -> None:
-    """Raise ApiError if the batch names a receiver to which nothing would be sent."""
+    """Raise ApiError if webhooks cannot go to the address that the batch names."""
     if wanted.webhook_url is not None:
         try:
             check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
@@ -228,7 +228,7 @@ def _check_webhook(session: Session, wanted: NewBatch) -> None:
 
 
 def job_key(session: Session, idempotency_key: str | None) -> str | None:
-    """Return the job's key. Two owners of API keys, and the command, cannot take each other's."""
+    """Return the job's submission key. It differs for each API key, and from those of the command."""
     if idempotency_key is None:
         return None
     digest = hashlib.sha256(f"{session.key.id} {idempotency_key}".encode()).hexdigest()

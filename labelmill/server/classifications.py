@@ -1,7 +1,6 @@
 """`/v1/classifications`: classify a few images, and wait for their labels.
 
-They become a job like any other before anything is waited for. So a client that was cut off finds the labels
-in the batch.
+They become a job like any other before the wait, so a client that was cut off finds the labels in the batch.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ def _refuse(batch_id: str) -> None:
 
 
 async def _wait(client: Client, batch_id: str, seconds: float, request: Request) -> None:
-    """Wait until the batch has ended, or for so many seconds. No thread waits."""
+    """Wait until the batch has ended, for at most `seconds`. No thread is held."""
     deadline = time.monotonic() + seconds
     for pause in pauses():
         left = deadline - time.monotonic()
@@ -145,7 +144,7 @@ class _Images:
 
 
 async def _read_images(request: Request, max_bytes: int) -> list[SourceImage]:
-    """Return the images of the body; of one with more than `max_bytes`, its error. Raises ApiError."""
+    """Return the images of the body. One with more than `max_bytes` becomes an error. Raises ApiError."""
     length = request.headers.get("content-length", "")
     _check_size(int(length) if length.isdecimal() else 0)
     images = _Images()
@@ -173,7 +172,7 @@ async def _read_images(request: Request, max_bytes: int) -> list[SourceImage]:
 
 
 def _check_size(size: int) -> None:
-    """Raise ApiError, 413, if a request has more bytes."""
+    """Raise ApiError, 413, if a request has more than _MAX_BYTES."""
     if size > _MAX_BYTES:
         detail = f"The images have more than {_MAX_BYTES:,} bytes: upload them as a file, for a batch."
         raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)

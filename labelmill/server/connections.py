@@ -1,4 +1,4 @@
-"""Connections: end those of clients that keep the server waiting, so that they cannot use it up."""
+"""End connections whose clients keep the server waiting, so that they cannot take all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Connection(H11Protocol):
                 min(waiting, key=lambda each: each._since).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was received. Other than uvicorn's, this does not stop the timeout."""
+        """Parse what was received. Unlike uvicorn's method, this does not stop the timeout."""
         self.conn.receive_data(data)
         self.handle_events()
 

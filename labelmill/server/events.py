@@ -29,10 +29,10 @@ router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 #: Seconds between two readings of a batch, however many clients follow it.
 _POLL_SECONDS: Final = 1.0
 
-#: A comment is sent after so many seconds without an event, so that no proxy ends the stream.
+#: Seconds without an event after which a comment is sent, so that no proxy ends the stream.
 _SILENT_SECONDS: Final = 15.0
 
-#: Open streams of this server. Others must be able to connect, too.
+#: Maximum open streams of this server: other clients must be able to connect, too.
 _MAX_STREAMS: Final = 100
 
 _MEDIA_TYPE: Final = "text/event-stream"
@@ -55,7 +55,7 @@ class Streams:
         return found
 
     async def events(self, followed: _Followed, seen: str | None) -> AsyncIterator[bytes]:
-        """Yield an event for each new state of the batch, to the last one. Leave out the state `seen`."""
+        """Yield an event for each new state of the batch, up to the last one, except the state `seen`."""
         self._open += 1
         sent_at = time.monotonic()
         try:
@@ -72,7 +72,7 @@ class Streams:
                     return
                 await asyncio.sleep(_POLL_SECONDS)
         except LabelmillError:
-            return  # the client connects again, and is told why this failed
+            return  # the client connects again, and that request reports the reason
         finally:
             self._open -= 1
 
@@ -131,7 +131,7 @@ async def follow_batch(
     if batch.ended and last_event_id == _state_of(batch):
         return Response(status_code=HTTPStatus.NO_CONTENT)
     found = streams.events(followed, last_event_id)
-    # The header is for nginx, which would wait for more.
+    # Without this header, nginx would hold events back.
     return StreamingResponse(found, media_type=_MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
 
 

@@ -95,7 +95,7 @@ def list_all(
     order: Literal["desc"] | None = None,  # noqa: ARG001 -- the only order, which OpenAI's clients may ask for
     purpose: Annotated[str | None, Query(max_length=32, pattern=NO_NUL)] = None,
 ) -> Page[FileObject]:
-    """List the uploaded files, newest first. The outputs of batches are not among them."""
+    """List the uploaded files, newest first. The outputs of batches are left out."""
     below = None if after is None else id_in(after)
     with session.client.ledger.reading() as connection:
         found = list_files(connection, limit=limit + 1, after=below, purpose=purpose)
@@ -146,7 +146,7 @@ def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
 
 
 def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Return the same pieces, of which the first is read already: its error is still an answer of its own."""
+    """Return the same pieces, but read the first one now: its error can still become an answer."""
     return chain([next(pieces, b"")], pieces)
 
 

@@ -47,7 +47,7 @@ def stream_parquet(predictions: Iterable[Prediction]) -> Iterator[bytes]:
     yield out.getvalue()
 
 
-#: The formats beside JSON, by media type.
+#: The formats other than JSON, by media type.
 STREAMS: Final[dict[str, Callable[[Iterable[Prediction]], Iterator[bytes]]]] = {
     "application/jsonl": stream_jsonl,
     "application/x-ndjson": stream_jsonl,
@@ -63,7 +63,7 @@ def choose_media_type(accept: str | None) -> str:
     """
     offered = [JSON, *(each for each in STREAMS if each != PARQUET or find_spec("pyarrow") is not None)]
     ranges = _ranges(accept or "*/*")
-    # The first of the best: JSON before the others.
+    # Of equals, `max` returns the first, which is JSON.
     best = max(offered, key=lambda each: _quality(each, ranges))
     if _quality(best, ranges) > 0:
         return best

@@ -40,7 +40,7 @@ class Guard:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that is refused, and pass on any other."""
+        """Answer the request if it is refused, otherwise pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -100,7 +100,7 @@ def check_host(host: str, local: str, names: Collection[str]) -> None:
 def _check_body(request: Request) -> None:
     """Raise ApiError if the body is too large, of unknown length, or not JSON."""
     length = request.headers.get("content-length", "")
-    # Beside a Transfer-Encoding, the length does not count.
+    # With a Transfer-Encoding, the length does not count.
     if length.isdecimal() and "transfer-encoding" not in request.headers:
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if int(length) and kind != "application/json":
@@ -115,7 +115,7 @@ def _check_body(request: Request) -> None:
 
 
 def _in_time(receive: Receive) -> Receive:
-    """Return the same function; it raises HTTPException if the body does not arrive in time."""
+    """Return `receive` with a deadline: it raises HTTPException if the body does not arrive in time."""
     deadline = asyncio.get_running_loop().time() + _BODY_SECONDS
     is_complete = False
 

@@ -27,7 +27,7 @@ router = APIRouter(tags=["images and labels"], responses=PROBLEMS)
 #: Pixels of the longer side of a thumbnail.
 _SIDE: Final = 128
 
-#: Larger images have no thumbnail, apart from JPEGs, which are decoded in an eighth of their size: each pixel
+#: Larger images have no thumbnail, except JPEGs, which are decoded at an eighth of their size: each pixel
 #: takes up to 20 bytes.
 _MAX_PIXELS: Final = 16 * 1024 * 1024
 
@@ -58,8 +58,8 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
     responses={200: {"content": {"image/webp": {}}}},
 )
 async def read_thumbnail(batch_id: str, index: Index, session: SubmitSession) -> Response:
-    """Return an image as a small WebP. One that got an error is not decoded: the answer has its code."""
-    # One at a time, whatever takes most memory and time; those that wait hold none of the other threads.
+    """Return an image as a small WebP. If the image got an error, the answer has its code."""
+    # One at a time, because this takes the most memory and time. Requests that wait hold no thread.
     content = await to_thread.run_sync(_thumbnail, session, batch_id, index, limiter=_one_at_a_time)
     return Response(content, media_type="image/webp")
 

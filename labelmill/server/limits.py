@@ -1,6 +1,6 @@
 """Limits for each client: requests per second, wrong keys, and uploads at the same time.
 
-They are counted in this process: each of several servers allows as much.
+They are counted in this process: each of several servers allows the full amount.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jobs.settings import Settings
 from labelmill.server.connections import MAX_CONNECTIONS
 from labelmill.server.problems import ApiError
 
-#: Keys that are not known to be valid, per client address. The burst lets as many clients as there are
-#: connections begin at the same time with a new key.
+#: Requests with unknown keys, per client address. The burst lets each connection begin with a new key at the
+#: same time.
 _GUESSES_PER_SECOND: Final = 1
 _GUESSES: Final = MAX_CONNECTIONS
 
-#: Clients that are remembered, so that strangers cannot fill the memory.
+#: Maximum clients that are remembered: strangers must not fill the memory.
 _MAX_CLIENTS: Final = 10_000
 
-#: When a client may try again that has too many uploads.
+#: Seconds after which a client with too many uploads may try again.
 _UPLOAD_RETRY_SECONDS: Final = 5
 
 
@@ -37,7 +37,7 @@ class RateLimit:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when counted
 
     def __contains__(self, client: str) -> bool:
         return client in self._buckets

@@ -1,4 +1,4 @@
-"""`/v1/models`, `/v1/runs`, `/v1/datasets` and `/v1/workers`: look, promote, roll back and train."""
+"""`/v1/models`, `/v1/runs`, `/v1/datasets` and `/v1/workers`: read, promote, roll back and train."""
 
 from __future__ import annotations
 

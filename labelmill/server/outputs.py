@@ -24,7 +24,7 @@ _ERRORS: Final = "-errors"
 #: Lines that are sent at a time.
 _PIECE_LINES: Final = 1_000
 
-#: The bytes of the files that were counted, because counting reads all their rows: by batch, kind and rows.
+#: Sizes that were counted before, by batch, kind and number of rows: counting reads all rows of a batch.
 _sizes: Final[dict[tuple[str, bool, int], int]] = {}
 
 _MAX_SIZES: Final = 10_000
@@ -73,7 +73,7 @@ class Output:
         )
 
     def _size(self) -> int:
-        """Return the file's size in bytes. The first time, all its lines are made."""
+        """Return the file's size in bytes. The first call makes all lines."""
         # Workers may still add rows to a batch that was stopped.
         key = (self.status.id, self.errors, self.status.done)
         if key not in _sizes:

@@ -18,7 +18,7 @@ from labelmill.server.schemas import MAX_NUMBER, NO_NUL, Result
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
-#: Stars of a glob: on SQLite, each one multiplies the time that a name takes.
+#: Maximum stars of a glob: on SQLite, each one multiplies the time that a name takes.
 _MAX_STARS: Final = 3
 
 #: Results of a page in JSON if the request has no limit.
@@ -44,8 +44,8 @@ def list_results(
 ) -> Response:
     """Return the results so far, in the order of the images, in the format that `Accept` names.
 
-    With a limit it is a page, and `Link` names the next one. Without one, JSON has a page of 100 results, and
-    JSON lines, CSV and Parquet have all.
+    With `limit`, return a page; the header `Link` names the next one. Without it, JSON has a page of 100
+    results, and JSON lines, CSV and Parquet have all.
     """
     media_type = choose_media_type(request.headers.get("accept"))
     if name is not None and name.count("*") > _MAX_STARS:

@@ -18,13 +18,13 @@ T = TypeVar("T")
 #: How OpenAI's client limits metadata.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
 
-#: The addresses of one request, and characters of each.
+#: Maximum addresses of one request, and characters of each.
 _MAX_URLS, _MAX_URL = 10_000, 2048
 
 #: The largest integer that every JSON parser reads exactly.
 MAX_NUMBER: Final = 2**53
 
-#: Corrections that one request may have.
+#: Maximum corrections of one request.
 MAX_CORRECTIONS: Final = 1_000
 
 #: PostgreSQL stores no U+0000.
@@ -106,14 +106,14 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-#: A batch has one of them.
+#: The sources of images: a batch has exactly one.
 _SOURCES: Final = ("input_file_id", "urls", "source_url")
 
 Url = Annotated[str, Field(max_length=_MAX_URL, pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^\x00]+$")]
 
 
 def _limit_urls(urls: list[str]) -> list[str]:
-    # Not in the schema: nobody can send one more that is as long as allowed, because of the limit for a body.
+    # Not in the schema: so many of the longest addresses would exceed the limit for a body.
     if len(urls) > _MAX_URLS:
         raise ValueError(f"at most {_MAX_URLS:,} addresses: upload a manifest instead")
     return urls
@@ -143,7 +143,7 @@ class NewBatch(_Wanted):
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
     delete_input: bool | None = None
-    #: Where to report the end of this batch, beside the webhooks of `labelmill webhooks`.
+    #: Where to report the end of this batch, besides the receivers that `labelmill webhooks` lists.
     webhook_url: Url | None = None
     #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
     endpoint: Text = "/v1/classifications"
@@ -214,7 +214,7 @@ class BatchObject(BaseModel):
 class RetriedBatch(BatchObject):
     """A batch of images that got no label in another one."""
 
-    unreadable: int  # images of that one which could not be read, so there is nothing to submit again
+    unreadable: int  # images of the other one that have no bytes, so that they cannot be submitted again
 
 
 class ResultError(BaseModel):

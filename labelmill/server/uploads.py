@@ -40,7 +40,7 @@ class Upload:
         max_bytes: int,
         begin_file: Callable[[str], None] | None = None,
     ) -> None:
-        """Begin. `write` is called with the file's bytes. Raises ApiError if the body is not a form.
+        """Prepare. `write` is called with the file's bytes. Raises ApiError if the body is not a form.
 
         `begin_file` is called with the name of each file; without it, there may be only one.
         """

@@ -1,6 +1,6 @@
-"""Add webhooks: their endpoints, and the outbox of what is sent to them.
+"""Add webhooks: their endpoints, and the outbox of their messages.
 
-Processes of the previous version can go on: what they change is reported to nobody.
+Processes of the previous version can go on, but their changes are not reported.
 
 Revision ID: 0019
 Revises: 0018

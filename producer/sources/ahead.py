@@ -52,9 +52,9 @@ def read_ahead(found: Iterable[SourceImage | Unread]) -> Iterator[SourceImage]:
 
 
 class _Readers:
-    """Threads that read. Unlike those of an executor, they do not keep a process from ending.
+    """Threads that read. Unlike an executor's, they do not keep a process from ending.
 
-    So Ctrl-C ends a command also if a server does not answer.
+    So Ctrl-C ends a command even if a server does not answer.
     """
 
     def __init__(self) -> None:
@@ -88,4 +88,4 @@ class _Readers:
                 future.set_result(read())
             except BaseException as error:  # raised where the image is needed
                 future.set_exception(error)
-            del task, read, future  # its image, while this thread waits for the next
+            del task, read, future  # free the image while this thread waits for the next

@@ -45,7 +45,7 @@ _REDIRECTS: Final = 5
 #: How large an image behind a link is expected to be: this limits how many are read at the same time.
 _USUAL_BYTES: Final = 4 * 1024 * 1024
 
-#: Statuses of a server that may answer otherwise the next time.
+#: Statuses after which the server may answer differently the next time.
 _TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 #: The keys in a request's body that have a link to an image.
@@ -148,7 +148,7 @@ class Manifest:
         return storable(shown_url(url or ""))
 
     def _found(self, row: _Row) -> SourceImage | Unread:
-        """Return the image, if it is near; otherwise what reads it."""
+        """Return the image, or, if it is behind a link, what reads it."""
         read = partial(self._read, row)
         is_far = row.error is None and row.path is None and not _is_data(row.url)
         return Unread(read, min(self.max_bytes, _USUAL_BYTES)) if is_far else read()
@@ -252,7 +252,7 @@ def _links_in(body: dict[str, Any]) -> list[str]:
 
 
 def _download(url: str, max_bytes: int, private_hosts: Collection[str]) -> bytes:
-    """Return the bytes at an address of the web. Raises ImageError."""
+    """Return the bytes at a web address. Raises ImageError."""
     reason = ""
     for pause in _PAUSES:
         time.sleep(pause)

@@ -27,7 +27,7 @@ _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 class _Entry(NamedTuple):
-    """An entry of a folder: a part of what fsspec tells of it, which takes 1 KB."""
+    """An entry of a folder: the needed part of what fsspec returns, which takes 1 KB."""
 
     name: str
     path: str
@@ -135,7 +135,7 @@ def _entries(filesystem: Any, folder: str, url: str) -> Iterator[_Entry]:
         if path.startswith(prefix) and name and "/" not in name:
             entries.append(_Entry(name, entry["name"], entry["type"], entry.get("size")))
     del listing
-    if filesystem.async_impl:  # others look there for what they open
+    if filesystem.async_impl:  # other packages look up there what they open
         filesystem.invalidate_cache(folder)
     yield from sorted(entries, key=attrgetter("name"))
 

@@ -192,7 +192,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits_roughly(image: Image.Image) -> Image.Image:
-    """Do the same without NumPy. A value may differ by one, and transparent pixels keep theirs."""
+    """Scale to mode L without NumPy. A value may differ by one, and transparent pixels keep theirs."""
     if image.mode == "F":
         grey = image.point(lambda value: value * 255 + 0.5)
     else:
