@@ -32,7 +32,7 @@ _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 #: The characters of a URL that are left as they are; others, such as spaces, are written in percent form.
 _SAFE: Final = "%/:?#[]@!$&'()*+,;=~"
 
-_NOT_IN_A_URL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+_NOT_IN_A_URL: Final = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 #: All global unicast addresses of IPv6 are in here.
 _UNICAST: Final = IPv6Network("2000::/3")
@@ -108,7 +108,7 @@ def request(
             return answer
         redirects -= 1
         method, body, before = "GET", None, target
-        target = _parse(urljoin(target.url, location))
+        target = _parse(target.url, location)
         if (target.scheme, target.origin) != (before.scheme, before.origin):
             headers = None  # they were meant for the other server
 
@@ -131,11 +131,12 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _SPECIAL)
 
 
-def _parse(url: str) -> _Target:
-    """Take a URL apart. Raises AddressForbidden."""
-    if _NOT_IN_A_URL.search(url):
-        raise AddressForbidden("The URL contains a character that is not allowed in a URL.")
+def _parse(url: str, location: str = "") -> _Target:
+    """Take a URL apart, or the one to which it redirects. Raises AddressForbidden."""
     try:
+        url = urljoin(url, location)
+        if _NOT_IN_A_URL.search(url):
+            raise AddressForbidden("The URL contains a character that is not allowed in a URL.")
         parts = urlsplit(url.strip(" "))
         host, port = parts.hostname or "", parts.port
         if not host.isascii():

@@ -44,7 +44,8 @@ def check_receiver(url: str, private: Collection[str]) -> None:
     with suppress(Unavailable):
         check_url(url, private=private)
     parts = urlsplit(url)
-    if parts.scheme != "https" and {parts.hostname, parts.netloc}.isdisjoint(private):
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    if parts.scheme != "https" and {host, parts.netloc.lower()}.isdisjoint(map(str.lower, private)):
         raise AddressForbidden("A webhook's URL must begin with https://.")
 
 

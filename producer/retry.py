@@ -49,18 +49,20 @@ def retry(
     key: str | None = None,
     shadow_share: float = 0.0,
     on_progress: Callable[[int], None] = lambda _images: None,
+    on_wait: Callable[[str], None] = lambda _job_id: None,
     on_seal: Callable[[Connection, str], object] = lambda *_: None,
     tracing: Tracing | None = None,
 ) -> Retried:
     """Submit the job's images without a label again, with their original names and contents.
 
     With `failed_only`, leave out images that never got an outcome. If `key` already has a job, return that
-    job. `on_seal` is called in the transaction that submits the new job. Memory holds one chunk of the old
-    job and one of the new. Raises NotFound; Conflict if the job has not finished, if its payloads were
-    purged, even during the retry, or if the key belongs to another job; and what `submit` raises.
+    job; `on_wait` is called first if it is still being submitted. `on_seal` is called in the transaction that
+    submits the new job. Memory holds one chunk of the old job and one of the new. Raises NotFound; Conflict
+    if the job has not finished, if its payloads were purged, even during the retry, or if the key belongs to
+    another job; and what `submit` raises.
     """
     submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
-    if key is not None and (holder := submitter.find_job_by_key(key, lambda _job_id: None)) is not None:
+    if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
         with ledger.reading() as connection:
             again = job_status(connection, holder.job_id)
         if again.retry_of != job_id:

@@ -104,7 +104,7 @@ def _parquet_rows(
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{where} cannot be read ({error}): write it again.") from None
 
 

@@ -10,6 +10,8 @@ import time
 from functools import cache
 from typing import Final
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from jobs.errors import AddressForbidden, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.deliveries import ClaimedDelivery, claim_delivery, record_answer
@@ -66,4 +68,6 @@ def _send(delivery: ClaimedDelivery, settings: Settings) -> tuple[int | None, st
         )
     except (AddressForbidden, Unavailable) as error:
         return None, str(error)
+    except SoftTimeLimitExceeded:  # resolving a name has no time limit that we set
+        return None, "the name server did not answer in time"
     return answer.status, None

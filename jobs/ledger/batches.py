@@ -159,6 +159,7 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
         why = f"Reading its images ended the intake process {MAX_ATTEMPTS} times: submit them in parts."
         finish_intake(connection, intake)
         end_job(connection, intake.job_id, JobState.FAILED, error=why)
+        delete_input(connection, intake.request, intake.file_id)
         return None
     return intake
 

@@ -188,12 +188,14 @@ class JobMethods(Session):
         failed_only: bool = False,
         key: str | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
+        on_wait: Callable[[str], None] = lambda _job_id: None,
     ) -> Retried:
         """Submit the images of a finished job that have no label, as a new job with the same model.
 
         Returns the new submission, or None if there is nothing to retry, and the number of images that could
         not be read when they were first submitted. With `failed_only`, leave out images that a stopped job
-        never reached. With `key`, calling it again returns the same new job. Raises NotFound, and Conflict if
+        never reached. With `key`, calling it again returns the same new job; `on_wait` is called before
+        waiting for one that is still being submitted. Raises NotFound, and Conflict if
         the job has not finished or its payloads were purged.
         """
         from producer.retry import retry
@@ -208,6 +210,7 @@ class JobMethods(Session):
             chunk_images=self.settings.chunk_images,
             shadow_share=self.settings.shadow_share,
             on_progress=on_progress,
+            on_wait=on_wait,
             on_seal=lambda connection, _: self.on_change(connection, "retry job", job_id),
             tracing=self._tracing,
         )

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
-from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
+from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
 from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
@@ -78,7 +78,7 @@ def create_batch(
     Once this is answered, the batch is committed. A request with the same `Idempotency-Key` and the same body
     returns the same batch, even if it names another file with the same bytes.
     """
-    key = job_key(session, idempotency_key)
+    key = job_key(session, "batch", idempotency_key)
     body = wanted.model_dump(mode="json", exclude_none=True)
     if wanted.urls is not None:  # they may be a megabyte, and may contain keys
         body["urls"] = hashlib.sha256("\0".join(wanted.urls).encode()).hexdigest()
@@ -154,7 +154,10 @@ def retry_batch(
     `Idempotency-Key` returns the same new batch.
     """
     retried, unreadable = session.client.retry(
-        found_id(session, batch_id), failed_only=failed_only, key=job_key(session, idempotency_key)
+        found_id(session, batch_id),
+        failed_only=failed_only,
+        key=job_key(session, "retry", idempotency_key),
+        on_wait=_refuse_to_wait,
     )
     if retried is None:
         detail = f"Batch {batch_id} has no image that could be submitted again."
@@ -227,11 +230,16 @@ def _check_webhook(session: Session, wanted: NewBatch) -> None:
             raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"webhook_url: {error}") from None
 
 
-def job_key(session: Session, idempotency_key: str | None) -> str | None:
-    """Return the job's submission key. It differs for each API key, and from those of the command."""
+def _refuse_to_wait(job_id: str) -> None:
+    # A thread that waited would be one of few, and a client that got no answer comes again.
+    raise Unavailable(f"Batch {job_id} is still being submitted with this key: try again later.")
+
+
+def job_key(session: Session, call: str, idempotency_key: str | None) -> str | None:
+    """Return the job's submission key, which differs for each API key and call, and from the command's."""
     if idempotency_key is None:
         return None
-    digest = hashlib.sha256(f"{session.key.id} {idempotency_key}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{session.key.id} {call} {idempotency_key}".encode()).hexdigest()
     return f"http {digest}"
 
 

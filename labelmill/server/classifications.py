@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -34,6 +35,9 @@ _MAX_IMAGES: Final = 16
 
 #: Maximum bytes of a request: it is in memory as a whole.
 _MAX_BYTES: Final = 32 * 1024 * 1024
+
+#: A larger body counts as an upload, because it is held in memory.
+_SMALL_BYTES: Final = 1024 * 1024
 
 _MAX_WAIT_SECONDS: Final = 60.0
 
@@ -84,7 +88,7 @@ async def classify(
 
     If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them.
     """
-    key = job_key(session, idempotency_key)
+    key = job_key(session, "classification", idempotency_key)
     batch_id = await _submit(request, session, key=key, model=model, dataset=dataset, top_k=top_k)
     await _wait(session.client, batch_id, wait, request)
     batch = await run_in_threadpool(read_batch, session.client.ledger, batch_id)
@@ -98,9 +102,13 @@ async def classify(
 
 async def _submit(request: Request, session: Session, **options: Any) -> str:
     """Commit a job of the images in the body, and return its id. They are in memory only until then."""
-    images = await _read_images(request, session.client.settings.max_image_bytes)
-    submit = partial(session.client.submission, images, on_wait=_refuse, **options)
-    submitted = await run_in_threadpool(submit)
+    length = request.headers.get("content-length", "")
+    is_small = length.isdecimal() and int(length) <= _SMALL_BYTES
+    uploading = request.app.state.limits.uploading(session.key.id)
+    async with nullcontext() if is_small else uploading:
+        images = await _read_images(request, session.client.settings.max_image_bytes)
+        submit = partial(session.client.submission, images, on_wait=_refuse, **options)
+        submitted = await run_in_threadpool(submit)
     return submitted.job_id
 
 

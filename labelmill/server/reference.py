@@ -125,7 +125,7 @@ def _example(api: dict[str, Any], schema: Schema) -> object:
     if schema.get("type") == "array":
         return [_example(api, schema["items"])]
     if schema.get("type") == "object":
-        required = schema.get("required", [])
+        required = schema.get("required") or schema.get("oneOf", [{}])[0].get("required", [])
         return {name: _example(api, schema["properties"][name]) for name in required}
     return _EXAMPLES.get(schema.get("type", ""))
 

@@ -186,6 +186,8 @@ class Manifest:
         """Return the bytes behind a link, and its address if it has one. Raises ImageError, Unavailable."""
         if _is_data(url):
             return _decode(url, self.max_bytes), None
+        if storable(url) != url:
+            raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "a character is not allowed in a URL")
         try:
             path = local_path(url)
         except ValueError as error:

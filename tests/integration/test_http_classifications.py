@@ -9,7 +9,7 @@ import pytest
 
 from jobs.ledger import Ledger
 from jobs.ledger.queries import job_status
-from jobs.schema import jobs
+from jobs.schema import db_now, jobs
 from jobs.settings import Settings
 from tests.console import until
 from tests.serving import lasting, served_here
@@ -50,6 +50,19 @@ def test_an_idempotency_key_is_one_job(api: httpx.Client, ledger: Ledger) -> Non
     assert api.post("/classifications", params=wait, content=b"other", headers=key).status_code == 409
     with ledger.reading() as connection:
         assert len(connection.execute(jobs.select()).all()) == 1
+
+
+def test_a_waiting_batch_survives_its_key_in_another_call(api: httpx.Client, ledger: Ledger) -> None:
+    # Given a batch that has waited for an intake process for longer than a producer may be silent
+    key = {"Idempotency-Key": "june"}
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    batch = api.post("/batches", json={"input_file_id": uploaded["id"]}, headers=key).json()
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().values(touched_at=db_now(-1000)))
+    # When the key is used for something else, Then the batch is still there
+    other = api.post("/classifications", params={"wait": 0}, content=b"image", headers=PNG | key)
+    assert other.status_code == 202
+    assert api.get(f"/batches/{batch['id']}").json()["status"] == "validating"
 
 
 @pytest.mark.parametrize(

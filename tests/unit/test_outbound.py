@@ -201,6 +201,7 @@ def test_a_public_address_is_allowed(address: str) -> None:
         "http://example.org:port/",
         "http://example.org:99999/",
         "http://[::1/",
+        "http://example.org/\ud800",
         f"http://{'ä' * 300}/",
     ],
 )
@@ -298,7 +299,8 @@ def test_the_certificate_must_be_of_the_name_and_not_of_the_address(
 
 
 @pytest.mark.parametrize(
-    "target", ["http://localhost:{port}/a.png", "http://[::1]/", "file:///etc/passwd", "//10.0.0.1/"]
+    "target",
+    ["http://localhost:{port}/a.png", "http://[::1]/", "file:///etc/passwd", "//10.0.0.1/", "http://["],
 )
 def test_a_redirect_to_a_forbidden_address_is_refused(server: Server, target: str) -> None:
     with pytest.raises(AddressForbidden):
