@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from jobs.dataset import MNIST
 from jobs.ledger.queries import JobStatus, Prediction
@@ -36,8 +36,16 @@ FILE_PREFIX: Final = "file-"
 Name = Annotated[str, Field(max_length=_MAX_NAME, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
 
+
+def _to_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: JSON may write an integer as 7.0, too.
+_WHOLE: Final = BeforeValidator(_to_whole)
+
 #: How many of the most probable classes each result has.
-TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K)]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), _WHOLE]
 
 Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS)]
 
@@ -137,11 +145,11 @@ class NewBatch(_Wanted):
     model: Name | None = None
     dataset: Name | None = None
     metadata: Metadata | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), _WHOLE] | None = None
     top_k: TopK | None = None
-    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
+    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE] | None = None
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
+    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = None
     delete_input: bool | None = None
     #: Where to report the end of this batch, besides the receivers that `labelmill webhooks` lists.
     webhook_url: Url | None = None
@@ -284,8 +292,8 @@ class NewCorrection(NewLabel):
     """The true label of an image of a batch."""
 
     batch_id: Name
-    index: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
-    line: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None  # in the sender's file, for messages
+    index: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE]
+    line: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = None  # in the sender's file
 
 
 class NewCorrections(_Wanted):
