@@ -142,7 +142,7 @@ def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, t
 
     # When predictions are exported to the same file
     client = SimpleNamespace(job_id=str, status=lambda _job: None, predictions=lambda *_, **__: iter(ROWS))
-    monkeypatch.setattr(command, "Client", lambda: nullcontext(client))
+    monkeypatch.setattr(command, "open_client", lambda: nullcontext(client))
     with pytest.raises(SystemExit) as end:
         command.predictions(
             "a job", None, None, form=Format.PARQUET, limit=None, output=str(output), force=True
