@@ -440,7 +440,7 @@ def test_an_export_of_a_job_that_is_half_gone_fails(settings, finished, monkeypa
     output.write_text("what was exported before")
 
     # When the rest is exported, Then the command reports the purge and fails
-    monkeypatch.setattr(command, "Client", lambda: Client(settings))
+    monkeypatch.setattr(command, "open_client", lambda: Client(settings))
     for into in (None, str(output)):
         with pytest.raises(SystemExit) as end:
             command.predictions(job.id, None, None, form=command.Format.CSV, limit=None, output=into)
