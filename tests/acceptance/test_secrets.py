@@ -139,6 +139,7 @@ def test_nothing_that_works_says_a_secret(
     with (
         deployment.process(*worker) as log,
         deployment.process(*worker, "--trainer") as trainer_log,
+        deployment.process(*worker, "--webhooks") as webhooks_log,
         deployment.process(*beat) as beat_log,
         deployment.process(str(LABELMILL), "metrics", "--listen", "127.0.0.1:0") as metrics_log,
         deployment.process(str(LABELMILL), "serve", "--listen", "127.0.0.1:0") as api_log,
@@ -146,6 +147,7 @@ def test_nothing_that_works_says_a_secret(
         for started, word in (
             (log, "ready."),
             (trainer_log, "ready."),
+            (webhooks_log, "ready."),
             (beat_log, "beat: Starting"),
             (metrics_log, "/metrics;"),
             (api_log, "Ctrl-C ends it"),
@@ -165,8 +167,9 @@ def test_nothing_that_works_says_a_secret(
         run("predictions", done, "--format", "csv")
         for command in ("evaluate", "review"):
             run(command, done, "--json")
-        for command in ("datasets", "schedule", "gate", "keys"):
+        for command in ("datasets", "schedule", "gate", "keys", "webhooks"):
             run(command, "--json")
+        run("webhooks", "attempts")
         run("jobs", "--json")
         run("jobs")
         [model, *_] = run("models", "list").stdout.splitlines()[1].split()
@@ -204,7 +207,7 @@ def test_nothing_that_works_says_a_secret(
     assert covered | {"worker"} == set(COMMANDS)
 
     # then no secret was printed, logged, or to be seen in the list of processes
-    assert all("DEBUG" in started.read_text() for started in (log, trainer_log, beat_log))
+    assert all("DEBUG" in started.read_text() for started in (log, trainer_log, webhooks_log, beat_log))
     deployment.check()
 
     # and none is in a file, in a row of the ledger, or in the broker

@@ -31,8 +31,8 @@ def test_the_parent_has_no_tensorflow_and_each_child_has_its_own(stack: Home, fe
     parents = [pid for pid in _celery_processes(stack.path) if not _parent_is_celery(pid)]
     children = [pid for pid in _celery_processes(stack.path) if _parent_is_celery(pid)]
 
-    # then worker, trainer and beat hold no TensorFlow; the classifying children do
-    assert len(parents) == 3
+    # then worker, trainer, webhooks and beat hold no TensorFlow; the classifying children do
+    assert len(parents) == 4
     assert not any(map(has_tensorflow, parents))
     classifying = [pid for pid in children if "labelmill.classify" in _command(pid)]
     assert len(classifying) == usable_cores()
