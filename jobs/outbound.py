@@ -72,10 +72,14 @@ class _Target:
     path: str  # with the query
 
     @property
+    def name(self) -> str:
+        """Return the host as in a URL: an IPv6 address is in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def origin(self) -> str:
         """Return the host and the port, as in the `Host` header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return self.name if self.port == _PORTS[self.scheme] else f"{self.name}:{self.port}"
 
 
 def request(
@@ -161,8 +165,7 @@ def _resolve(target: _Target, private: frozenset[str]) -> list[Any]:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise _unavailable(target, error) from None
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    if private.isdisjoint((host, f"{host}:{target.port}")):
+    if private.isdisjoint((target.name, f"{target.name}:{target.port}")):
         for *_, address in found:
             if not is_public(str(address[0])):
                 # Without the address, which would tell strangers about the network.

@@ -31,7 +31,7 @@ from jobs.ledger.corrections import (
     save_corrections,
 )
 from jobs.ledger.models import get_model
-from jobs.ledger.queries import JobStatus, Prediction, job_status, predictions_of
+from jobs.ledger.queries import JobStatus, Prediction, job_status, no_job, predictions_of
 from jobs.model import Model
 from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
@@ -127,7 +127,7 @@ class Corrector:
         Raises NotFound, and Unavailable, also if only the copy could not be removed.
         """
         if not is_id(job_id):
-            raise _no_job(job_id)
+            raise no_job(job_id)
         found = None
         if 0 <= index <= MAX_INDEX:
             with self._ledger.transaction() as connection:
@@ -235,7 +235,7 @@ class _Batch:
     ) -> list[_CopyTask]:
         """Return the images to copy, by chunk, in the order of the images. Earlier copies are reused."""
         if not is_id(job_id):
-            raise _no_job(job_id)
+            raise no_job(job_id)
         indices = [request.index for request in requests if 0 <= request.index <= MAX_INDEX]
         # First, because a job that was purged as a whole still has its corrections.
         before = find_corrections(connection, job_id, indices)
@@ -362,9 +362,5 @@ class _CopyTask(NamedTuple):
 def _chunk(connection: Connection, request: CorrectionRequest) -> FinishedChunk:
     chunk = chunk_of(connection, request.job_id, request.index)
     if chunk is None:  # its job is being purged right now
-        raise _no_job(request.job_id)
+        raise no_job(request.job_id)
     return chunk
-
-
-def _no_job(job_id: str) -> NotFound:
-    return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")

@@ -153,8 +153,7 @@ def submit(
     removed during submission. After any exception, Ctrl-C included, nothing of the job is left, except that a
     stopped job stays as it is.
     """
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters; this one has {len(key):,}.")
+    check_key(key)
     if priority is not None and not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
     if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
@@ -192,6 +191,12 @@ def submit(
             )
         except _KeyInUse:
             continue  # another producer was faster: nothing of this job is stored, only `first` was read
+
+
+def check_key(key: str | None) -> None:
+    """Raise UserError if this is no submission key."""
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters; this one has {len(key):,}.")
 
 
 class _KeyInUse(Conflict):

@@ -105,7 +105,8 @@ def record_answer(
     2xx is success. 410 disables the endpoint, and its other deliveries fail. Anything else is retried until
     the last pause is over.
     """
-    if status == _GONE and delivery.endpoint_id != BATCHES:
+    is_endpoint_gone = status == _GONE and delivery.endpoint_id != BATCHES
+    if is_endpoint_gone:
         disable_endpoint(connection, delivery.endpoint_id)  # locked first, as when a command removes it
     values: dict[str, Any] = {"status": status, "error": error or f"it answered {status}"}
     if status is not None and 200 <= status < 300:
@@ -123,7 +124,7 @@ def record_answer(
         silent = webhook_deliveries.c.url == delivery.url
         soon = webhook_deliveries.c.due_at < db_now(_SILENCE_SECONDS)
         _change_pending(connection, sa.and_(silent, soon), due_at=db_now(_SILENCE_SECONDS))
-    if status == _GONE and delivery.endpoint_id != BATCHES:
+    if is_endpoint_gone:
         same = webhook_deliveries.c.endpoint_id == delivery.endpoint_id
         failed = {"state": DeliveryState.FAILED, "finished_at": db_now(), "error": "its endpoint is disabled"}
         _change_pending(connection, same, **failed)

@@ -128,8 +128,13 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
     """Return the status of a job. Raises NotFound."""
     row = connection.execute(_STATUS.where(jobs.c.id == job_id)).one_or_none()
     if row is None:
-        raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
+        raise no_job(job_id)
     return _to_status(row)
+
+
+def no_job(job_id: str) -> NotFound:
+    """Return the error that there is no such job."""
+    return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
 
 
 def latest_jobs(

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from jobs.errors import NotFound, Unavailable, UserError
 from jobs.ids import id_range, is_id, new_id
 from jobs.ledger.corrections import Correction
-from jobs.ledger.queries import JobStatus, Prediction
+from jobs.ledger.queries import JobStatus, Prediction, no_job
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState
 from jobs.settings import Settings
@@ -103,17 +103,14 @@ class RemoteClient(CommonMethods):
         memory holds a few of them, and nothing is written to disk. If the upload breaks, they are read again.
         UserError for `by_reference`: the server cannot read the files of this machine.
         """
-        from producer.submit import MAX_KEY_LENGTH, Submitted
+        from producer.submit import Submitted, check_key
 
         if by_reference:
             raise UserError(
                 "By reference does not work over the HTTP API, which cannot read the files of this machine: "
                 "leave it out."
             )
-        if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-            raise UserError(
-                f"A submission key has 1 to {MAX_KEY_LENGTH} characters; this one has {len(key):,}."
-            )
+        check_key(key)
         # Before the upload, which may take long
         model_id = self.model_id(model, dataset=dataset)
         count = 0
@@ -179,7 +176,7 @@ class RemoteClient(CommonMethods):
         if is_id(text):
             return text
         if not text or id_range(text) is None:
-            raise _no_job(typed)
+            raise no_job(typed)
         found: str = self._api.request("GET", f"/batches/{text}")["id"]
         return found
 
@@ -328,7 +325,7 @@ class NotInApi(UserError, AttributeError):
 def _path(job_id: str, below: str = "") -> str:
     """Return the path of a job's batch, or of something below it. Raises NotFound."""
     if not is_id(job_id):
-        raise _no_job(job_id)
+        raise no_job(job_id)
     return f"/batches/{job_id}{below}"
 
 
@@ -340,10 +337,6 @@ def _label_path(job_id: str, index: int) -> str:
 
 def _quoted(part: str) -> str:
     return quote(part.strip(), safe="", errors="surrogateescape")
-
-
-def _no_job(typed: str) -> NotFound:
-    return NotFound(f"There is no job {typed!r}: `labelmill jobs` lists them.")
 
 
 def _to_status(batch: dict[str, Any]) -> JobStatus:

@@ -115,8 +115,7 @@ def list_batches(
 def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
     with session.client.ledger.reading() as connection:
-        batch_id = full_id(connection, "job", batch_id)
-    return read_batch(session.client.ledger, batch_id)
+        return _read(connection, full_id(connection, "job", batch_id))
 
 
 @router.post("/{batch_id}/cancel")
@@ -277,24 +276,27 @@ def _is_same(connection: Connection, earlier: dict[str, object], body: dict[str,
 
 def found_id(session: Session, batch_id: str) -> str:
     """Return the id of a batch. Raises NotFound if there is no such batch."""
-    _found(session.client.ledger, batch_id)
+    with session.client.ledger.reading() as connection:
+        _found(connection, batch_id)
     return batch_id
 
 
 def read_batch(ledger: Ledger, batch_id: str) -> BatchObject:
     """Return a batch as it is now. Raises NotFound."""
-    status = _found(ledger, batch_id)
     with ledger.reading() as connection:
-        return _to_object(status, find_batch(connection, batch_id))
+        return _read(connection, batch_id)
 
 
-def _found(ledger: Ledger, batch_id: str) -> JobStatus:
-    with ledger.reading() as connection:
-        try:
-            if is_id(batch_id):
-                return job_status(connection, batch_id)
-        except NotFound:  # its message is about jobs and commands
-            pass
+def _read(connection: Connection, batch_id: str) -> BatchObject:
+    return _to_object(_found(connection, batch_id), find_batch(connection, batch_id))
+
+
+def _found(connection: Connection, batch_id: str) -> JobStatus:
+    try:
+        if is_id(batch_id):
+            return job_status(connection, batch_id)
+    except NotFound:  # its message is about jobs and commands
+        pass
     raise NotFound(f"There is no batch {batch_id!r}.")
 
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from itertools import islice
 from typing import Any, Final
 
 from jobs.errors import NotFound
@@ -17,12 +16,10 @@ from jobs.ids import is_id
 from jobs.ledger.queries import JobStatus, Prediction
 from labelmill.client import Client
 from labelmill.server.schemas import FILE_PREFIX, FileObject
+from producer.export import pages_of
 
 _OUTPUT: Final = "-output"
 _ERRORS: Final = "-errors"
-
-#: Lines that are sent at a time.
-_PIECE_LINES: Final = 1_000
 
 #: Sizes that were counted before, by batch, kind and number of rows: counting reads all rows of a batch.
 _sizes: Final[dict[tuple[str, bool, int], int]] = {}
@@ -48,17 +45,12 @@ class Output:
     status: JobStatus
     errors: bool
 
-    def lines(self) -> Iterator[str]:
-        """Yield a line for each image with a label, or for each with an error, in the order of the images."""
-        for prediction in self.client.predictions(self.status.id, errors=self.errors):
-            if self.errors or prediction.error is None:
-                yield json.dumps(_line(self.status.id, prediction), ensure_ascii=False) + "\n"
-
     def pieces(self) -> Iterator[bytes]:
-        """Yield the same lines, many at a time."""
-        lines = self.lines()
-        while page := list(islice(lines, _PIECE_LINES)):
-            yield "".join(page).encode()
+        """Yield a line for each image with a label, or for each with an error: many at a time, in order."""
+        found = self.client.predictions(self.status.id, errors=self.errors)
+        for page in pages_of(each for each in found if self.errors or each.error is None):
+            lines = (json.dumps(_line(self.status.id, each), ensure_ascii=False) for each in page)
+            yield "".join(f"{line}\n" for line in lines).encode()
 
     def to_object(self) -> FileObject:
         """Return the file's description."""

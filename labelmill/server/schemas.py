@@ -131,9 +131,7 @@ class NewBatch(_Wanted):
     """A request to classify the images of one source."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [{"required": [name]} for name in ("input_file_id", "urls", "source_url")]
-        },
+        json_schema_extra={"oneOf": [{"required": [name]} for name in _SOURCES]},
     )
 
     input_file_id: Name | None = Field(default=None, json_schema_extra=_never_null)
