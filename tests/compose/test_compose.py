@@ -325,9 +325,9 @@ def test_the_images_without_a_model_are_small() -> None:
     }
     for name, size in sizes.items():
         print(f"\n{name}: {size:.0f} MB")  # noqa: T201 -- for who reads the run
-    # The base is what this machine has by that name; the official one has about 120 MB.
+    # The base is what this machine has by that name; the official one has no more than 130 MB.
     for image in ("labelmill-producer", "labelmill-api"):
-        assert sizes[image] - sizes[BASE] < 300 - 120, image
+        assert sizes[image] - sizes[BASE] < 300 - 130, image
 
 
 # ---- helpers --------------------------------------------------------------------------------------------
