@@ -6,6 +6,7 @@ A pytest plugin (tests/conftest.py names it).
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +75,11 @@ class S3Server:
             self.before(request)
             time.sleep(self.delay)
             return self._app(environ, start_response)
+        except ConnectionError:
+            # Leave no connection open: this server sends `100 Continue` twice, and after the second one aiohttp
+            # waits for the answer without a timeout.
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise
         finally:
             with self._lock:
                 self._now -= 1
