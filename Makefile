@@ -52,7 +52,7 @@ mutants: install
 
 # The long counts of every fault, in about an hour; what came of them goes into benchmarks/results/soak.md.
 soak: install
-	$(PYTEST) tests/faults --soak --soak-report benchmarks/results/soak.md
+	$(PYTEST) tests/faults -o faulthandler_timeout=0 --soak --soak-report benchmarks/results/soak.md
 
 lint: install docs
 	$(BIN)/ruff check .

@@ -76,8 +76,8 @@ class S3Server:
             time.sleep(self.delay)
             return self._app(environ, start_response)
         except ConnectionError:
-            # Leave no connection open: this server sends `100 Continue` twice, and after the second one aiohttp
-            # waits for the answer without a timeout.
+            # Leave no connection open: this server sends `100 Continue` twice, and aiohttp has no timeout
+            # after the second.
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise
         finally:
