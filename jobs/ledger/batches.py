@@ -72,6 +72,21 @@ def add_batch(connection: Connection, job_id: str, *, request: dict[str, Any], f
     )
 
 
+def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
+    """Give the retry of a batch the batch's request: its metadata, and where its webhook goes.
+
+    Its images are there already, so no intake process has to read any. A job that was not submitted over HTTP
+    has no request to give.
+    """
+    batch = find_batch(connection, job_id)
+    if batch is not None:
+        connection.execute(
+            batches.insert().values(
+                job_id=retry_id, request=batch.request, file_id=None, state="done", created_at=db_now()
+            )
+        )
+
+
 def find_batch(connection: Connection, job_id: str) -> Batch | None:
     """Return the batch of a job, or None if the job was not submitted over HTTP."""
     return find_batches(connection, [job_id]).get(job_id)

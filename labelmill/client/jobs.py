@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from sqlalchemy.engine import Connection
+
 from jobs.dataset import MNIST
 from jobs.errors import Conflict
+from jobs.ledger.batches import repeat_batch
 from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.corrections import corrected_labels
 from jobs.ledger.models import get_model
@@ -200,6 +203,10 @@ class JobMethods(Session):
         """
         from producer.retry import retry
 
+        def on_seal(connection: Connection, retry_id: str) -> None:
+            repeat_batch(connection, job_id, retry_id)
+            self.on_change(connection, "retry job", job_id)
+
         return retry(
             job_id,
             failed_only=failed_only,
@@ -211,7 +218,7 @@ class JobMethods(Session):
             shadow_share=self.settings.shadow_share,
             on_progress=on_progress,
             on_wait=on_wait,
-            on_seal=lambda connection, _: self.on_change(connection, "retry job", job_id),
+            on_seal=on_seal,
             tracing=self._tracing,
         )
 

@@ -19,9 +19,12 @@ from jobs.ledger.queries import PAGE_ROWS, job_status
 from jobs.ledger.submission import open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.model import Model
+from jobs.queue import Publisher
 from jobs.schema import JobState, db_now, jobs, predictions
+from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.purging import Purge
+from producer.intake import take_in_next
 from tests.conftest import JobMaker, Worker
 from tests.outcomes import Outcome, best
 
@@ -203,6 +206,30 @@ def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Clien
     missing = {"input_file_id", "output_file_id", "error_file_id", "endpoint", "completion_window"}
     assert message["data"] == {
         name: value for name, value in shown.items() if name not in missing | {"paused", "retry_of", "job"}
+    }
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_retry_keeps_the_metadata_and_the_webhook(
+    api: httpx.Client, ledger: Ledger, store: Store, publisher: Publisher, settings: Settings
+) -> None:
+    # Given a batch with a receiver of its own that was cancelled before its image was classified
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    url, metadata = "https://receiver.invalid/hook", {"album": "7"}
+    wanted = {"input_file_id": uploaded["id"], "webhook_url": url, "metadata": metadata}
+    batch_id = api.post("/batches", json=wanted).json()["id"]
+    assert take_in_next(ledger, store, publisher, settings, owner="intake")
+    api.post(f"/batches/{batch_id}/cancel")
+    # When it is retried, Then the new batch is described alike, and its end is reported to the same receiver
+    retried = api.post(f"/batches/{batch_id}/retry").json()
+    assert (retried["metadata"], retried["request_counts"]["total"]) == (metadata, 1)
+    assert not take_in_next(ledger, store, publisher, settings, owner="intake")
+    api.post(f"/batches/{retried['id']}/cancel")
+    with ledger.transaction() as connection:
+        sent = [claim_delivery(connection) for _ in range(2)]
+    assert {(each.url, json.loads(each.body)["data"]["id"]) for each in sent if each is not None} == {
+        (url, batch_id),
+        (url, retried["id"]),
     }
 
 
