@@ -80,6 +80,8 @@ def list_endpoints(connection: Connection) -> list[Endpoint]:
 def rotate_secret(connection: Connection, endpoint_id: str, secret: str | None = None) -> str:
     """Give the endpoint a new secret and return it. The old one signs, too, for a day. Raises NotFound."""
     secret = secret or new_secret()
+    if endpoint_id == BATCHES:
+        secret_of_batches(connection)  # the first call makes the endpoint
     _change(
         connection,
         endpoint_id,

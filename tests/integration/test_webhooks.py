@@ -538,7 +538,7 @@ def test_the_command_adds_lists_rotates_and_removes(
         1,
     )
     assert delivery_id in run("attempts").stdout
-    assert run("secret").stdout == run("secret").stdout
+    assert run("rotate", "batches").stdout == run("secret").stdout
     assert run("remove", endpoint["id"]).exit_code == 0
     assert [each["id"] for each in json.loads(run("--json").stdout)] == ["batches"]
 
