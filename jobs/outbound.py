@@ -12,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from functools import cache
@@ -81,6 +81,10 @@ class _Target:
         """Return the host and the port, as in the `Host` header."""
         return self.name if self.port == _PORTS[self.scheme] else f"{self.name}:{self.port}"
 
+    def is_in(self, hosts: Container[str]) -> bool:
+        """Return whether hosts, with a port or without, contain this one."""
+        return self.name in hosts or f"{self.name}:{self.port}" in hosts
+
 
 def request(
     method: str,
@@ -117,9 +121,15 @@ def request(
             headers = None  # they were meant for the other server
 
 
-def check_url(url: str, *, private: Iterable[str] = ()) -> None:
-    """Raise AddressForbidden if `request` would refuse this URL now, Unavailable if it has no address."""
-    _resolve(_parse(url), frozenset(name.lower() for name in private))
+def check_url(url: str, *, private: Iterable[str] = (), need_tls: bool = False) -> None:
+    """Raise AddressForbidden if `request` would refuse this URL now, Unavailable if it has no address.
+
+    With `need_tls`, http:// is refused, too, unless `private` names the host.
+    """
+    target, allowed = _parse(url), frozenset(name.lower() for name in private)
+    if need_tls and target.scheme != "https" and not target.is_in(allowed):
+        raise AddressForbidden(f"{shown_url(url)} does not begin with https://.")
+    _resolve(target, allowed)
 
 
 def is_public(address: str) -> bool:
@@ -165,7 +175,7 @@ def _resolve(target: _Target, private: frozenset[str]) -> list[Any]:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise _unavailable(target, error) from None
-    if private.isdisjoint((target.name, f"{target.name}:{target.port}")):
+    if not target.is_in(private):
         for *_, address in found:
             if not is_public(str(address[0])):
                 # Without the address, which would tell strangers about the network.

@@ -547,7 +547,7 @@ def test_the_command_adds_lists_rotates_and_removes(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("add", "http://localhost/"), "not on the public internet"),
+        (("add", "https://localhost/"), "not on the public internet"),
         (("add", "ftp://example.org/"), "http"),
         (("remove", "06h0w4r0rf0dkckt"), "no webhook"),
         (("rotate", "06h0w4r0rf0dkckt"), "no webhook"),
@@ -564,7 +564,7 @@ def test_the_command_refuses_what_cannot_work(
 
 
 def test_a_receiver_needs_https_unless_its_host_is_allowed() -> None:
-    check_receiver("http://127.0.0.1:80/", ("127.0.0.1:80",))
+    check_receiver("http://127.0.0.1/", ("127.0.0.1:80",))
     check_receiver("https://a-host-that-is-down.invalid/", ())
     for url in (
         "http://a-host-that-is-down.invalid/",
