@@ -128,6 +128,8 @@ class Sources:
             return _read_pattern
         if stat.S_ISREG(mode) and is_manifest(source):
             return self._manifest_reader(source)
+        if stat.S_ISDIR(mode):
+            _check_folder(source)
         return _file_reader(source, mode, self._reading)
 
     def _manifest_reader(self, path: str) -> _Reader:
@@ -193,6 +195,14 @@ def _file_reader(path: str, mode: int, reading: Reading) -> _Reader:
         check_idx(path, reading.max_bytes)
         return read_idx
     return read_file
+
+
+def _check_folder(path: str) -> None:
+    """Raise SourceError if a named folder cannot be listed: its job would have one image, an error."""
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise SourceError(f"{shown(path)} cannot be listed ({why(error)}): check its permissions") from error
 
 
 def _check_pattern(pattern: str, advice: str) -> None:

@@ -239,3 +239,10 @@ def test_where_nothing_else_matches_it_is_the_folder_that_is_named(pattern: str)
     put("locked/c.png")
     with pytest.raises(SourceError, match=r"locked cannot be listed \(Permission denied\), check"):
         Sources([pattern])
+
+
+@pytest.mark.usefixtures("locked")
+def test_a_named_folder_that_may_not_be_listed_is_refused() -> None:
+    put("locked/c.png", "photos/a.png")
+    with pytest.raises(SourceError, match=r"^locked cannot be listed \(Permission denied\): check its per"):
+        Sources(["photos", "locked"])
