@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from labelmill.client.remote import RemoteClient
     from labelmill.stack import Stack
 
+#: How long a ledger that has answered may be away, and the pause between two attempts.
+_AWAY_SECONDS: Final = 120.0
+_PAUSE_SECONDS: Final = 1.0
+
 #: If no worker has started a job after this long, probably none is running.
 _NO_WORKER_SECONDS: Final = 10.0
 
@@ -29,7 +35,7 @@ def watch(client: Client | RemoteClient, job_id: str, *, own_stack: Stack | None
     advice = _advice(client)
     try:
         with ProgressLine("classifying") as progress:
-            for status in client.follow(job_id):
+            for status in _statuses(client, job_id):
                 note = _note(status, own_stack=own_stack is not None, advice=advice)
                 progress.update(status.done, total=status.total, note=note)
                 if own_stack is not None and not status.finished:
@@ -43,6 +49,28 @@ def watch(client: Client | RemoteClient, job_id: str, *, own_stack: Stack | None
         raise
     say(closing_line(status))
     return status
+
+
+def _statuses(client: Client | RemoteClient, job_id: str) -> Iterator[JobStatus]:
+    """Yield the job's status to its end, also if the ledger restarts in between.
+
+    Raises Unavailable if it never answered, or has not answered for two minutes.
+    """
+    answered_at, is_away = None, False
+    while True:
+        try:
+            for status in client.follow(job_id):
+                answered_at, is_away = time.monotonic(), False
+                yield status
+        except Unavailable as error:
+            if answered_at is None or time.monotonic() - answered_at > _AWAY_SECONDS:
+                raise
+            if not is_away:
+                say(f"{str(error).rstrip('.')}; trying again for two minutes")
+            is_away = True
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def report_broker_unavailable(client: Client | RemoteClient, waits: str, *, starts: str = "workers") -> None:

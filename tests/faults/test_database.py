@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import re
+import subprocess
 import time
 
 import psycopg
 
+from jobs.dataset import MNIST
+from jobs.ids import new_id
+from jobs.ledger.control import end_job
+from jobs.ledger.models import model_or_champion
+from jobs.ledger.submission import open_job
+from jobs.schema import JobState
 from jobs.sqlite import driver
-from tests.console import until
+from tests.console import LABELMILL, killed_at_the_end, until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
-from tests.faults.harness import Harness
+from tests.faults.harness import HEALED_SECONDS, Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.servers import FaultyPostgresql
@@ -44,6 +53,42 @@ def test_restarting_postgresql_loses_nothing(
 
             # then the job ends
             trials.ran(restarts - before, harness.judge(job, images))
+
+
+def test_watching_goes_on_when_postgresql_is_back(
+    postgresql_harness: Harness, faulty_postgresql: FaultyPostgresql
+) -> None:
+    # given a job that is followed and does not end
+    harness, job = postgresql_harness, new_id()
+    with harness.ledger.transaction() as connection:
+        model = model_or_champion(connection, None, MNIST)
+        open_job(connection, job, model_id=model.id, key=None)
+    with killed_at_the_end(
+        subprocess.Popen(
+            [LABELMILL, "status", job, "--watch"],
+            env=os.environ | harness.settings.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+
+        # when the server crashes, and comes back once that was noticed
+        faulty_postgresql.stop()
+        try:
+            said = process.stderr.readline()
+        finally:
+            faulty_postgresql.start()
+        assert "trying again for two minutes" in said
+
+        # then following goes on to the job's end
+        harness.ledger.engine.dispose()
+        with harness.ledger.transaction() as connection:
+            end_job(connection, job, JobState.CANCELLED)
+        out, _ = process.communicate(timeout=HEALED_SECONDS)
+    assert re.search(r"^state +cancelled$", out, re.MULTILINE)
 
 
 def test_a_commit_that_breaks_is_read_back(harnesses: list[Harness], matrix: Matrix) -> None:
