@@ -32,6 +32,12 @@ MAX_ATTEMPTS: Final = 5
 MAX_WAITING_BATCHES: Final = 100_000
 
 
+_BATCHES: Final = sa.select(batches.c.job_id, batches.c.request, batches.c.file_id)
+
+#: Composed once, because it is read all the time.
+_BATCH_OF: Final = _BATCHES.where(batches.c.job_id == sa.bindparam("job_id"))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """How a batch was requested."""
@@ -89,7 +95,8 @@ def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
 
 def find_batch(connection: Connection, job_id: str) -> Batch | None:
     """Return the batch of a job, or None if the job was not submitted over HTTP."""
-    return find_batches(connection, [job_id]).get(job_id)
+    row = connection.execute(_BATCH_OF, {"job_id": job_id}).one_or_none()
+    return None if row is None else Batch(**row._mapping)
 
 
 def is_batch_open(connection: Connection) -> bool:
@@ -127,9 +134,8 @@ def abandoned_seconds(connection: Connection) -> float | None:
 
 def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, Batch]:
     """Return the batches of these jobs by id. Jobs that were not submitted over HTTP are left out."""
-    columns = (batches.c.job_id, batches.c.request, batches.c.file_id)
-    query = sa.select(*columns).where(batches.c.job_id.in_(job_ids))
-    return {row.job_id: Batch(**row._mapping) for row in connection.execute(query)}
+    found = connection.execute(_BATCHES.where(batches.c.job_id.in_(job_ids)))
+    return {row.job_id: Batch(**row._mapping) for row in found}
 
 
 def claim_intake(connection: Connection, *, owner: str) -> Intake | None:

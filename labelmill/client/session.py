@@ -73,6 +73,11 @@ class Session(CommonMethods):
         """Why the broker could not be used, in a few words; empty if it could be used."""
         return self._publisher.reason if self._publisher is not None else ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection to close."""
+        return self._owns_ledger or self._publisher is not None or "_tracing" in self.__dict__
+
     def close(self) -> None:
         """Close the connections."""
         if self._owns_ledger:

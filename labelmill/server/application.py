@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
 from labelmill.server import batches, classifications, events, files, images, models, results
+from labelmill.server.access import Keys
 from labelmill.server.events import Streams
 from labelmill.server.guards import Guard
 from labelmill.server.limits import Limits
@@ -67,6 +68,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
     )
     limits = Limits(settings)
     app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
+    app.state.keys = Keys(ledger)
     app.state.streams = Streams(ledger, is_stopping)
     add_handlers(app)
     v1 = APIRouter(prefix="/v1")
