@@ -184,7 +184,8 @@ def _archive(folder: Path) -> Path:
     if not path.exists():
         say(f"writing {path}")
         temporary = path.with_suffix(".tmp")
-        with tarfile.open(temporary, "w") as file:
+        # Most files are hard links, which would otherwise be links in the archive, too.
+        with tarfile.open(temporary, "w", dereference=True) as file:
             for image in list_images(folder):
                 file.add(image, Path(image).relative_to(folder))
         temporary.rename(path)
