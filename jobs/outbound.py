@@ -128,7 +128,7 @@ def check_url(url: str, *, private: Iterable[str] = (), need_tls: bool = False) 
     """
     target, allowed = _parse(url), frozenset(name.lower() for name in private)
     if need_tls and target.scheme != "https" and not target.is_in(allowed):
-        raise AddressForbidden(f"{shown_url(url)} does not begin with https://.")
+        raise AddressForbidden(f"{shown_url(url)} must begin with https://.")
     _resolve(target, allowed)
 
 

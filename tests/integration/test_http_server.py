@@ -171,7 +171,7 @@ def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, objec
 @pytest.mark.parametrize(
     ("url", "detail"),
     [
-        ("http://example.invalid/", "does not begin with https://"),
+        ("http://example.invalid/", "must begin with https://"),
         ("https://169.254.169.254/latest/", "not on the public internet"),
         ("https://[::1]/", "not on the public internet"),
         ("https://2130706433/", "not on the public internet"),

@@ -538,7 +538,8 @@ def test_the_command_adds_lists_rotates_and_removes(
         1,
     )
     assert delivery_id in run("attempts").stdout
-    assert run("rotate", "batches").stdout == run("secret").stdout
+    rotated = run("rotate", "batches").stdout
+    assert run("secret").stdout == run("secret").stdout == rotated
     assert run("remove", endpoint["id"]).exit_code == 0
     assert [each["id"] for each in json.loads(run("--json").stdout)] == ["batches"]
 
@@ -547,6 +548,7 @@ def test_the_command_adds_lists_rotates_and_removes(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("add", "http://localhost/"), "must begin with https://"),
         (("add", "https://localhost/"), "not on the public internet"),
         (("add", "ftp://example.org/"), "http"),
         (("remove", "06h0w4r0rf0dkckt"), "no webhook"),
@@ -564,6 +566,7 @@ def test_the_command_refuses_what_cannot_work(
 
 
 def test_a_receiver_needs_https_unless_its_host_is_allowed() -> None:
+    check_receiver("http://127.0.0.1:80/", ("127.0.0.1:80",))
     check_receiver("http://127.0.0.1/", ("127.0.0.1:80",))
     check_receiver("https://a-host-that-is-down.invalid/", ())
     for url in (
