@@ -53,12 +53,13 @@ class Keys:
         return await run_in_threadpool(self._read, secret)
 
     def _read(self, secret: str) -> ApiKey | None:
+        until = time.monotonic() + _TRUST_SECONDS
         with self._ledger.reading() as connection:
             key = find_key(connection, secret)
         if key is None:
             self._trusted.pop(secret, None)
         else:
-            self._trusted[secret] = key, time.monotonic() + _TRUST_SECONDS
+            self._trusted[secret] = key, until
         return key
 
 
@@ -75,10 +76,11 @@ def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
             secret = credentials.credentials
             key = await state.keys.find(secret)
             state.limits.note(address_of(request), secret, valid=key is not None)
+        allowed = _allowed(key, credentials, role)
         # A client for this request alone: it must not be shared, but its ledger may be.
         client = Client(state.settings, ledger=state.ledger)
         try:
-            yield Session(client, _allowed(key, credentials, role))
+            yield Session(client, allowed)
         finally:
             if client.is_open:
                 await run_in_threadpool(client.close)

@@ -133,7 +133,7 @@ def test_keys_cannot_be_guessed_quickly(served: Served, ledger: Ledger) -> None:
     assert client.get("/v1/batches").status_code == HTTPStatus.OK
     with ledger.transaction() as connection:
         connection.exec_driver_sql("UPDATE api_keys SET revoked_at = created_at")
-    time.sleep(1)
+    time.sleep(1)  # it may have been read just now, and is trusted for so long
     answers = [client.get("/v1/batches").status_code for _ in range(30)]
     assert answers[0] == HTTPStatus.UNAUTHORIZED
     assert HTTPStatus.TOO_MANY_REQUESTS in answers
