@@ -69,11 +69,18 @@ class LastChunk:
     images: int
 
 
-def add_batch(connection: Connection, job_id: str, *, request: dict[str, Any], file_id: str | None) -> None:
+def add_batch(
+    connection: Connection,
+    job_id: str,
+    *,
+    request: dict[str, Any],
+    file_id: str | None,
+    state: str = "pending",
+) -> None:
     """Add the batch of a job that was opened in the same transaction."""
     connection.execute(
         batches.insert().values(
-            job_id=job_id, request=request, file_id=file_id, state="pending", created_at=db_now()
+            job_id=job_id, request=request, file_id=file_id, state=state, created_at=db_now()
         )
     )
 
@@ -86,11 +93,7 @@ def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
     """
     batch = find_batch(connection, job_id)
     if batch is not None:
-        connection.execute(
-            batches.insert().values(
-                job_id=retry_id, request=batch.request, file_id=None, state="done", created_at=db_now()
-            )
-        )
+        add_batch(connection, retry_id, request=batch.request, file_id=None, state="done")
 
 
 def find_batch(connection: Connection, job_id: str) -> Batch | None:

@@ -18,6 +18,7 @@ from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
 from producer.rows import is_manifest
 from producer.sources.files import (
+    access_error,
     head,
     leaving_symlink,
     read_file,
@@ -202,7 +203,7 @@ def _check_folder(path: str) -> None:
     try:
         os.scandir(path).close()
     except OSError as error:
-        raise SourceError(f"{shown(path)} cannot be listed ({why(error)}): check its permissions") from error
+        raise access_error(path, error, "listed") from error
 
 
 def _check_pattern(pattern: str, advice: str) -> None:

@@ -59,13 +59,13 @@ def head(path: str, size: int) -> bytes:
         os.close(descriptor)
 
 
-def access_error(path: str, error: OSError) -> SourceError:
-    """Return the SourceError for a file that cannot be opened or read."""
+def access_error(path: str, error: OSError, what: str = "read") -> SourceError:
+    """Return the SourceError for a file that cannot be read, or a folder that cannot be `listed`."""
     if isinstance(error, PermissionError):
         advice = "check its permissions"
     else:
         advice = "check that it is there, and the disk that it is on"
-    return SourceError(f"{shown(path)} cannot be read ({why(error)}): {advice}")
+    return SourceError(f"{shown(path)} cannot be {what} ({why(error)}): {advice}")
 
 
 def read_file(path: str, reading: Reading) -> Iterator[SourceImage]:
