@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -382,9 +383,9 @@ def test_a_validation_split_is_used_instead_of_held_out_images(data: Data) -> No
 def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a clock on which each step takes a second
+    # Given a clock on which each step takes a second, and which other threads do not see
     now = itertools.count()
-    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     rates: list[float] = []
     made = keras.optimizers.AdamW
 
