@@ -1,7 +1,6 @@
 """Access ledger and broker as they are: create and migrate nothing, and never wait for long.
 
-For commands that must answer even if both are down: `labelmill doctor`, `ready` and `metrics`. The broker's
-libraries are imported only when needed: a worker's health check only reads the ledger, and must be quick.
+For commands that must answer even if both are down: `labelmill doctor`, `ready` and `metrics`.
 """
 
 from __future__ import annotations

@@ -42,23 +42,26 @@ class Readiness:
 def readiness(settings: Settings, part: Part) -> Readiness:
     """Return whether this process is ready, and why. Never raises an error.
 
-    A worker, trainer or sender of webhooks is ready if the one on this host has sent a recent heartbeat (so
-    ledger and broker answer it) and has started a child process, with or without a champion. Beat and
-    producers are ready if ledger and broker answer here.
+    Ledger and broker must answer here. A worker, trainer or sender of webhooks must also have sent a recent
+    heartbeat from this host, and have started a child process, with or without a champion.
     """
+    found = Readiness(True, "ledger and broker answer")
     try:
         with existing_ledger(settings) as ledger:
             # A worker keeps working after a migration, until the next version's worker starts.
             ledger.check(or_newer=part in _QUEUES)
             if part in _QUEUES:
                 with ledger.reading() as connection:
-                    return _worker(part, list_workers(connection, host=socket.gethostname()))
+                    found = _worker(part, list_workers(connection, host=socket.gethostname()))
     except (LabelmillError, OSError) as error:
         return Readiness(False, redacted_message(error, settings))
-    return _broker(settings)
+    if not found.ready:
+        return found
+    problem = _broker_problem(settings)
+    return found if problem is None else Readiness(False, f"the broker does not answer: {problem}")
 
 
-def _broker(settings: Settings) -> Readiness:
+def _broker_problem(settings: Settings) -> str | None:
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
@@ -66,8 +69,8 @@ def _broker(settings: Settings) -> Readiness:
         with broker_client(settings) as client:
             client.ping()
     except (OperationalError, RedisError, OSError) as error:
-        return Readiness(False, f"the broker does not answer: {redacted_message(error, settings)}")
-    return Readiness(True, "ledger and broker answer")
+        return redacted_message(error, settings)
+    return None
 
 
 def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:

@@ -39,6 +39,7 @@ filter_messages(rebuild_or_drop)
 limit_cold_shutdown()
 limit_failed_shutdown()
 app.conf.worker_concurrency = settings.processes
+app.conf.worker_consumer = "worker.celery_patches:OutageTolerantConsumer"
 register_tasks(app, settings)
 app.steps["worker"].add(reconcile_step(settings))
 

@@ -6,8 +6,10 @@ Written against Celery 5.7, kombu 5.7 and billiard 4.3: look here first after an
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -15,10 +17,20 @@ from typing import Any, Final
 import celery.apps.worker as celery_worker
 from celery.signals import worker_shutting_down
 from celery.worker import WorkController
+from celery.worker.consumer import Consumer
+from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT, bound_open_broker_sockets
 from celery.worker.request import Request
+from celery.worker.state import maybe_shutdown
 from kombu.asynchronous import get_event_loop
+from kombu.common import ignore_errors
+from kombu.exceptions import OperationalError
 from kombu.transport import virtual
 from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
+
+logger = logging.getLogger(__name__)
+
+#: The pause between two attempts to reach the broker again.
+RECONNECT_SECONDS: Final = 2.0
 
 #: Far longer than a cold shutdown takes, because it does not wait for chunks.
 COLD_SHUTDOWN_SECONDS: Final = 5
@@ -36,9 +48,13 @@ class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
     https://github.com/celery/celery/issues/8030, https://github.com/celery/celery/issues/8990
     """
 
+    acknowledged: bool
+
     def acknowledge(self) -> None:
         """Acknowledge the message, and free its slot even if that failed."""
-        super().acknowledge()
+        if not self.acknowledged:
+            self._on_ack(_AckLogger(), self._connection_errors)
+            self.acknowledged = True
         self._free_slot()
 
     def reject(self, requeue: bool = False) -> None:
@@ -54,6 +70,58 @@ class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
             channel.qos.get(tag)
             # The base class's `ack` only marks the tag locally, without a command to Redis.
             virtual.QoS.ack(channel.qos, tag)
+
+
+class _AckLogger:
+    """Logs a failed acknowledgement as what it is: the broker is away, and the wake-up comes once more.
+
+    kombu logs it at `critical`, with a traceback, for each message (`kombu.Message.ack_log_error`).
+    """
+
+    def critical(self, _message: str, _tag: str, error: Exception, **_: Any) -> None:
+        logger.debug("a message was not acknowledged: %s", error)
+
+
+class OutageTolerantConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
+    """A consumer that keeps its worker's event loop running while the broker cannot be reached.
+
+    Celery's own sleeps until it is connected again. So the worker sends no heartbeat, and the time limits of
+    chunks that ended during the outage strike after it, which kills idle children (no issue known). It also
+    logs every attempt as an error.
+    """
+
+    connection: Any
+
+    def on_connection_error_after_connected(self, _error: Exception) -> None:
+        """Close the lost connection, as the base class does, without its log lines."""
+        bound_open_broker_sockets(self.connection, COLLECT_SOCKET_TIMEOUT)
+        with suppress(Exception):
+            self.connection.collect(socket_timeout=COLLECT_SOCKET_TIMEOUT)
+        connection, self.connection = self.connection, None
+        ignore_errors(connection, connection.close)
+
+    def ensure_connected(self, connection: Any) -> Any:
+        """Return the connection when the broker answers. Until then, log each new reason why it does not."""
+        reasons: set[str] = set()
+        while True:
+            try:
+                connection.ensure_connection(max_retries=0)
+            except OperationalError as error:
+                if not reasons:
+                    self.controller.register_with_event_loop(self.hub)  # as after a connection
+                if str(error) not in reasons:
+                    logger.warning("the broker cannot be reached, and this worker waits for it: %s", error)
+                reasons.add(str(error))
+            else:
+                self.first_connection_attempt = False
+                return connection
+            self._run_event_loop(RECONNECT_SECONDS)
+
+    def _run_event_loop(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            maybe_shutdown()
+            next(self.hub.create_loop())  # one turn, which the reconciler's timer ends in time
 
 
 def filter_messages(rebuild: Callable[[bytes], bytes | None]) -> None:

@@ -1,8 +1,8 @@
 """A worker's heartbeat: its row in the ledger, written every few seconds by its main process.
 
-The row shows that the main loop runs, that ledger and broker answer, and which children have started. A child
-that classifies has tried to load the champion by then (`worker.app`). Health checks read this row
-(`jobs.ledger.workers`).
+The row shows that the main loop runs and reaches the ledger, and which children have started. A child that
+classifies has tried to load the champion by then (`worker.app`). Health checks read this row
+(`jobs.ledger.workers`), and ask the broker themselves.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from typing import Any
 
 from jobs.ledger import Ledger
 from jobs.ledger.workers import HEARTBEAT_SECONDS, WorkerRow, forget_worker, report_worker
-from jobs.queue import Publisher
 from worker.context import owner_name
 
 
 class Heartbeat:
     """The heartbeat of one main process."""
 
-    def __init__(self, ledger: Ledger, publisher: Publisher, *, queue: str) -> None:
+    def __init__(self, ledger: Ledger, *, queue: str) -> None:
         """Write nothing yet. `queue` is the one from which this worker takes messages."""
         self._ledger = ledger
-        self._publisher = publisher
         self._queue = queue
         self._name = owner_name(os.getpid())
         self._version = metadata.version("labelmill")
@@ -37,14 +35,12 @@ class Heartbeat:
     def tick(self, pids: Sequence[int]) -> bool:
         """Write the row if it is due or the ready children have changed. Return whether it was written.
 
-        Raises Unavailable or kombu's OperationalError if nothing could be written.
+        Raises Unavailable.
         """
         children = tuple(map(owner_name, pids))
         now = time.monotonic()
         if children == self._children and now - self._written_at < HEARTBEAT_SECONDS:
             return False
-        # Check the broker first: without it, a worker with a working ledger takes no work either.
-        self._publisher.waiting(self._queue)
         row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version)
         with self._ledger.transaction() as connection:
             report_worker(connection, row, up_seconds=now - self._began)

@@ -109,15 +109,17 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder)
             queue = next(iter(worker.app.amqp.queues.consume_from))
-            heartbeat = Heartbeat(ledger, publisher, queue=queue)
+            heartbeat = Heartbeat(ledger, queue=queue)
+            problem = ""
 
             def tick() -> None:
-                try:
-                    if sent := reconciler.tick():
-                        logger.info("sent %d missing wake-ups", sent)
-                    heartbeat.tick(ready_children(worker.pool))
-                except (LabelmillError, OperationalError, OSError) as error:
-                    logger.warning("reconciling is postponed: %s", error)
+                nonlocal problem
+                found = _tick(heartbeat, reconciler, ready_children(worker.pool))
+                if found and not problem:
+                    logger.warning("no heartbeat is sent, and reconciling waits: %s", found)
+                elif problem and not found:
+                    logger.info("heartbeat and reconciling go on")
+                problem = found
 
             self._timer = worker.timer.call_repeatedly(RECONCILE_SECONDS, tick)
             self._heartbeat = heartbeat
@@ -142,6 +144,20 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
                     interrupt_runs_of(connection, owners, error="its trainer was stopped")
 
     return Reconcile
+
+
+def _tick(heartbeat: Heartbeat, reconciler: Reconciler, children: list[int]) -> str:
+    """Send the heartbeat and reconcile. Return why the ledger could not be used, or ""."""
+    try:
+        heartbeat.tick(children)
+        if sent := reconciler.tick():
+            logger.info("sent %d missing wake-ups", sent)
+    except OperationalError as error:
+        # The consumer has logged that the broker cannot be reached (`worker.celery_patches`).
+        logger.debug("reconciling waits: %s", error)
+    except (LabelmillError, OSError) as error:
+        return str(error)
+    return ""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Workers: each worker's main process writes its heartbeat, a row of its own, every few seconds.
 
-A row says when ledger and broker last answered (`seen_at`, by the database's clock) and how many child
-processes were ready then. `worker.heartbeat` writes the rows; `labelmill workers`, `ready` and `metrics` read
+A row says when the worker last wrote it (`seen_at`, by the database's clock) and how many child processes
+were ready then. `worker.heartbeat` writes the rows; `labelmill workers`, `ready` and `metrics` read
 them.
 """
 

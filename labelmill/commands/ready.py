@@ -21,9 +21,9 @@ def ready(
 ) -> None:
     """Say whether a process of a deployment is ready, in one line.
 
-    A worker, trainer or sender of webhooks is ready if the one on this host sent a heartbeat within 30
-    seconds and has started a process, whether or not there is a champion to load. Beat or a producer is ready
-    if ledger and broker answer. Exit code 0: ready. 1: not ready.
+    Beat or a producer is ready if ledger and broker answer. A worker, trainer or sender of webhooks is ready
+    if, in addition, the one on this host sent a heartbeat within 30 seconds and has started a process,
+    whether or not there is a champion to load. Exit code 0: ready. 1: not ready.
     """
     found = readiness(Settings.load(), part)
     print_data(f"{'ready' if found.ready else 'not ready'}: {printable(found.reason)}")

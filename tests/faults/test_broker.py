@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 import pytest
 import redis
 
+from jobs.ledger.workers import HEARTBEAT_SECONDS, list_workers
 from jobs.queue import BROKER_TIMEOUT_SECONDS
 from jobs.schema import JobState
 from tests.console import is_alive, until
@@ -23,6 +25,9 @@ from tests.faults.trials import Matrix
 #: How long a submission may take where the broker is silent: it waits for it once, and a machine that is very
 #: busy is slow beside.
 SILENT_SECONDS = 3 * BROKER_TIMEOUT_SECONDS
+
+#: Longer than a heartbeat's interval, and far longer than a chunk's time limit.
+OUTAGE_SECONDS = HEARTBEAT_SECONDS + 4
 
 
 def _kill(harness: Harness) -> None:
@@ -66,6 +71,45 @@ def test_losing_all_messages_loses_no_image(
             # then nobody has to do anything: the jobs end
             for harness, job, count in zip(harnesses, jobs, times, strict=True):
                 trials.ran(count, harness.judge(job, images))
+
+
+def test_an_outage_costs_two_lines_and_no_process(harnesses: list[Harness], matrix: Matrix) -> None:
+    with matrix.trials("Redis away for longer than the time limit", "I1, I3", short=2, long=20) as trials:
+        for _ in range(trials.wanted // len(harnesses)):
+            # Given a job in work
+            images = pictures(600)
+            jobs = [_under_way(harness, images) for harness in harnesses]
+            children = [harness.workers[0].children() for harness in harnesses]
+            logs = [harness.faults / "worker0.log" for harness in harnesses]
+            begin = [len(log.read_text()) for log in logs]
+
+            # When the broker ends, and is started again after the chunks' hard time limit
+            for harness in harnesses:
+                harness.broker.supervised = False
+                harness.broker.popen.kill()
+                harness.broker.popen.wait()
+            time.sleep(OUTAGE_SECONDS)
+            seen = [_seconds_since_heartbeat(harness) for harness in harnesses]
+            for harness in harnesses:
+                harness.broker.popen = harness.broker._start()
+                harness.broker.supervised = True
+                harness.wait_for_broker()
+
+            # Then the workers sent heartbeats meanwhile, no process was lost, and the log is short
+            for harness, job in zip(harnesses, jobs, strict=True):
+                trials.ran(1, harness.judge(job, images))
+            assert max(seen) < OUTAGE_SECONDS - 1
+            assert [harness.workers[0].children() for harness in harnesses] == children
+            for log, start in zip(logs, begin, strict=True):
+                lines = log.read_text()[start:]
+                assert lines.count(": WARNING/") == 1, lines
+                assert "the broker cannot be reached" in lines
+                assert not re.search(r": (ERROR|CRITICAL)/|Traceback|Soft time limit", lines), lines
+
+
+def _seconds_since_heartbeat(harness: Harness) -> float:
+    with harness.ledger.reading() as connection:
+        return max(worker.seen_seconds for worker in list_workers(connection))
 
 
 def test_a_full_broker_holds_up_work_and_loses_none(harnesses: list[Harness], matrix: Matrix) -> None:
