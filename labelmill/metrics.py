@@ -3,7 +3,7 @@
 Nothing is counted here, so it does not matter when or how often an exporter is started. Past events come from
 the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`);
 docs/reference/metrics.md lists all metrics. Ledger and broker are read in parallel: if one cannot be reached
-or hangs, only its own metrics are missing.
+or hangs, only its own metrics are missing. `labelmill.exporter` serves them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import redis
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -59,25 +58,6 @@ _LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
 }
 
 Reading = Callable[[], list[Metric]]
-
-
-class Exporter:
-    """A context manager: inside it, an HTTP server answers scrapes."""
-
-    def __init__(self, settings: Settings, *, address: str, port: int) -> None:
-        """Start the server. Port 0 is any free port. Raises OSError if the address cannot be used."""
-        registry = CollectorRegistry()
-        registry.register(LabelmillCollector(settings))
-        self._server, self._thread = start_http_server(port, address, registry)
-        self.port: int = self._server.server_port
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class LabelmillCollector(Collector):

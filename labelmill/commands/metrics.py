@@ -28,7 +28,7 @@ def metrics(
     Each scrape reads the ledger and the broker, so one exporter is enough for a whole deployment. If one of
     them cannot be reached, the metrics say so.
     """
-    from labelmill.metrics import Exporter
+    from labelmill.exporter import Exporter
 
     address, port = parse_address(listen)
     over = threading.Event()

@@ -5,13 +5,16 @@ The workers have the classifier of the fault tests, which starts in no time (`te
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
 import sqlalchemy as sa
 
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import chunks
+from labelmill.exporter import MAX_CONNECTIONS
 from tests.console import Home, folder_for_sockets, until
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
@@ -67,6 +70,21 @@ def test_the_exporter_tells_a_job_as_it_goes(harness: Harness) -> None:
     assert 0.9 * after["chunk_seconds_sum"] < sum(stages.values()) <= after["chunk_seconds_sum"]
     # Each batch of 16 waits for a twentieth of a second.
     assert stages["predict"] >= IMAGES / 16 * 0.05
+
+
+def test_clients_that_send_half_a_request_keep_nobody_out(harness: Harness) -> None:
+    with exporter(harness.settings) as port, ExitStack() as stack:
+        # Given many connections, each with half a request
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(80)
+        ]
+        for client in clients:
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+        # Then a scrape is answered, and all but the newest were ended
+        scrape(port)
+        for client in clients[: len(clients) - MAX_CONNECTIONS]:
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
 
 
 # ---- Prometheus ---------------------------------------------------------------------------------------
