@@ -387,7 +387,8 @@ def test_a_migration_that_fails_stops_the_upgrade_and_nothing_else(deployment: D
 
 
 def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
-    # Given a job in work, and a newer version that has been built
+    # Given a ledger that still belongs to `labelmill`, a job in work, and a newer version that is built
+    deployment.ask("REASSIGN OWNED BY labelmill_owner TO labelmill")
     before = ids(deployment)
     with job_in_work(deployment):
         number = deployment.add_migration("CREATE TABLE newer (id int)")
@@ -404,6 +405,7 @@ def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
         # and when it is upgraded, then the ledger is migrated, and the job ends
         deployment.script("upgrade")
         assert deployment.ask("SELECT version_num FROM alembic_version") == [[number]]
+        deployment.execute("SELECT * FROM newer", role="labelmill_reader")
     assert not set(ids(deployment, "worker", "api")) & set(before)
 
 
