@@ -579,6 +579,16 @@ disks = Table(
     Column("seen_at", UtcTime, nullable=False),
 )
 
+#: One row per purge: what it removed, and when.
+purges = Table(
+    "purges",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("options", _Json, nullable=False),
+    Column("removed", _Json, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+)
+
 #: The object store that holds the ledger's files (`jobs.store_identity`): at most one row.
 store_identity = Table(
     "store_identity",
