@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from jobs.cores import usable_cores
 from jobs.dataset import MNIST
@@ -25,6 +25,9 @@ from jobs.limits import IMAGE_FORMATS, OPTIONAL_FORMATS, ArchiveLimits, ImageLim
 from jobs.urls import check_api_key, check_api_url, check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
+
+#: A century. Both databases can represent a time this long ago.
+MAX_DAYS: Final = 36_500
 
 #: The longest path of a Unix socket: 104 bytes on macOS, 108 on Linux, both with the closing NUL.
 _LONGEST_SOCKET_PATH: Final = 100
@@ -201,6 +204,10 @@ class Settings(BaseSettings):
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 
+    #: Beat purges every day: payloads, and whole jobs, that finished more than this many days ago.
+    keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
+    keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
+
     #: Five cron fields, in UTC, or `never`.
     retrain_cron: str = "0 3 * * 0"
     retrain_architecture: Literal["mlp", "cnn"] = "mlp"
@@ -250,6 +257,18 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """Return the object store's fsspec URL, or a path."""
         return self.store_url or str(self.home / "store")
+
+    @property
+    def store_folder(self) -> Path | None:
+        """Return the store's folder, or None if it is not a local folder."""
+        path = self.store.removeprefix("file://")
+        return None if "://" in path else Path(path)
+
+    @property
+    def ledger_file(self) -> Path | None:
+        """Return the ledger's file, or None if it is not SQLite's."""
+        url = make_url(self.ledger)
+        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
     @property
     def broker_socket(self) -> Path:

@@ -109,12 +109,12 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder)
             queue = next(iter(worker.app.amqp.queues.consume_from))
-            heartbeat = Heartbeat(ledger, queue=queue)
+            heartbeat = Heartbeat(settings, ledger, queue=queue)
             problem = ""
 
             def tick() -> None:
                 nonlocal problem
-                found = _tick(heartbeat, reconciler, ready_children(worker.pool))
+                found = _tick(heartbeat, reconciler, worker.pool)
                 if found and not problem:
                     logger.warning("no heartbeat is sent, and reconciling waits: %s", found)
                 elif problem and not found:
@@ -146,10 +146,11 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
     return Reconcile
 
 
-def _tick(heartbeat: Heartbeat, reconciler: Reconciler, children: list[int]) -> str:
+def _tick(heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:
     """Send the heartbeat and reconcile. Return why the ledger could not be used, or ""."""
+    died, pool._pool.died = pool._pool.died, []
     try:
-        heartbeat.tick(children)
+        heartbeat.tick(ready_children(pool), died)
         if sent := reconciler.tick():
             logger.info("sent %d missing wake-ups", sent)
     except OperationalError as error:
