@@ -565,7 +565,8 @@ workers = Table(
     Column("processes", Integer, nullable=False),  # children that have started
     Column("children", _Json, nullable=False),  # the names under which these claim
     Column("version", String(64), nullable=False),  # of Labelmill
-    Column("problem", Text),  # why it does not work as it should, if it knows
+    Column("problem", Text),  # why it does not work as it should, as its main process says
+    Column("model_problem", Text),  # why its children cannot load a champion
     Column("started_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
 )

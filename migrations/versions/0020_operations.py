@@ -1,4 +1,4 @@
-"""Add what operators watch: the problem of a worker, the free space of disks, and what was purged.
+"""Add what operators watch: a worker's problems, the free space of disks, and what was purged.
 
 Processes of the previous version can go on.
 
@@ -25,6 +25,7 @@ DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 def upgrade() -> None:
     """Add the column and the tables."""
     op.add_column("workers", sa.Column("problem", sa.Text(), nullable=True))
+    op.add_column("workers", sa.Column("model_problem", sa.Text(), nullable=True))
     op.create_table(
         "disks",
         sa.Column("name", sa.String(16), nullable=False),
@@ -47,4 +48,5 @@ def downgrade() -> None:
     """Drop them."""
     for table in ("purges", "disks"):
         op.drop_table(table)
+    op.drop_column("workers", "model_problem")
     op.drop_column("workers", "problem")
