@@ -411,6 +411,7 @@ def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
 
 def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path) -> None:
     # Given a job, and a backup from its middle
+    (deployment.folder / ".env").write_text("WORKERS=1\n")
     deployment.compose("stop", "worker")
     job = submit(deployment, copies=COPIES)
     deployment.compose("start", "worker")
@@ -443,6 +444,13 @@ def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path)
     assert [each for each in listed_jobs(deployment) if each["id"] != job] == [
         each for each in jobs if each["id"] != job
     ]
+    assert (deployment.folder / ".env").read_text() == "WORKERS=1\n"
+
+    # and a ledger with jobs is replaced if it is said
+    later = submit(deployment)
+    deployment.script("restore", "--overwrite", str(backup))
+    assert later not in {each["id"] for each in listed_jobs(deployment)}
+    assert deployment.told("models", "list") == models
 
 
 # ---- helpers --------------------------------------------------------------------------------------------
