@@ -60,6 +60,10 @@ class Unavailable(LabelmillError):
     """A service is out of reach for now: the broker, the ledger or the store."""
 
 
+class LedgerFull(Unavailable):
+    """The ledger's disk is full: free some space, then work goes on by itself."""
+
+
 class LeaseLost(LabelmillError):
     """Another worker owns this chunk now, so these results are discarded."""
 
