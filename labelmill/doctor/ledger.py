@@ -33,7 +33,11 @@ _POSTGRESQL_FIXES: Final = (
     (r"permission denied", _GRANT),
     (r"password|authentication|role", "LABELMILL_LEDGER_URL=postgresql://USER:PASSWORD@HOST/DATABASE"),
     (r"does not exist", "createdb it, or correct LABELMILL_LEDGER_URL; then labelmill db upgrade"),
-    (r"", "start PostgreSQL at LABELMILL_LEDGER_URL, or correct the URL; test it: pg_isready -d URL"),
+    (
+        r"",
+        "start PostgreSQL at LABELMILL_LEDGER_URL (its log says why it ended), or correct the URL; "
+        "test it: pg_isready -d URL",
+    ),
 )
 
 
@@ -111,7 +115,7 @@ def _room(settings: Settings) -> str:
     url = make_url(settings.ledger)
     if url.get_backend_name() == "sqlite":
         return f"free some space: df -h {shlex.quote(str(url.database))}"
-    return "free some space on the disk of PostgreSQL's data: SHOW data_directory"
+    return "free some space on the disk of PostgreSQL's data directory"
 
 
 def _fix(reason: str, settings: Settings) -> str:
