@@ -565,7 +565,17 @@ workers = Table(
     Column("processes", Integer, nullable=False),  # children that have started
     Column("children", _Json, nullable=False),  # the names under which these claim
     Column("version", String(64), nullable=False),  # of Labelmill
+    Column("problem", Text),  # why it does not work as it should, if it knows
     Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+disks = Table(
+    "disks",
+    metadata,
+    Column("name", String(16), primary_key=True),  # `ledger` or `store`
+    Column("free_bytes", BigInteger, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
 )
 

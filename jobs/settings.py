@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from jobs.cores import usable_cores
 from jobs.dataset import MNIST
@@ -250,6 +250,18 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """Return the object store's fsspec URL, or a path."""
         return self.store_url or str(self.home / "store")
+
+    @property
+    def store_folder(self) -> Path | None:
+        """Return the store's folder, or None if it is not a local folder."""
+        path = self.store.removeprefix("file://")
+        return None if "://" in path else Path(path)
+
+    @property
+    def ledger_file(self) -> Path | None:
+        """Return the ledger's file, or None if it is not SQLite's."""
+        url = make_url(self.ledger)
+        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
     @property
     def broker_socket(self) -> Path:

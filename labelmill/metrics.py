@@ -28,12 +28,22 @@ from sqlalchemy.engine import Connection
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.counters import BUCKETS, INFINITE, OK, AttemptEnd, CounterName, totals
+from jobs.ledger.counters import (
+    BUCKETS,
+    DEATHS,
+    INFINITE,
+    OK,
+    AttemptEnd,
+    CounterName,
+    WebhookResult,
+    totals,
+)
+from jobs.ledger.disks import list_disks
 from jobs.ledger.metrics import backlog, last_run_seconds
 from jobs.ledger.models import champions
 from jobs.ledger.results import RECORD_STAGE
-from jobs.ledger.runs import UNFINISHED_RUN
-from jobs.ledger.workers import workers_by_queue
+from jobs.ledger.runs import UNFINISHED_RUN, active_runs
+from jobs.ledger.workers import BEAT, QueueWorkers, workers_by_queue
 from jobs.messages import QUEUES
 from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
@@ -54,6 +64,8 @@ _LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
     CounterName.ATTEMPTS: tuple(AttemptEnd),
     CounterName.JOBS: tuple(FINISHED),
     CounterName.TRAINING_RUNS: tuple(state for state in RunState if state not in UNFINISHED_RUN),
+    CounterName.CHILD_DEATHS: DEATHS,
+    CounterName.WEBHOOKS: tuple(WebhookResult),
     CounterName.STAGE_SECONDS: ("claim", "read", "fetch", "load", "decode", "predict", RECORD_STAGE),
 }
 
@@ -158,6 +170,8 @@ class _LedgerMetrics:
                 *_work(connection),
                 *_history(totals(connection)),
                 *_workers(connection),
+                *_training(connection),
+                *_disks(connection),
                 *self._champions(connection),
             ]
 
@@ -226,6 +240,8 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
     yield counter("images", "Outcomes recorded.", CounterName.IMAGES, "outcome")
     yield counter("attempts", "Claims on a chunk that ended.", CounterName.ATTEMPTS, "end")
     yield counter("jobs_finished", "Jobs that finished.", CounterName.JOBS, "state")
+    yield counter("child_deaths", "Child processes of workers that died.", CounterName.CHILD_DEATHS, "signal")
+    yield counter("webhook_attempts", "Attempts to send a webhook.", CounterName.WEBHOOKS, "result")
     yield counter("training_runs", "Training runs that ended.", CounterName.TRAINING_RUNS, "state")
     yield counter(
         "chunk_stage_seconds",
@@ -247,25 +263,37 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
 
 
 def _workers(connection: Connection) -> Iterator[Metric]:
-    alive = GaugeMetricFamily(
-        "labelmill_workers", "Workers with a heartbeat within 30 seconds.", labels=["queue"]
-    )
-    processes = GaugeMetricFamily(
-        "labelmill_worker_processes", "Their processes that have started.", labels=["queue"]
-    )
+    labels = ["queue"]
+    alive = _gauge("workers", "Workers with a heartbeat within 30 seconds.", labels=labels)
+    processes = _gauge("worker_processes", "Their processes that have started.", labels=labels)
+    problems = _gauge("worker_problems", "Workers that report a problem.", labels=labels)
     found = workers_by_queue(connection)
-    for queue in QUEUES.values():
-        number, ready = found.get(queue, (0, 0))
-        alive.add_metric([queue], number)
-        processes.add_metric([queue], ready)
-    yield alive
-    yield processes
+    for queue in (*QUEUES.values(), BEAT):
+        now = found.get(queue, QueueWorkers())
+        alive.add_metric([queue], now.workers)
+        processes.add_metric([queue], now.processes)
+        problems.add_metric([queue], now.problems)
+    yield from (alive, processes, problems)
+
+
+def _training(connection: Connection) -> Iterator[Metric]:
+    pending = sum(run.state == RunState.PENDING for run in active_runs(connection))
+    yield _gauge("pending_training_runs", "Training runs that wait for a trainer.", pending)
     last = _gauge(
         "training_run_last_end_age_seconds", "Time since the latest training run ended.", labels=["dataset"]
     )
     for dataset, seconds in last_run_seconds(connection).items():
         last.add_metric([dataset], seconds)
     yield last
+
+
+def _disks(connection: Connection) -> Iterator[Metric]:
+    free = _gauge("disk_free_bytes", "Free space of a disk.", labels=["disk"])
+    total = _gauge("disk_bytes", "Size of a disk.", labels=["disk"])
+    for disk in list_disks(connection):
+        free.add_metric([disk.name], disk.free_bytes)
+        total.add_metric([disk.name], disk.total_bytes)
+    yield from (free, total)
 
 
 def _gauge(

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from jobs.errors import LabelmillError
-from jobs.ledger.workers import WorkerStatus, list_workers
+from jobs.ledger.workers import BEAT, WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import Settings
 from labelmill.probes import broker_client, existing_ledger, redacted_message
@@ -28,6 +28,7 @@ _QUEUES: Final = {
     Part.WORKER: CLASSIFY_QUEUE,
     Part.TRAINER: RETRAIN_QUEUE,
     Part.WEBHOOKS: WEBHOOK_QUEUE,
+    Part.BEAT: BEAT,
 }
 
 
@@ -42,8 +43,8 @@ class Readiness:
 def readiness(settings: Settings, part: Part) -> Readiness:
     """Return whether this process is ready, and why. Never raises an error.
 
-    Ledger and broker must answer here. A worker, trainer or sender of webhooks must also have sent a recent
-    heartbeat from this host, and have started a child process, with or without a champion.
+    Ledger and broker must answer here. All but a producer must also have sent a recent heartbeat from this
+    host, and a worker must have started a child process, with or without a champion.
     """
     found = Readiness(True, "ledger and broker answer")
     try:
@@ -82,6 +83,8 @@ def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
     seen = f"{last.name} was seen {last.seen_seconds:.0f} s ago"
     if not last.alive:
         return Readiness(False, f"{seen}, and not since")
+    if last.problem is not None:
+        return Readiness(False, f"{seen}, and {last.problem}")
     if not last.processes:
         return Readiness(False, f"{seen}, without a process that has started")
     return Readiness(True, f"{seen}, with {last.processes} processes")

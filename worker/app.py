@@ -15,7 +15,13 @@ from jobs.errors import LabelmillError, SettingsError
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.queue import make_app
 from jobs.settings import Settings
-from worker.celery_patches import exit_at_once, filter_messages, limit_cold_shutdown, limit_failed_shutdown
+from worker.celery_patches import (
+    exit_at_once,
+    filter_messages,
+    limit_cold_shutdown,
+    limit_failed_shutdown,
+    record_deaths,
+)
 from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
@@ -38,6 +44,7 @@ set_up_logs(app, settings)
 filter_messages(rebuild_or_drop)
 limit_cold_shutdown()
 limit_failed_shutdown()
+record_deaths()
 app.conf.worker_concurrency = settings.processes
 app.conf.worker_consumer = "worker.celery_patches:OutageTolerantConsumer"
 register_tasks(app, settings)

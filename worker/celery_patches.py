@@ -15,6 +15,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 import celery.apps.worker as celery_worker
+from billiard.pool import EX_OK, EX_RECYCLE
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
 from celery.signals import worker_shutting_down
 from celery.worker import WorkController
 from celery.worker.consumer import Consumer
@@ -122,6 +125,27 @@ class OutageTolerantConsumer(Consumer):  # type: ignore[misc]  # Celery has no t
         while time.monotonic() < end:
             maybe_shutdown()
             next(self.hub.create_loop())  # one turn, which the reconciler's timer ends in time
+
+
+class RecordingPool(AsynPool):  # type: ignore[misc]  # Celery has no types
+    """A pool that records the exit codes of children that died. Celery only logs them (no issue known)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.died: list[int] = []
+        super().__init__(*args, **options)
+
+    def _join_exited_workers(self, shutdown: bool = False) -> Any:
+        before = list(self._pool)
+        try:
+            return super()._join_exited_workers(shutdown)
+        finally:
+            gone = [process for process in before if process not in self._pool]
+            self.died += [process.exitcode for process in gone if process.exitcode not in (EX_OK, EX_RECYCLE)]
+
+
+def record_deaths() -> None:
+    """Let the prefork pool of this process record the deaths of its children."""
+    TaskPool.Pool = RecordingPool
 
 
 def filter_messages(rebuild: Callable[[bytes], bytes | None]) -> None:

@@ -7,44 +7,74 @@ classifies has tried to load the champion by then (`worker.app`). Health checks 
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
 from jobs.ledger import Ledger
+from jobs.ledger.counters import CounterName, count
+from jobs.ledger.disks import Disk, report_disk
 from jobs.ledger.workers import HEARTBEAT_SECONDS, WorkerRow, forget_worker, report_worker
+from jobs.settings import Settings
 from worker.context import owner_name
+from worker.deaths import Deaths, death_name
+
+logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
     """The heartbeat of one main process."""
 
-    def __init__(self, ledger: Ledger, *, queue: str) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, *, queue: str) -> None:
         """Write nothing yet. `queue` is the one from which this worker takes messages."""
         self._ledger = ledger
         self._queue = queue
+        folders = {"ledger": settings.ledger_file, "store": settings.store_folder}
+        self._disks = {name: folder for name, folder in folders.items() if folder is not None}
         self._name = owner_name(os.getpid())
         self._version = metadata.version("labelmill")
         self._began = time.monotonic()
-        self._children: tuple[str, ...] | None = None
-        self._written_at = self._began
+        self._deaths = Deaths()
+        self._uncounted: Counter[str] = Counter()  # deaths that are not in the ledger yet
+        self._children: tuple[str, ...] = ()
+        self._problem: str | None = None
+        self._written_at = -math.inf
 
-    def tick(self, pids: Sequence[int]) -> bool:
-        """Write the row if it is due or the ready children have changed. Return whether it was written.
+    def tick(self, pids: Sequence[int], exit_codes: Sequence[int] = ()) -> bool:
+        """Write the row if it is due or something has changed. Return whether it was written.
+
+        `pids` are the ready children; `exit_codes` those of the children that died since the last call.
 
         Raises Unavailable.
         """
-        children = tuple(map(owner_name, pids))
+        self._deaths.add(exit_codes)
+        self._uncounted.update(map(death_name, exit_codes))
+        children, problem = tuple(map(owner_name, pids)), self._deaths.problem()
         now = time.monotonic()
-        if children == self._children and now - self._written_at < HEARTBEAT_SECONDS:
+        is_due = now - self._written_at >= HEARTBEAT_SECONDS
+        if not is_due and not self._uncounted and (children, problem) == (self._children, self._problem):
             return False
-        row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version)
+        if problem and problem != self._problem:
+            logger.error("%s", problem)
+        self._children, self._problem = children, problem
+        row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version, problem)
         with self._ledger.transaction() as connection:
             report_worker(connection, row, up_seconds=now - self._began)
-        self._children, self._written_at = children, now
+            for name, path in self._disks.items():
+                with suppress(OSError):  # it does not exist yet
+                    usage = shutil.disk_usage(path)
+                    report_disk(connection, Disk(name, free_bytes=usage.free, total_bytes=usage.total))
+            count(connection, {(CounterName.CHILD_DEATHS, name): n for name, n in self._uncounted.items()})
+        self._uncounted.clear()
+        self._written_at = now
         return True
 
     def end(self) -> None:
@@ -55,5 +85,5 @@ class Heartbeat:
 
 def ready_children(pool: Any) -> list[int]:
     """Return the process ids of a prefork pool's children that have started."""
-    starting = {process.pid for process in pool._pool._waiting_to_start}
-    return [pid for pid in pool.info["processes"] if pid not in starting]
+    ready = pool._pool._fileno_to_inq.values()  # a child is in it from its first message to its end
+    return [process.pid for process in ready]

@@ -11,6 +11,7 @@ the child's copy.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ class Reconciler:
         self._publisher = publisher
         self._holder = holder
         self._lease_seconds = lease_seconds
-        self._outage_at: float | None = None
+        self._outage_at = -math.inf
         self._detector = FailureDetector()
 
     def note_outage(self) -> None:
@@ -73,9 +74,7 @@ class Reconciler:
             # In a separate transaction: a process that stalls later must not block the others here.
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
-        after_outage = (
-            self._outage_at is not None and time.monotonic() - self._outage_at < self._lease_seconds
-        )
+        after_outage = time.monotonic() - self._outage_at < self._lease_seconds
         with self._ledger.transaction() as connection:
             if ended := end_stalled_sessions(connection):
                 logger.warning("ended %d sessions that stalled in the middle of writing", ended)
@@ -121,12 +120,12 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder, lease_seconds=settings.lease_seconds)
             queue = next(iter(worker.app.amqp.queues.consume_from))
-            heartbeat = Heartbeat(ledger, queue=queue)
+            heartbeat = Heartbeat(settings, ledger, queue=queue)
             problem = ""
 
             def tick() -> None:
                 nonlocal problem
-                found = _tick(heartbeat, reconciler, ready_children(worker.pool))
+                found = _tick(heartbeat, reconciler, worker.pool)
                 if found and not problem:
                     logger.warning("no heartbeat is sent, and reconciling waits: %s", found)
                 elif problem and not found:
@@ -158,10 +157,11 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
     return Reconcile
 
 
-def _tick(heartbeat: Heartbeat, reconciler: Reconciler, children: list[int]) -> str:
+def _tick(heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:
     """Send the heartbeat and reconcile. Return why the ledger could not be used, or ""."""
+    died, pool._pool.died = pool._pool.died, []
     try:
-        heartbeat.tick(children)
+        heartbeat.tick(ready_children(pool), died)
         if sent := reconciler.tick():
             logger.info("sent %d missing wake-ups", sent)
     except OperationalError as error:

@@ -38,6 +38,8 @@ class CounterName(StrEnum):
     STAGE_SECONDS = "chunk_stage_seconds"  # of done chunks, by stage
     CHUNK_BUCKET = "chunk_seconds_bucket"  # done chunks, by the smallest of BUCKETS that is not exceeded
     CHUNK_SECONDS = "chunk_seconds_sum"  # of done chunks, all stages together
+    WEBHOOKS = "webhook_attempts"  # by WebhookResult
+    CHILD_DEATHS = "child_deaths"  # a worker's child processes that died, by one of DEATHS
 
 
 #: The outcome of an image that got a label, among the error codes.
@@ -51,6 +53,18 @@ class AttemptEnd(StrEnum):
     RELEASED = "released"  # interrupted, or a service was unavailable
     CRASHED = "crashed"  # its process died, took too long, or raised an error that no image explains
     EXPIRED = "expired"  # its lease ran out, which counts as a crash
+
+
+class WebhookResult(StrEnum):
+    """How an attempt to send a webhook ended."""
+
+    DELIVERED = "delivered"
+    RETRIED = "retried"  # it failed, and is sent again later
+    FAILED = "failed"  # it failed for good
+
+
+#: What a child process can die of: a signal, or an exit code other than 0.
+DEATHS: Final = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTERM", "other")
 
 
 #: Upper bounds of the time per chunk, in seconds: from a chunk of a few images to one at the usual time

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
+from jobs.ledger.counters import CounterName, WebhookResult, count
 from jobs.ledger.outbox import BATCHES
 from jobs.ledger.webhooks import disable_endpoint
 from jobs.schema import DeliveryState, db_now, webhook_deliveries, webhook_endpoints
@@ -110,16 +111,20 @@ def record_answer(
         disable_endpoint(connection, delivery.endpoint_id)  # locked first, as when a command removes it
     values: dict[str, Any] = {"status": status, "error": error or f"it answered {status}"}
     if status is not None and 200 <= status < 300:
+        result = WebhookResult.DELIVERED
         values |= {"state": DeliveryState.DELIVERED, "finished_at": db_now(), "error": None}
     elif status == _GONE or delivery.attempts > len(PAUSES_SECONDS):
+        result = WebhookResult.FAILED
         values |= {"state": DeliveryState.FAILED, "finished_at": db_now()}
     else:
+        result = WebhookResult.RETRIED
         pause = PAUSES_SECONDS[delivery.attempts - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
         values["due_at"] = db_now(pause)
     is_ours = sa.and_(webhook_deliveries.c.id == delivery.id, webhook_deliveries.c.token == delivery.token)
     recorded = connection.execute(webhook_deliveries.update().where(is_ours, _IS_PENDING).values(values))
     if not recorded.rowcount:
         return
+    count(connection, {(CounterName.WEBHOOKS, result): 1})
     if status is None:
         silent = webhook_deliveries.c.url == delivery.url
         soon = webhook_deliveries.c.due_at < db_now(_SILENCE_SECONDS)

@@ -1,8 +1,8 @@
-"""Workers: each worker's main process writes its heartbeat, a row of its own, every few seconds.
+"""Workers: each worker's main process, and beat, writes its heartbeat, a row of its own, every few seconds.
 
 A row says when the worker last wrote it (`seen_at`, by the database's clock) and how many child processes
-were ready then. `worker.heartbeat` writes the rows; `labelmill workers`, `ready` and `metrics` read
-them.
+were ready then. `worker.heartbeat` and `worker.schedule` write the rows; `labelmill workers`, `ready` and
+`metrics` read them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from sqlalchemy.engine import Connection
 from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
+
+#: Stands for a queue in beat's row: beat takes no messages.
+BEAT: Final = "labelmill.beat"
 
 #: How often a worker writes its heartbeat.
 HEARTBEAT_SECONDS: Final = 10.0
@@ -38,6 +41,7 @@ class WorkerRow:
     queue: str
     children: Sequence[str]  # the names under which its ready child processes claim
     version: str  # of Labelmill
+    problem: str | None = None  # why it does not work as it should
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class WorkerStatus:
     queue: str
     processes: int  # ready at the last heartbeat
     version: str
+    problem: str | None  # why it does not work as it should, if it knows
     started_at: datetime
     seen_at: datetime
     seen_seconds: float  # since the last heartbeat, by the database's clock
@@ -69,6 +74,7 @@ def report_worker(connection: Connection, row: WorkerRow, *, up_seconds: float) 
         "processes": len(row.children),
         "children": list(row.children),
         "version": row.version,
+        "problem": row.problem,
         "started_at": db_now(-up_seconds),
         "seen_at": db_now(),
     }
@@ -102,11 +108,9 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
         sa.select(chunks.c.owner, chunks.c.id).where(chunk_is_in_work()).order_by(chunks.c.id)
     ):
         claimed.setdefault(owner, []).append(chunk_id)
-    active = connection.execute(
-        sa.select(training_runs.c.id, training_runs.c.owner).where(
-            training_runs.c.active == 1, training_runs.c.state == RunState.RUNNING
-        )
-    ).one_or_none()
+    is_running = training_runs.c.active == 1, training_runs.c.state == RunState.RUNNING
+    query_runs = sa.select(training_runs.c.owner, training_runs.c.id).where(*is_running)
+    runs = {run.owner: run.id for run in connection.execute(query_runs)}  # one for each dataset
     return [
         WorkerStatus(
             name=row.name,
@@ -114,21 +118,32 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
             queue=row.queue,
             processes=row.processes,
             version=row.version,
+            problem=row.problem,
             started_at=row.started_at,
             seen_at=row.seen_at,
             seen_seconds=(row.now - row.seen_at).total_seconds(),
             chunks=tuple(chunk_id for child in row.children for chunk_id in claimed.get(child, ())),
-            run=active.id if active is not None and active.owner in row.children else None,
+            run=next((runs[child] for child in row.children if child in runs), None),
         )
         for row in connection.execute(query).all()
     ]
 
 
-def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
-    """Return how many workers are alive and how many processes they have, by queue."""
+@dataclass(frozen=True, slots=True)
+class QueueWorkers:
+    """The workers of a queue that are alive."""
+
+    workers: int = 0
+    processes: int = 0
+    problems: int = 0  # workers that report a problem
+
+
+def workers_by_queue(connection: Connection) -> dict[str, QueueWorkers]:
+    """Return the workers that are alive, by queue."""
+    counts = sa.func.count(), sa.func.sum(workers.c.processes), sa.func.count(workers.c.problem)
     rows = connection.execute(
-        sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
+        sa.select(workers.c.queue, *counts)
         .where(workers.c.seen_at >= db_now(-GONE_SECONDS))
         .group_by(workers.c.queue)
     )
-    return {queue: (int(number), int(processes)) for queue, number, processes in rows}
+    return {queue: QueueWorkers(*map(int, numbers)) for queue, *numbers in rows}

@@ -21,8 +21,8 @@ def ready(
 ) -> None:
     """Say whether a process of a deployment is ready, in one line.
 
-    Beat or a producer is ready if ledger and broker answer. A worker, trainer or sender of webhooks is ready
-    if, in addition, the one on this host sent a heartbeat within 30 seconds and has started a process,
+    A producer is ready if ledger and broker answer; all others if, in addition, the one on this host sent a
+    heartbeat within 30 seconds. A worker, trainer or sender of webhooks must also have started a process,
     whether or not there is a champion to load. Exit code 0: ready. 1: not ready.
     """
     found = readiness(Settings.load(), part)

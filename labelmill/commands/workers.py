@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False)
 def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the workers and trainers of the last day, and what they work on."""
+    """List the workers, trainers and beats of the last day, and what they work on."""
     with Client() as client:
         found = client.workers()
     if as_json:
@@ -33,6 +33,8 @@ def workers(
 def _current_work(worker: WorkerStatus) -> str:
     if not worker.alive:
         return "gone"
+    if worker.problem is not None:
+        return worker.problem
     if worker.run is not None:
         return f"training run {worker.run}"
     return pluralize(len(worker.chunks), "chunk") if worker.chunks else "-"

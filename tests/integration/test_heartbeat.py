@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.counters import totals
+from jobs.ledger.disks import STALE_SECONDS, list_disks
 from jobs.ledger.runs import claim_run, request_run
 from jobs.ledger.workers import (
+    BEAT,
     FORGOTTEN_SECONDS,
     GONE_SECONDS,
     WorkerRow,
@@ -21,19 +26,20 @@ from jobs.ledger.workers import (
     report_worker,
 )
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.schema import db_now
+from jobs.schema import db_now, disks
 from jobs.schema import workers as table
 from jobs.settings import Settings
 from labelmill.readiness import Part, readiness
 from worker import heartbeat as heartbeat_module
 from worker.context import owner_name
+from worker.deaths import MANY_DEATHS
 from worker.heartbeat import Heartbeat
 from worker.reconcile import Reconciler
 
 
 @pytest.fixture
-def heartbeat(ledger) -> Heartbeat:
-    return Heartbeat(ledger, queue=CLASSIFY_QUEUE)
+def heartbeat(settings, ledger) -> Heartbeat:
+    return Heartbeat(settings, ledger, queue=CLASSIFY_QUEUE)
 
 
 def listed(ledger: Ledger) -> list[WorkerStatus]:
@@ -134,6 +140,44 @@ def test_a_process_of_the_same_name_is_another_worker(ledger):
     assert (worker.queue, worker.processes, worker.version) == (RETRAIN_QUEUE, 2, "9")
 
 
+def test_deaths_are_counted_once_even_if_the_ledger_was_away(ledger, heartbeat, monkeypatch):
+    # given a ledger that cannot be reached when processes die
+    def fail(*_: object, **__: object) -> None:
+        raise Unavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(heartbeat_module, "report_worker", fail)
+        with pytest.raises(Unavailable):
+            heartbeat.tick([], [-9, -9])
+    # when it is back, then they are counted with those that died meanwhile
+    heartbeat.tick([], [-11])
+    heartbeat.tick([17])
+    with ledger.reading() as connection:
+        counted = totals(connection)
+    assert counted == {("child_deaths", "SIGKILL"): 2, ("child_deaths", "SIGSEGV"): 1}
+
+
+def test_a_worker_whose_processes_keep_dying_is_not_ready_and_says_why(ledger, settings, heartbeat):
+    heartbeat.tick([17], [-11] * MANY_DEATHS)
+    assert "keep dying, the latest of SIGSEGV" in answer(settings, Part.WORKER, ready=False)
+    assert listed(ledger)[0].problem is not None
+
+
+def test_a_worker_reports_the_disks_that_it_sees(ledger, settings, heartbeat):
+    Path(settings.store).mkdir(parents=True, exist_ok=True)
+    heartbeat.tick([17])
+    with ledger.reading() as connection:
+        found = {disk.name: disk for disk in list_disks(connection)}
+    assert set(found) == ({"store", "ledger"} if ledger.is_sqlite else {"store"})
+    assert found["store"].total_bytes == shutil.disk_usage(settings.store).total
+
+    # and an old report is not shown
+    with ledger.transaction() as connection:
+        connection.execute(disks.update().values(seen_at=db_now(-STALE_SECONDS - 1)))
+    with ledger.reading() as connection:
+        assert list_disks(connection) == []
+
+
 # ---- health -------------------------------------------------------------------------------------------
 
 
@@ -173,8 +217,14 @@ def test_a_worker_that_was_replaced_is_ready_when_the_new_one_is(ledger, setting
     assert "host/2" in answer(settings, Part.WORKER, ready=True)
 
 
-@pytest.mark.parametrize("part", [Part.BEAT, Part.PRODUCER])
-def test_beat_and_a_producer_are_ready_if_ledger_and_broker_answer(ledger, settings, short_folder, part):
+def test_beat_is_ready_while_it_has_a_recent_heartbeat(ledger, settings):
+    assert "no beat on this host" in answer(settings, Part.BEAT, ready=False)
+    report(ledger, "host/1", queue=BEAT)
+    answer(settings, Part.BEAT, ready=True)
+
+
+def test_a_producer_is_ready_if_ledger_and_broker_answer(ledger, settings, short_folder):
+    part = Part.PRODUCER
     assert answer(settings, part, ready=True) == "ledger and broker answer"
 
     # without a broker, they are not ready

@@ -18,6 +18,7 @@ from jobs.ids import new_id
 from jobs.ledger import metrics as ledger_metrics
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.disks import Disk, report_disk
 from jobs.ledger.metrics import backlog
 from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import cancel_run, request_run
@@ -296,6 +297,7 @@ def test_the_document_has_every_metric_and_no_other(ledger, champion, look):
         cancel_run(connection, run_id)
         row = NewCorrection(run_id, 0, "a.png", "7", "7", 0.5, champion.id, "0" * 64)
         save_corrections(connection, [row])
+        report_disk(connection, Disk("store", free_bytes=1, total_bytes=2))
 
     # When all metrics are compared with the document, Then names, types and labels are the same
     rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)

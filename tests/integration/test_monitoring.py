@@ -95,6 +95,14 @@ WELL: Final = {
     'labelmill_workers{queue="labelmill.classify"}': "2x120",
     'labelmill_workers{queue="labelmill.retrain"}': "1x120",
     'labelmill_worker_processes{queue="labelmill.classify"}': "8x120",
+    'labelmill_workers{queue="labelmill.beat"}': "1x120",
+    'labelmill_worker_problems{queue="labelmill.classify"}': "0x120",
+    "labelmill_pending_training_runs": "0x120",
+    'labelmill_child_deaths_total{signal="SIGKILL"}': "0x120",
+    'labelmill_jobs_finished_total{state="failed"}': "0x120",
+    'labelmill_webhook_attempts_total{result="retried"}': "0x120",
+    'labelmill_disk_free_bytes{disk="store"}': "50x120",
+    'labelmill_disk_bytes{disk="store"}': "100x120",
     'labelmill_broker_messages{queue="labelmill.classify"}': "3x120",
     "labelmill_broker_memory_bytes": "20x120",
     "labelmill_broker_memory_max_bytes": "100x120",
@@ -108,12 +116,25 @@ NO_OUTCOMES: Final = {
     'labelmill_images_total{outcome="unidentified"}': "1x120",
 }
 NOTHING_WAITS: Final = {"labelmill_pending_images": "0x120"}
+RUN_WAITS: Final = {"labelmill_pending_training_runs": "1x120"}
 OFTEN_CORRECTED: Final = {"labelmill_champion_live_accuracy_ratio": "0.5x120"}
 CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillMetricsAway": ({"labelmill_ledger_up": None}, {"labelmill_ledger_up": "0x120"}),
     "LabelmillLedgerAway": ({"labelmill_ledger_up": "0x120"}, {"labelmill_ledger_up": "1x98 0 1x20"}),
     "LabelmillBrokerAway": ({"labelmill_broker_up": "0x120"}, {"labelmill_broker_up": "1x98 0 1x20"}),
     "LabelmillNoWorker": ({**NO_WORKER}, {**NO_WORKER, **NOTHING_WAITS}),
+    "LabelmillWorkerProblem": (
+        {'labelmill_worker_problems{queue="labelmill.classify"}': "1x120"},
+        {'labelmill_worker_problems{queue="labelmill.classify"}': "0x98 1 0x20"},
+    ),
+    "LabelmillNoTrainer": (
+        {**RUN_WAITS, 'labelmill_workers{queue="labelmill.retrain"}': "0x120"},
+        {**RUN_WAITS},
+    ),
+    "LabelmillNoBeat": (
+        {'labelmill_workers{queue="labelmill.beat"}': "0x120"},
+        {'labelmill_workers{queue="labelmill.beat"}': "1x95 0x5 1x20"},
+    ),
     "LabelmillBacklogStandsStill": ({**NO_OUTCOMES}, {**NO_OUTCOMES, **NOTHING_WAITS}),
     "LabelmillBacklogIsOld": (
         {"labelmill_pending_chunk_oldest_age_seconds": "3700x120"},
@@ -123,9 +144,21 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
         {'labelmill_attempts_total{end="crashed"}': "0+1x120"},
         {'labelmill_attempts_total{end="crashed"}': "0+0.5x120"},
     ),
+    "LabelmillProcessesDie": (
+        {'labelmill_child_deaths_total{signal="SIGKILL"}': "0+1x120"},
+        {'labelmill_child_deaths_total{signal="SIGKILL"}': "0+0.5x120"},
+    ),
+    "LabelmillJobFails": (
+        {'labelmill_jobs_finished_total{state="failed"}': "0x60 1x60"},
+        {'labelmill_jobs_finished_total{state="failed"}': "1x120"},
+    ),
     "LabelmillManyErrors": (
         {'labelmill_images_total{outcome="unidentified"}': "0+60x120"},
         {'labelmill_images_total{outcome="unidentified"}': "0+20x120"},
+    ),
+    "LabelmillDiskFillsUp": (
+        {'labelmill_disk_free_bytes{disk="store"}': "9x120"},
+        {'labelmill_disk_free_bytes{disk="store"}': "11x120"},
     ),
     "LabelmillBrokerIsFull": (
         {"labelmill_broker_memory_bytes": "95x120"},
@@ -138,6 +171,10 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillTrainingFails": (
         {'labelmill_training_runs_total{state="failed"}': "0x60 1x60"},
         {'labelmill_training_runs_total{state="failed"}': "1x120"},
+    ),
+    "LabelmillWebhooksFail": (
+        {'labelmill_webhook_attempts_total{result="retried"}': "0+1x120"},
+        {'labelmill_webhook_attempts_total{result="retried"}': "0+0.3x120"},
     ),
     "LabelmillModelIsOftenWrong": (
         {**OFTEN_CORRECTED},

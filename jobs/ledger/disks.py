@@ -1,0 +1,46 @@
+"""Disks: their free space, as the processes that can see them report it.
+
+The exporter sees neither the store nor the database's disk. Workers report the store if it is a folder, and
+the ledger if it is a file. The database server's machine can report the ledger's disk with one SQL statement
+(docs/reference/metrics.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.database import insert_into
+from jobs.schema import db_now, disks
+
+#: A report that is older than this is not shown any more.
+STALE_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The disk of the ledger or of the store."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+def report_disk(connection: Connection, disk: Disk) -> None:
+    """Store a disk's free space in place of the latest report."""
+    values = {"free_bytes": disk.free_bytes, "total_bytes": disk.total_bytes, "seen_at": db_now()}
+    connection.execute(
+        insert_into(connection, disks)
+        .values(name=disk.name, **values)
+        .on_conflict_do_update(index_elements=[disks.c.name], set_=values)
+    )
+
+
+def list_disks(connection: Connection) -> list[Disk]:
+    """Return the disks with a recent report, by name."""
+    query = sa.select(disks.c.name, disks.c.free_bytes, disks.c.total_bytes).order_by(disks.c.name)
+    rows = connection.execute(query.where(disks.c.seen_at >= db_now(-STALE_SECONDS)))
+    return [Disk(*row) for row in rows]
