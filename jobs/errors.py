@@ -61,7 +61,7 @@ class Unavailable(LabelmillError):
 
 
 class LedgerFull(Unavailable):
-    """The ledger's disk is full: free some space, then work goes on by itself."""
+    """The ledger's disk is full: free some space. Workers then go on by themselves."""
 
 
 class LeaseLost(LabelmillError):

@@ -313,7 +313,7 @@ def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailabl
     is_full |= getattr(error, "sqlstate", None) == _DISK_FULL_STATE
     if is_full or any(words in reason for words in _DISK_FULL_WORDS):
         return LedgerFull(
-            f"The ledger's disk is full ({reason}): free some space, then work goes on by itself."
+            f"The ledger's disk is full ({reason}): free some space. Workers then go on by themselves."
         )
     return Unavailable(f"The ledger cannot be reached: {reason}")
 
@@ -329,7 +329,9 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     # pysqlite3 raises InterfaceError for a parameter of a wrong type.
     if isinstance(error, OperationalError) or (isinstance(error, InterfaceError) and not is_sqlite):
         # If SQLite has no room to open the file, it says only this.
-        is_full = is_sqlite and reason == "disk I/O error" and _free_bytes(url) < _SQLITE_INDEX_BYTES
+        is_full = reason == "disk I/O error" and (
+            shutil.disk_usage(Path(str(url.database)).parent).free < _SQLITE_INDEX_BYTES
+        )
         return as_unavailable(error.orig or error, is_full=is_full)
     # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
     if is_sqlite and type(error.orig) is driver().DatabaseError:
@@ -338,7 +340,3 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
             "backup (docs/how-to/back-up.md), or set LABELMILL_LEDGER_URL to another one."
         )
     return Unavailable("The connection to the ledger broke.") if error.connection_invalidated else None
-
-
-def _free_bytes(url: URL) -> int:
-    return shutil.disk_usage(Path(url.database or "").parent).free
