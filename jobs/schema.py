@@ -565,7 +565,8 @@ workers = Table(
     Column("processes", Integer, nullable=False),  # children that have started
     Column("children", _Json, nullable=False),  # the names under which these claim
     Column("version", String(64), nullable=False),  # of Labelmill
-    Column("problem", Text),  # why it does not work as it should, if it knows
+    Column("problem", Text),  # why it does not work as it should, as its main process says
+    Column("model_problem", Text),  # why its children cannot load a champion
     Column("started_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
 )
@@ -577,6 +578,16 @@ disks = Table(
     Column("free_bytes", BigInteger, nullable=False),
     Column("total_bytes", BigInteger, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
+)
+
+#: One row per purge: what it removed, and when.
+purges = Table(
+    "purges",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("options", _Json, nullable=False),
+    Column("removed", _Json, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
 )
 
 #: The object store that holds the ledger's files (`jobs.store_identity`): at most one row.

@@ -26,6 +26,9 @@ from jobs.urls import check_api_key, check_api_url, check_broker_url, check_ledg
 
 ENV_PREFIX: Final = "LABELMILL_"
 
+#: A century. Both databases can represent a time this long ago.
+MAX_DAYS: Final = 36_500
+
 #: The longest path of a Unix socket: 104 bytes on macOS, 108 on Linux, both with the closing NUL.
 _LONGEST_SOCKET_PATH: Final = 100
 
@@ -200,6 +203,10 @@ class Settings(BaseSettings):
     api_uploads: Count = 4
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+
+    #: Beat purges every day: payloads, and whole jobs, that finished more than this many days ago.
+    keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
+    keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
 
     #: Five cron fields, in UTC, or `never`.
     retrain_cron: str = "0 3 * * 0"

@@ -8,9 +8,9 @@ parts, and its row last. If a job still has chunks, its readers know that no pre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 from jobs.dataset import DATASETS
 from jobs.errors import Conflict
@@ -28,6 +28,7 @@ from jobs.ledger.maintenance import (
     mark_purged,
     payload_owners,
     prediction_ranges,
+    record_purge,
 )
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.payloads import PAYLOADS, payload_folder
@@ -142,6 +143,12 @@ class Purge:
         with self._ledger.transaction() as connection:
             self.purged.deliveries = old_deliveries(connection, days=_DELIVERY_DAYS, delete=not self._dry_run)
         self._on_progress(self.purged)
+
+    def record(self, options: Mapping[str, Any]) -> None:
+        """Record in the ledger what this purge has removed so far, and its options. Raises Unavailable."""
+        if not self._dry_run:
+            with self._ledger.transaction() as connection:
+                record_purge(connection, options, asdict(self.purged))
 
     def _stray_payloads(self, oldest: float) -> None:
         # Folders are listed before rows are read: a listed folder has its job's row by then, or is young.

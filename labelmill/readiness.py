@@ -11,6 +11,8 @@ from jobs.errors import LabelmillError
 from jobs.ledger.workers import BEAT, WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import Settings
+from labelmill.doctor.findings import Level
+from labelmill.doctor.store import check_store
 from labelmill.probes import broker_client, existing_ledger, redacted_message
 
 
@@ -44,7 +46,8 @@ def readiness(settings: Settings, part: Part) -> Readiness:
     """Return whether this process is ready, and why. Never raises an error.
 
     Ledger and broker must answer here. All but a producer must also have sent a recent heartbeat from this
-    host, and a worker must have started a child process, with or without a champion.
+    host. A worker must have started a child process, which has loaded the champions if there are any, and
+    worker and trainer must be able to write to the store.
     """
     found = Readiness(True, "ledger and broker answer")
     try:
@@ -58,8 +61,13 @@ def readiness(settings: Settings, part: Part) -> Readiness:
         return Readiness(False, redacted_message(error, settings))
     if not found.ready:
         return found
-    problem = _broker_problem(settings)
-    return found if problem is None else Readiness(False, f"the broker does not answer: {problem}")
+    if (problem := _broker_problem(settings)) is not None:
+        return Readiness(False, f"the broker does not answer: {problem}")
+    if part in (Part.WORKER, Part.TRAINER):
+        for finding in check_store(settings):
+            if finding.level is not Level.OK:
+                return Readiness(False, f"the store cannot be used: {finding.what}")
+    return found
 
 
 def _broker_problem(settings: Settings) -> str | None:

@@ -23,6 +23,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.models import champions, get_model
+from jobs.ledger.workers import report_model_problem
 from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher, make_app
 from jobs.references import Roots
@@ -94,6 +95,8 @@ class WorkerContext:
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
         self._image_seconds: dict[str, float] = {}
         self._last_payload: tuple[str, Payload] | None = None
+        self._not_loaded: dict[str, str] = {}  # why, by the champion's id
+        self._reported_problem: str | None = ""  # of this worker, perhaps by an earlier process
 
     def images_per_claim(self, model_id: str) -> int:
         """Return the maximum images of this model per claim, from its measured speed in this process."""
@@ -149,6 +152,8 @@ class WorkerContext:
         classifier = load(path, model.classes, model.input_spec, logits=model.logits)
         classifier.warm_up()
         self._classifiers[model_id] = classifier
+        if self._not_loaded.pop(model_id, None) is not None:
+            self._report_problem()
         if len(self._classifiers) > MODELS_KEPT:
             self._classifiers.popitem(last=False)
         return classifier
@@ -166,7 +171,18 @@ class WorkerContext:
             try:
                 self.classifier(champion.id)
             except LabelmillError as error:
-                logger.warning("the champion of dataset %s was not loaded: %s", champion.dataset, error)
+                problem = f"the champion of dataset {champion.dataset} was not loaded: {error}"
+                self._not_loaded[champion.id] = problem
+                logger.warning("%s", problem)
+        self._report_problem()
+
+    def _report_problem(self) -> None:
+        """Write into the worker's row why champions cannot be loaded. Raises Unavailable."""
+        problem = next(iter(self._not_loaded.values()), None)
+        if problem != self._reported_problem:
+            with self.ledger.transaction() as connection:
+                report_model_problem(connection, owner_name(os.getppid()), problem)
+            self._reported_problem = problem
 
     def _start_tensorflow(self) -> type[Classifier]:
         """Import TensorFlow and return the classifier's class. Raises Unavailable.

@@ -35,6 +35,7 @@ from jobs.schema import RunState
 from jobs.settings import Settings
 from worker.context import owner_name
 from worker.learning.recipes import TrainingRequest
+from worker.retention import Retention
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         self._requested: dict[str, datetime] = {}  # by dataset, the latest slot for which a run was requested
         self._looked_for_drift_at = -DRIFT_SECONDS
         self._heartbeat_at = -HEARTBEAT_SECONDS
+        self._retention = Retention(self.app.labelmill_settings)
         self._trouble = ""  # why the latest tick failed; it is logged once
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -147,6 +149,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                         troubles.append(f"{schedule.dataset}: {error}")
                 if time.monotonic() - self._heartbeat_at >= HEARTBEAT_SECONDS:
                     self._send_heartbeat(ledger)
+                self._retention.tick(ledger)
                 if time.monotonic() - self._looked_for_drift_at >= DRIFT_SECONDS:
                     self._looked_for_drift_at = time.monotonic()
                     report_drift(ledger)

@@ -7,17 +7,18 @@ predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.q
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.ids import new_id
 from jobs.ledger.claims import IS_CLAIMED, Reason, next_due, release_claims
 from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
 from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
 from jobs.ledger.submission import ABANDONED_SECONDS
-from jobs.schema import FINISHED, JobState, batches, chunks, db_now, jobs, locks, predictions
+from jobs.schema import FINISHED, JobState, batches, chunks, db_now, jobs, locks, predictions, purges
 
 # ---- the reconciler -------------------------------------------------------------------------------
 
@@ -194,3 +195,9 @@ def delete_job(connection: Connection, job_id: str) -> bool:
     gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.purged_at.is_not(None)))
     connection.execute(jobs.delete().where(jobs.c.shadow_of == job_id))
     return gone.rowcount == 1
+
+
+def record_purge(connection: Connection, options: Mapping[str, Any], removed: Mapping[str, Any]) -> None:
+    """Record what a purge with these options has removed."""
+    row = {"id": new_id(), "options": dict(options), "removed": dict(removed), "ended_at": db_now()}
+    connection.execute(purges.insert().values(row))

@@ -81,9 +81,15 @@ def report_worker(connection: Connection, row: WorkerRow, *, up_seconds: float) 
     connection.execute(
         insert_into(connection, workers)
         .values(name=row.name, **values)
-        # Replace every column: in a container, the previous process had the same name.
+        # Replace every column: in a container, the previous process had the same name. Only the children
+        # write `model_problem`.
         .on_conflict_do_update(index_elements=[workers.c.name], set_=values)
     )
+
+
+def report_model_problem(connection: Connection, name: str, problem: str | None) -> None:
+    """Write why the children of a worker with a row cannot load a champion; None if they can."""
+    connection.execute(workers.update().where(workers.c.name == name).values(model_problem=problem))
 
 
 def forget_worker(connection: Connection, name: str) -> None:
@@ -118,7 +124,7 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
             queue=row.queue,
             processes=row.processes,
             version=row.version,
-            problem=row.problem,
+            problem=row.problem or row.model_problem,
             started_at=row.started_at,
             seen_at=row.seen_at,
             seen_seconds=(row.now - row.seen_at).total_seconds(),
@@ -127,6 +133,10 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
         )
         for row in connection.execute(query).all()
     ]
+
+
+#: What a worker reports: what its main process says goes first.
+_PROBLEM: Final = sa.func.coalesce(workers.c.problem, workers.c.model_problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +150,7 @@ class QueueWorkers:
 
 def workers_by_queue(connection: Connection) -> dict[str, QueueWorkers]:
     """Return the workers that are alive, by queue."""
-    counts = sa.func.count(), sa.func.sum(workers.c.processes), sa.func.count(workers.c.problem)
+    counts = sa.func.count(), sa.func.sum(workers.c.processes), sa.func.count(_PROBLEM)
     rows = connection.execute(
         sa.select(workers.c.queue, *counts)
         .where(workers.c.seen_at >= db_now(-GONE_SECONDS))

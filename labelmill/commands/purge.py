@@ -9,6 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from jobs.errors import UserError
+from jobs.settings import MAX_DAYS
 from jobs.store import Store
 from jobs.store_identity import check_store
 from labelmill.client import Client
@@ -20,9 +21,6 @@ app = typer.Typer(add_completion=False)
 
 #: How long payloads are kept by default: long enough to look at errors and retry them.
 _PAYLOAD_DAYS: Final = 7.0
-
-#: A century. Both databases can represent a time this long ago.
-MAX_DAYS: Final = 36_500
 
 
 @app.command(
@@ -85,15 +83,18 @@ def purge(
                 run.done, note=f"{decimal(purged.bytes)}, {pluralize(purged.predictions, 'prediction')}"
             ),
         )
-        if job is not None:
-            run.one_job(client.job_id(job))
-        else:
-            if jobs is not None:
-                run.whole_jobs(days=jobs)
-            if payloads is not None:
-                run.payloads(days=payloads)
-            run.strays()
-            run.deliveries()
+        try:
+            if job is not None:
+                run.one_job(client.job_id(job))
+            else:
+                if jobs is not None:
+                    run.whole_jobs(days=jobs)
+                if payloads is not None:
+                    run.payloads(days=payloads)
+                run.strays()
+                run.deliveries()
+        finally:
+            run.record({"job": job, "payloads": payloads, "jobs": jobs})
     for line in _summary(run.purged, dry_run=dry_run):
         say(line)
     if as_json:

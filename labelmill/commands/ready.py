@@ -22,8 +22,9 @@ def ready(
     """Say whether a process of a deployment is ready, in one line.
 
     A producer is ready if ledger and broker answer; all others if, in addition, the one on this host sent a
-    heartbeat within 30 seconds. A worker, trainer or sender of webhooks must also have started a process,
-    whether or not there is a champion to load. Exit code 0: ready. 1: not ready.
+    heartbeat within 30 seconds. A worker, trainer or sender of webhooks must also have started a process. A
+    worker must have loaded the champions, if there are any, and worker and trainer must be able to write to
+    the store. Exit code 0: ready. 1: not ready.
     """
     found = readiness(Settings.load(), part)
     print_data(f"{'ready' if found.ready else 'not ready'}: {printable(found.reason)}")

@@ -1,4 +1,4 @@
-"""Add what operators watch: the problem of a worker, and the free space of disks.
+"""Add what operators watch: a worker's problems, the free space of disks, and what was purged.
 
 Processes of the previous version can go on.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0020"
 down_revision = "0019"
@@ -18,11 +19,13 @@ depends_on = None
 
 # The types when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
+DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
 
 def upgrade() -> None:
-    """Add the column and the table."""
+    """Add the column and the tables."""
     op.add_column("workers", sa.Column("problem", sa.Text(), nullable=True))
+    op.add_column("workers", sa.Column("model_problem", sa.Text(), nullable=True))
     op.create_table(
         "disks",
         sa.Column("name", sa.String(16), nullable=False),
@@ -31,9 +34,19 @@ def upgrade() -> None:
         sa.Column("seen_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_disks"),
     )
+    op.create_table(
+        "purges",
+        sa.Column("id", sa.String(16), nullable=False),
+        sa.Column("options", DOCUMENT, nullable=False),
+        sa.Column("removed", DOCUMENT, nullable=False),
+        sa.Column("ended_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_purges"),
+    )
 
 
 def downgrade() -> None:
     """Drop them."""
-    op.drop_table("disks")
+    for table in ("purges", "disks"):
+        op.drop_table(table)
+    op.drop_column("workers", "model_problem")
     op.drop_column("workers", "problem")

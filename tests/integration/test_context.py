@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Final
 
 import pytest
 
+from jobs.ledger.workers import WorkerRow, list_workers, report_worker
+from jobs.messages import CLASSIFY_QUEUE
 from jobs.registry import model_key
 from tests.faults import light
 from tests.harness import Harness, digits
@@ -22,6 +25,7 @@ from worker.context import (
     MODELS_KEPT,
     SMALLEST_BATCH,
     WorkerContext,
+    owner_name,
 )
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -65,12 +69,27 @@ def test_a_champion_that_cannot_be_loaded_keeps_no_other_from_it(
     gone = register_digits(harness.ledger, harness.store, keras_file(b"gone"), champion=True, dataset="birds")
     harness.submit(digits(1), model=gone)
     harness.store.remove(model_key(gone.sha256))
+    row = WorkerRow(owner_name(os.getppid()), socket.gethostname(), CLASSIFY_QUEUE, ["me"], "0")
+    with harness.ledger.transaction() as connection:
+        report_worker(connection, row, up_seconds=1)
 
-    # when a process warms up, then it says so, and has loaded the other champion
+    # when a process warms up, then its worker's row and the log say so, and it has loaded the other champion
     harness.context.warm_up()
     assert "the champion of dataset birds was not loaded" in caplog.text
+    assert "birds was not loaded" in (_problem(harness) or "")
     harness.store.remove(model_key(harness.model.sha256))
     assert harness.context.classifier(harness.model.id)
+
+    # and when its file is back, the row says nothing any more
+    harness.store.put(model_key(gone.sha256), keras_file(b"gone"))
+    assert harness.context.classifier(gone.id)
+    assert _problem(harness) is None
+
+
+def _problem(harness: Harness) -> str | None:
+    with harness.ledger.reading() as connection:
+        [worker] = list_workers(connection)
+    return worker.problem
 
 
 # ---- what is cached -----------------------------------------------------------------------------------

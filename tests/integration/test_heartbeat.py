@@ -188,7 +188,10 @@ def test_a_worker_is_ready_while_it_has_a_recent_heartbeat_and_a_process(ledger,
     assert "without a process" in answer(settings, Part.WORKER, ready=False)
     report(ledger, "host/1", children=2)
     assert "with 2 processes" in answer(settings, Part.WORKER, ready=True)
-    # and without a broker it is not ready
+    # and with a store that cannot be written, or without a broker, it is not ready
+    (short_folder / "file").touch()
+    damaged = settings.model_copy(update={"store_url": str(short_folder / "file")})
+    assert "the store cannot be used" in answer(damaged, Part.WORKER, ready=False)
     assert "the broker does not answer" in answer(
         without_broker(settings, short_folder), Part.WORKER, ready=False
     )

@@ -1,0 +1,71 @@
+"""Retention: beat purges what is older than the settings say, once a day however many beats there are."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import IO, Final
+
+from jobs.ledger import Ledger
+from jobs.ledger.maintenance import take_lock
+from jobs.settings import Settings
+from worker.context import owner_name
+
+logger = logging.getLogger(__name__)
+
+#: The lock in the ledger that lets one beat purge, once a day.
+_LOCK: Final = "daily purge"
+_DAY_SECONDS: Final = 24 * 3600.0
+
+#: A purge that failed is tried again after this time.
+_RETRY_SECONDS: Final = 3600.0
+
+
+class Retention:
+    """Starts the purge of each day as a process of its own: it can take hours, and beat must go on."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start nothing yet."""
+        options = (("--payloads", settings.keep_payloads_days), ("--jobs", settings.keep_jobs_days))
+        self._options = [f"{option}={days:g}" for option, days in options if days is not None]
+        self._holder = owner_name(os.getpid())
+        self._due_at = -math.inf
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as beat runs
+
+    def tick(self, ledger: Ledger) -> None:
+        """Start a purge if one is due, and note the end of one that was started. Raises Unavailable."""
+        if self._process is None:
+            if self._options and time.monotonic() >= self._due_at:
+                self._start(ledger)
+        elif (status := self._process.poll()) is not None:
+            self._process = None
+            self._wait(ledger, _RETRY_SECONDS if status else _DAY_SECONDS)
+            self._output.seek(0)
+            said = self._output.read().decode(errors="replace").strip().rpartition("\n")[2]
+            logger.log(logging.ERROR if status else logging.INFO, "purge, exit code %d: %s", status, said)
+
+    def _start(self, ledger: Ledger) -> None:
+        if not self._wait(ledger, _DAY_SECONDS):
+            self._due_at = time.monotonic() + _RETRY_SECONDS  # another beat does it, and may fail
+            return
+        logger.info("labelmill purge %s", " ".join(self._options))
+        self._output.truncate(0)
+        self._process = subprocess.Popen(  # noqa: S603 -- our own command
+            [sys.executable, "-m", "labelmill", "purge", *self._options],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+        )
+
+    def _wait(self, ledger: Ledger, seconds: float) -> bool:
+        """Let all beats wait. Return False if another beat has done so."""
+        with ledger.transaction() as connection:
+            taken = take_lock(connection, _LOCK, self._holder, seconds=seconds)
+        self._due_at = time.monotonic() + seconds
+        return taken
