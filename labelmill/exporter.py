@@ -13,9 +13,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from jobs.settings import Settings
-from labelmill.metrics import LabelmillCollector
-
 #: The number of open connections. A container may start 64 threads.
 MAX_CONNECTIONS: Final = 16
 
@@ -26,10 +23,8 @@ IDLE_SECONDS: Final = 10.0
 class Exporter:
     """A context manager: inside it, an HTTP server answers scrapes."""
 
-    def __init__(self, settings: Settings, *, address: str, port: int) -> None:
+    def __init__(self, registry: CollectorRegistry, *, address: str, port: int) -> None:
         """Start the server. Port 0 is any free port. Raises OSError if the address cannot be used."""
-        registry = CollectorRegistry()
-        registry.register(LabelmillCollector(settings))
         self._server = _Server(address, port)
         self._server.set_app(make_wsgi_app(registry))
         self.port: int = self._server.server_port

@@ -28,7 +28,10 @@ def metrics(
     Each scrape reads the ledger and the broker, so one exporter is enough for a whole deployment. If one of
     them cannot be reached, the metrics say so.
     """
+    from prometheus_client import CollectorRegistry
+
     from labelmill.exporter import Exporter
+    from labelmill.metrics import LabelmillCollector
 
     address, port = parse_address(listen)
     over = threading.Event()
@@ -38,6 +41,8 @@ def metrics(
 
     # The first process of a container ignores signals that it does not handle.
     signal.signal(signal.SIGTERM, end)
-    with Exporter(Settings.load(), address=address, port=port) as exporter:
+    registry = CollectorRegistry()
+    registry.register(LabelmillCollector(Settings.load()))
+    with Exporter(registry, address=address, port=port) as exporter:
         say(f"metrics at {http_url(address, exporter.port)}/metrics; Ctrl-C ends it")
         over.wait()

@@ -26,6 +26,10 @@ def serve(
             metavar="ADDRESS:PORT", help="Where to listen. Port 0: any free port; fd:N: an inherited socket."
         ),
     ] = f"127.0.0.1:{DEFAULT_PORT}",
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS:PORT", help="Where to serve metrics of the requests, for Prometheus."),
+    ] = None,
 ) -> None:
     """Serve the HTTP API until it is stopped.
 
@@ -38,7 +42,7 @@ def serve(
 
     settings = Settings.load()
     with _opened(listen) as listening:
-        running.serve(settings, listening)
+        running.serve(settings, listening, None if metrics is None else parse_address(metrics))
 
 
 def _opened(listen: str) -> socket.socket:

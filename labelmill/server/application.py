@@ -23,6 +23,7 @@ from labelmill.server.access import Keys
 from labelmill.server.events import Streams
 from labelmill.server.guards import Guard
 from labelmill.server.limits import Limits
+from labelmill.server.metrics import Measured
 from labelmill.server.problems import add_handlers
 from labelmill.server.reference import render
 
@@ -45,7 +46,7 @@ class Health(BaseModel):
     status: str
 
 
-def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
+def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> Measured:
     """Return the application for these settings. Streams end when `is_stopping` returns true.
 
     Raises LedgerNotReady, Unavailable.
@@ -103,7 +104,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=["Link", "Location", "Retry-After"],
         )
-    return _WithHeaders(guarded)
+    return Measured(_WithHeaders(guarded))
 
 
 class _WithHeaders:

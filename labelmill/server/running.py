@@ -9,10 +9,11 @@ import signal
 import socket
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from typing import Final
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from jobs.errors import LabelmillError
 from jobs.queue import Publisher, make_app
@@ -20,6 +21,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.addresses import http_url
 from labelmill.console import say
+from labelmill.exporter import Exporter
 from labelmill.migrating import open_ledger
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection
@@ -47,12 +49,16 @@ _HEAD_SECONDS: Final = 15
 _STOP_SECONDS: Final = 20
 
 
-def serve(settings: Settings, listening: socket.socket) -> None:
-    """Serve the API on this socket until SIGTERM or Ctrl-C. Raises LedgerNotReady, Unavailable."""
+def serve(settings: Settings, listening: socket.socket, metrics: tuple[str, int] | None = None) -> None:
+    """Serve the API on this socket, and its metrics at that address, until SIGTERM or Ctrl-C.
+
+    Raises LedgerNotReady, Unavailable; OSError if the address for the metrics cannot be used.
+    """
     log_to_stderr(settings)
     app = create_app(settings, lambda: server.should_exit)
     url = http_url(*listening.getsockname()[:2])
     say(f"HTTP API at {url}; Ctrl-C ends it")
+    exporter = nullcontext() if metrics is None else _exported(app.registry, *metrics)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -74,12 +80,18 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         thread.start()
     try:
         # Uvicorn raises the signal again that has stopped it.
-        with announced(settings, url), suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
+        with exporter, announced(settings, url), suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
             server.run(sockets=[listening])
     finally:
         over.set()
         for thread in watching:
             thread.join()
+
+
+def _exported(registry: CollectorRegistry, address: str, port: int) -> Exporter:
+    exporter = Exporter(registry, address=address, port=port)
+    say(f"metrics at {http_url(address, exporter.port)}/metrics")
+    return exporter
 
 
 def _watch_intake(settings: Settings, over: threading.Event) -> None:

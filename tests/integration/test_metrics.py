@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client import generate_latest
 
 from jobs.ids import new_id
 from jobs.ledger import metrics as ledger_metrics
@@ -28,6 +29,7 @@ from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
 from labelmill import metrics
 from labelmill.metrics import LabelmillCollector
+from labelmill.server.application import create_app
 from tests.conftest import plans_of
 from tests.outcomes import Outcome, to_columns
 from tests.scraping import Scrape, collected, exporter_at
@@ -289,7 +291,7 @@ def test_the_url_that_is_said_can_be_opened(settings, address):
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_the_document_has_every_metric_and_no_other(ledger, champion, look):
+def test_the_document_has_every_metric_and_no_other(settings, ledger, champion, look):
     # Given a ledger in which every metric has a value
     run_id = new_id()
     with ledger.transaction() as connection:
@@ -302,7 +304,8 @@ def test_the_document_has_every_metric_and_no_other(ledger, champion, look):
     # When all metrics are compared with the document, Then names, types and labels are the same
     rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}
-    assert documented == set(_told(look()))
+    of_the_api = Scrape(generate_latest(create_app(settings).registry).decode())
+    assert documented == {*_told(look()), *_told(of_the_api)}
     # And both describe the worker processes in the same words
     [family] = [each for each in look().families if each.name == "labelmill_worker_processes"]
     words = family.documentation.rstrip(".").lower()

@@ -27,7 +27,8 @@ def documented() -> set[str]:
     """Return every metric in docs/reference/metrics.md, which another test compares with the code."""
     names = set(re.findall(r"^\| `(labelmill_\w+)`", METRICS_PAGE.read_text(), re.MULTILINE))
     assert names
-    return names | {"labelmill_chunk_seconds_bucket"}
+    parts = ("bucket", "count")
+    return names | {f"labelmill_{name}_seconds_{part}" for name in ("chunk", "api_request") for part in parts}
 
 
 def test_the_dashboard_and_the_alerts_ask_for_what_there_is() -> None:
@@ -89,6 +90,11 @@ WELL: Final = {
     'labelmill_chunk_seconds_bucket{le="1.0"}': "0+1x120",
     'labelmill_chunk_seconds_bucket{le="+Inf"}': "0+2x120",
     'labelmill_chunk_stage_seconds_total{stage="decode"}': "0+1x120",
+    'labelmill_api_request_seconds_count{status="2xx"}': "0+100x120",
+    'labelmill_api_request_seconds_count{status="5xx"}': "0x120",
+    'labelmill_api_request_seconds_bucket{le="1.0"}': "0+99x120",
+    'labelmill_api_request_seconds_bucket{le="2.5"}': "0+100x120",
+    'labelmill_api_request_seconds_bucket{le="+Inf"}': "0+100x120",
     "labelmill_champion_accuracy_ratio": "0.98x120",
     "labelmill_champion_live_accuracy_ratio": "0.97x120",
     "labelmill_champion_corrections": "200x120",
@@ -175,6 +181,14 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillWebhooksFail": (
         {'labelmill_webhook_attempts_total{result="retried"}': "0+1x120"},
         {'labelmill_webhook_attempts_total{result="retried"}': "0+0.3x120"},
+    ),
+    "LabelmillApiFails": (
+        {'labelmill_api_request_seconds_count{status="5xx"}': "0+10x120"},
+        {'labelmill_api_request_seconds_count{status="5xx"}': "0+4x120"},
+    ),
+    "LabelmillApiIsSlow": (
+        {'labelmill_api_request_seconds_bucket{le="1.0"}': "0+40x120"},
+        {'labelmill_api_request_seconds_bucket{le="1.0"}': "0+60x120"},
     ),
     "LabelmillModelIsOftenWrong": (
         {**OFTEN_CORRECTED},
