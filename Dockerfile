@@ -19,7 +19,10 @@ WORKDIR /src
 
 FROM build AS wheel
 COPY . .
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+# The commit, which deploy/compose/upgrade passes on: `labelmill --version` shows it.
+ARG REVISION=
+RUN printf '%s' "$REVISION" > labelmill/revision.txt \
+ && pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # The pins come first: a change of our own code does not install TensorFlow again.
 FROM build AS producer-packages

@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock clean
+.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock release clean
 
 install: $(STAMP)
 
@@ -86,6 +86,18 @@ lock: install
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group mutants -o requirements/mutants.txt --constraints requirements/dev.txt
+
+# A wheel of this version, its revision, the pins and their checksums, in dist/. Tag the commit v<version> first.
+REVISION = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)
+release: install
+	rm -rf dist
+	mkdir dist
+	printf '%s' '$(REVISION)' > labelmill/revision.txt
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist . ; \
+	  status=$$?; rm labelmill/revision.txt; exit $$status
+	cp requirements/producer.txt requirements/api.txt requirements/worker.txt requirements/worker-gpu.txt dist/
+	cd dist && sha256sum -- * > SHA256SUMS
+	@echo "dist/ has what to publish; check it with: cd dist && sha256sum --check SHA256SUMS"
 
 clean:
 	rm -rf $(VENV) site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -60,6 +60,10 @@ class Unavailable(LabelmillError):
     """A service is out of reach for now: the broker, the ledger or the store."""
 
 
+class LedgerFull(Unavailable):
+    """The ledger's disk is full: free some space. Workers then go on by themselves."""
+
+
 class LeaseLost(LabelmillError):
     """Another worker owns this chunk now, so these results are discarded."""
 

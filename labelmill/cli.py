@@ -9,6 +9,7 @@ import threading
 from importlib import import_module, metadata
 from inspect import cleandoc
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -140,7 +141,11 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"labelmill {metadata.version('labelmill')}")
+        # Made by `make release` and the Dockerfile; a checkout has none.
+        file = Path(__file__).parent / "revision.txt"
+        revision = file.read_text(encoding="utf-8") if file.exists() else ""
+        version = metadata.version("labelmill")
+        typer.echo(f"labelmill {version}, revision {revision}" if revision else f"labelmill {version}")
         raise typer.Exit
 
 

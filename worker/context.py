@@ -89,6 +89,8 @@ class WorkerContext:
         self.roots = Roots(settings.reference_roots)
         self.owner = owner_name(os.getpid())
         self.tracing = open_tracing("labelmill-worker")
+        #: Nothing is claimed until there is room (`worker.predicting.room`).
+        self.ledger_is_full = False
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
         self._image_seconds: dict[str, float] = {}

@@ -11,7 +11,9 @@ the child's copy.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
@@ -49,11 +51,19 @@ RECONCILE_SECONDS: Final = 2.0
 class Reconciler:
     """Sends missing wake-ups, and ends claims, jobs and runs whose process died."""
 
-    def __init__(self, ledger: Ledger, publisher: Publisher, *, holder: str) -> None:
+    def __init__(
+        self, ledger: Ledger, publisher: Publisher, *, holder: str, lease_seconds: float = 60.0
+    ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._holder = holder
+        self._lease_seconds = lease_seconds
+        self._outage_at = -math.inf
         self._detector = FailureDetector()
+
+    def note_outage(self) -> None:
+        """Note that the ledger is unavailable: for a lease from now, an expired claim is nobody's fault."""
+        self._outage_at = time.monotonic()
 
     def tick(self) -> int:
         """Run once. Return the number of wake-ups sent to workers that classify.
@@ -64,10 +74,11 @@ class Reconciler:
             # In a separate transaction: a process that stalls later must not block the others here.
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
+        after_outage = time.monotonic() - self._outage_at < self._lease_seconds
         with self._ledger.transaction() as connection:
             if ended := end_stalled_sessions(connection):
                 logger.warning("ended %d sessions that stalled in the middle of writing", ended)
-            if expired := release_expired_claims(connection):
+            if expired := release_expired_claims(connection, after_outage=after_outage):
                 logger.warning("released %d chunks whose lease had run out", expired)
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id, extra={"job": job_id})
@@ -107,7 +118,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             ledger = Ledger.for_main_process(settings.ledger)
             holder = owner_name(os.getpid())
             publisher = Publisher(worker.app)
-            reconciler = Reconciler(ledger, publisher, holder=holder)
+            reconciler = Reconciler(ledger, publisher, holder=holder, lease_seconds=settings.lease_seconds)
             queue = next(iter(worker.app.amqp.queues.consume_from))
             heartbeat = Heartbeat(settings, ledger, queue=queue)
             problem = ""
@@ -157,6 +168,7 @@ def _tick(heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:
         # The consumer has logged that the broker cannot be reached (`worker.celery_patches`).
         logger.debug("reconciling waits: %s", error)
     except (LabelmillError, OSError) as error:
+        reconciler.note_outage()
         return str(error)
     return ""
 

@@ -15,18 +15,18 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def retry(do: Callable[[], T], pauses: Iterable[float]) -> T:
+def retry(do: Callable[[], T], pauses: Iterable[float], *, unless: type[Unavailable] | None = None) -> T:
     """Return what `do` returns, calling it again after each pause while it raises Unavailable.
 
     `do` must be safe to repeat. `pauses` are in seconds, and each is logged with its reason. Raises
-    Unavailable if the call after the last pause fails too, and at once if the soft time limit struck, because
-    the hard one is near.
+    Unavailable if the call after the last pause fails too, and at once if it is `unless`, or if the soft time
+    limit struck, because the hard one is near.
     """
     for pause in pauses:
         try:
             return do()
         except Unavailable as error:
-            if time_ran_out(error):
+            if time_ran_out(error) or (unless is not None and isinstance(error, unless)):
                 raise
             logger.warning("retrying in %g s: %s", pause, error)
             time.sleep(pause)

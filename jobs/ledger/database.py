@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
+from jobs.errors import LabelmillError, LedgerFull, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import PENDING_COUNTS, write_counts
 from jobs.sqlite import driver
@@ -68,6 +69,14 @@ _REFUSALS: Final = {
     "25006": "it is a replica, or is becoming the primary",  # read_only_sql_transaction
     "42501": "its user lacks a right, see docs/how-to/deploy.md",  # insufficient_privilege
 }
+
+#: PostgreSQL's SQLSTATE of a full disk. If it refuses to connect, there is none, and its words count, as
+#: SQLite's do.
+_DISK_FULL_STATE: Final = "53100"
+_DISK_FULL_WORDS: Final = ("disk is full", "No space left on device")
+
+#: What SQLite needs on the disk to open a file that nobody else has open: its index of the write-ahead log.
+_SQLITE_INDEX_BYTES: Final = 32_768
 
 #: SQLite never removes a log that a connection has open. A second copy of SQLite in the same process does,
 #: because its close drops the locks of the first (https://sqlite.org/howtocorrupt.html).
@@ -141,8 +150,8 @@ class Ledger:
         without harm. SQLite ignores it.
 
         Raises Unavailable if the database cannot be reached, is locked for too long, or chose this
-        transaction as the victim of a deadlock. If the COMMIT itself raises Unavailable, the outcome is
-        unknown: read the ledger before any retry.
+        transaction as the victim of a deadlock, and LedgerFull if its disk is full. If the COMMIT itself
+        raises Unavailable, the outcome is unknown: read the ledger before any retry.
         """
         with _translating_errors(self._url), self.engine.connect() as connection:
             connection.execution_options(**{PENDING_COUNTS: {}, _DURABLE: durable})
@@ -298,6 +307,17 @@ def _translating_errors(url: URL) -> Iterator[None]:
         raise Unavailable("The ledger cannot be reached: all connections to it are in use.") from error
 
 
+def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailable:
+    """Return what to raise for a driver's error that says that the database cannot do its work now."""
+    reason = str(error).strip().splitlines()[0]
+    is_full |= getattr(error, "sqlstate", None) == _DISK_FULL_STATE
+    if is_full or any(words in reason for words in _DISK_FULL_WORDS):
+        return LedgerFull(
+            f"The ledger's disk is full ({reason}): free some space. Workers then go on by themselves."
+        )
+    return Unavailable(f"The ledger cannot be reached: {reason}")
+
+
 def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     """Return the error to raise in place of this one, or None if the statement itself is wrong."""
     reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
@@ -308,7 +328,11 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     is_sqlite = url.get_backend_name() == "sqlite"
     # pysqlite3 raises InterfaceError for a parameter of a wrong type.
     if isinstance(error, OperationalError) or (isinstance(error, InterfaceError) and not is_sqlite):
-        return Unavailable(f"The ledger cannot be reached: {reason}")
+        # If SQLite has no room to open the file, it says only this.
+        is_full = reason == "disk I/O error" and (
+            shutil.disk_usage(Path(str(url.database)).parent).free < _SQLITE_INDEX_BYTES
+        )
+        return as_unavailable(error.orig or error, is_full=is_full)
     # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
     if is_sqlite and type(error.orig) is driver().DatabaseError:
         return Unavailable(

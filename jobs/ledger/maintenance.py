@@ -57,11 +57,17 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
     return taken is not None
 
 
-def release_expired_claims(connection: Connection) -> int:
-    """Make claimed chunks whose lease has run out pending again, with a crash counted. Return how many."""
+def release_expired_claims(connection: Connection, *, after_outage: bool = False) -> int:
+    """Make claimed chunks whose lease has run out pending again. Return how many.
+
+    A crash is counted, but not `after_outage`: their workers may have been unable to release them.
+    """
     # Skip locked rows: a worker that records late has its chunk locked, and the reconciler must not wait.
     expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
     which = chunks.c.id.in_(expired.with_for_update(skip_locked=True))
+    if after_outage:
+        error = "its lease ran out while the ledger was unavailable"
+        return release_claims(connection, which, Reason.UNAVAILABLE, error)
     return release_claims(connection, which, Reason.EXPIRED, "its lease ran out: its worker vanished")
 
 

@@ -16,10 +16,11 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import LeaseLost, Unavailable
+from jobs.errors import LeaseLost
 from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
 from jobs.ledger.control import drop_waiting_work
 from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
+from jobs.ledger.database import as_unavailable
 from jobs.ledger.outbox import report_ended_jobs
 from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
@@ -178,7 +179,7 @@ def _copy(
                 copy.write_row(row)
     except psycopg.OperationalError as error:
         # SQLAlchemy knows nothing of COPY and lets the driver's own errors through.
-        raise Unavailable(f"The ledger cannot be reached: {error}") from error
+        raise as_unavailable(error) from error
 
 
 # ---- the counters ---------------------------------------------------------------------------------

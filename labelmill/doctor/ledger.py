@@ -10,9 +10,10 @@ from typing import Final
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
-from jobs.errors import LedgerNotReady, Unavailable
+from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, metrics
 from jobs.ledger.database import REVISION, revision
+from jobs.ledger.room import prove_room
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
 from labelmill.doctor.findings import Finding, ok, problem, warning
@@ -34,7 +35,11 @@ _POSTGRESQL_FIXES: Final = (
     (r"permission denied", _GRANT),
     (r"password|authentication|role", "LABELMILL_LEDGER_URL=postgresql://USER:PASSWORD@HOST/DATABASE"),
     (r"does not exist", "createdb it, or correct LABELMILL_LEDGER_URL; then labelmill db upgrade"),
-    (r"", "start PostgreSQL at LABELMILL_LEDGER_URL, or correct the URL; test it: pg_isready -d URL"),
+    (
+        r"",
+        "start PostgreSQL at LABELMILL_LEDGER_URL (its log says why it ended), or correct the URL; "
+        "test it: pg_isready -d URL",
+    ),
 )
 
 
@@ -52,6 +57,8 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
             yield ok("does not exist yet; the first command creates it")
         else:
             yield problem("LABELMILL_LEDGER_URL names no file", fix="labelmill db upgrade")
+    except LedgerFull:
+        yield problem("the database's disk is full", fix=_room(settings))
     except (Unavailable, DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
         reason = redacted_message(cause, settings).removeprefix("The ledger cannot be reached: ")
@@ -98,11 +105,19 @@ def _can_be_written(ledger: Ledger) -> Finding:
     # On SQLite, opening the transaction takes the write lock. PostgreSQL is asked for the privileges.
     with ledger.transaction() as connection:
         read_only, tables = (False, []) if ledger.is_sqlite else metrics.missing_privileges(connection)
-    if read_only:
-        return problem("is read-only", fix="LABELMILL_LEDGER_URL=the primary's URL")
-    if tables:
-        return problem(f"its role cannot read and write {', '.join(tables)}", fix=_GRANT)
+        if read_only:
+            return problem("is read-only", fix="LABELMILL_LEDGER_URL=the primary's URL")
+        if tables:
+            return problem(f"its role cannot read and write {', '.join(tables)}", fix=_GRANT)
+        prove_room(connection)
     return ok("can be written")
+
+
+def _room(settings: Settings) -> str:
+    url = make_url(settings.ledger)
+    if url.get_backend_name() == "sqlite":
+        return f"free some space: df -h {shlex.quote(str(url.database))}"
+    return "free some space on the disk of PostgreSQL's data directory"
 
 
 def _fix(reason: str, settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psycopg
@@ -18,10 +19,20 @@ class FaultyPostgresql:
         self._url = sa.make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
         self.execute("ALTER SYSTEM SET fsync = off")  # the machine does not crash, only the server does
 
-    def create(self, name: str) -> str:
-        """A new database; gives back its URL."""
-        self.execute(f"CREATE DATABASE {name}")
+    def create(self, name: str, *, disk: Path | None = None) -> str:
+        """A new database, on another disk if it is given; gives back its URL."""
+        if disk is None:
+            self.execute(f"CREATE DATABASE {name}")
+        else:
+            os.chown(disk, self._server.pgdata.stat().st_uid, -1)
+            self.execute(f"CREATE TABLESPACE {name} LOCATION '{disk}'")
+            self.execute(f"CREATE DATABASE {name} TABLESPACE {name}")
         return self._url.set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, name: str) -> None:
+        """Removes a database that was made on another disk."""
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        self.execute(f"DROP TABLESPACE {name}")
 
     def execute(self, statement: str) -> None:
         """Runs one statement as the superuser."""

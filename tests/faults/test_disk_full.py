@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from jobs.schema import chunks
 from jobs.settings import Settings
 from labelmill import Client
-from tests.console import LABELMILL, Home
-from tests.faults.checker import chunk_rows
+from tests.console import LABELMILL, Home, until
+from tests.faults.checker import Verdict, chunk_rows
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
+from tests.faults.servers import FaultyPostgresql
 from tests.faults.trials import Matrix
+from tests.small_disk import SmallDisk, small_disk
+
+#: How long the ledger's disk is full: several leases, and dozens of attempts if workers went on claiming.
+FULL_SECONDS = 15.0
 
 
 @pytest.mark.parametrize("room", [40_000, 300_000, 1_000_000])
@@ -70,6 +81,78 @@ def test_a_worker_without_room_gives_back_and_goes_on_later(harnesses: list[Harn
                 trials.ran(times, verdict)
                 full += times
                 assert {chunk["crashes"] for chunk in chunk_rows(harness.url, job)} == {0}
+
+
+@pytest.fixture
+def disk(short_folder: Path) -> Iterator[SmallDisk]:
+    """A disk for the ledger's database, and nothing else."""
+    with small_disk(short_folder / "disk", megabytes=48) as disk:
+        yield disk
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def harness_on_disk(
+    request: pytest.FixtureRequest, disk: SmallDisk, short_folder: Path, faulty_postgresql: FaultyPostgresql
+) -> Iterator[Harness]:
+    """A worker with two processes, whose ledger lies on the disk."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "sqlite":
+            url = f"sqlite:///{disk.path}/ledger/ledger.sqlite3"
+        else:
+            url = faulty_postgresql.create("on_disk", disk=disk.path)
+            stack.callback(faulty_postgresql.drop, "on_disk")
+        yield stack.enter_context(Harness(short_folder / "home", ledger_url=url))
+
+
+def test_workers_wait_while_the_ledgers_disk_is_full(
+    harness_on_disk: Harness, disk: SmallDisk, matrix: Matrix
+) -> None:
+    with matrix.trials("the ledger's disk is full", "I1-I5", short=1, long=5) as trials:
+        for _ in range(trials.wanted):
+            trials.ran(1, _fill_the_disk_under_a_job(harness_on_disk, disk))
+
+
+def _fill_the_disk_under_a_job(harness: Harness, disk: SmallDisk) -> Verdict:
+    log = harness.faults / "worker0.log"
+    before = len(log.read_text())
+
+    def both_said(text: str) -> bool:
+        return log.read_text()[before:].count(text) == 2  # the worker has two processes
+
+    def attempts() -> int:
+        # On an open connection: PostgreSQL may have no room for a new one.
+        with harness.ledger.reading() as connection:
+            return connection.scalar(sa.select(sa.func.sum(chunks.c.attempts)).filter_by(job_id=job)) or 0
+
+    # given a job under way
+    images = pictures(6_000)
+    job = harness.submit(images, chunk_images=25)
+    until(lambda: harness.done(job) > 0, "the first chunk is done")
+
+    # when the disk is full
+    disk.fill()
+    until(lambda: both_said("claims nothing until the ledger's disk has room"), "the workers wait")
+    noticed = attempts()
+
+    # then the doctor names it, and no chunk is tried
+    doctor = subprocess.run(
+        [LABELMILL, "doctor"],
+        env=os.environ | harness.settings.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "the database's disk is full" in doctor.stdout, doctor.stdout
+    time.sleep(FULL_SECONDS)
+    assert attempts() == noticed
+
+    # and when there is room again, then the work goes on by itself, and no image is blamed
+    disk.make_room()
+    verdict = harness.judge(job, images)
+    assert {chunk["crashes"] for chunk in chunk_rows(harness.url, job)} == {0}
+    assert both_said("disk has room again")
+    return verdict
 
 
 def _files(folder: Path) -> set[Path]:

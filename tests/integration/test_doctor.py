@@ -43,6 +43,7 @@ from labelmill.probes import redacted_message
 from labelmill.serving import announced, listen_on
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
+from tests.small_disk import small_disk
 
 OK, WARNING, PROBLEM = Level.OK, Level.WARNING, Level.PROBLEM
 
@@ -316,6 +317,21 @@ def test_a_ledger_file_that_is_locked_or_no_database(settings, sqlite_url, monke
     find(check_ledger, settings, "can be written", OK)
     Path(path).write_bytes(b"not a database, by any means" * 100)
     find(check_ledger, settings, "not a database", PROBLEM, f"restore {path} from its backup")
+
+
+@on_sqlite
+def test_a_database_whose_disk_is_full(settings, sqlite_url, short_folder):
+    # Given a ledger on a disk that is full, which no process has open: SQLite has no room to open it
+    folder = Path(sqlite_url.removeprefix("sqlite:///")).parent
+    with small_disk(short_folder / "disk", megabytes=4) as disk:
+        file = shutil.copytree(folder, disk.path / "ledger") / "ledger.sqlite3"
+        full = settings.model_copy(update={"ledger_url": f"sqlite:///{file}"})
+        disk.fill()
+        find(check_ledger, full, "disk is full", PROBLEM, f"df -h {file}")
+
+        # When there is some room, but not for a large chunk, Then the disk counts as full, too
+        disk.make_room()
+        find(check_ledger, full, "disk is full", PROBLEM, f"df -h {file}")
 
 
 def test_a_postgresql_that_cannot_be_used(fresh, postgresql_server: PostgresqlServer):

@@ -263,6 +263,25 @@ def test_a_reconciler_whose_ledger_is_unavailable_tries_again(
         assert [worker.processes for worker in list_workers(connection)] == [1]
 
 
+def test_a_lease_that_expires_while_the_ledger_is_unavailable_is_no_crash(
+    ledger: Ledger, settings: Settings, app: Celery, make_job: JobMaker, new_worker: WorkerMaker
+) -> None:
+    # given a chunk that its worker could not release, and whose lease has expired
+    new_worker().must_claim(make_job([1]).chunks[0], lease_seconds=-1)
+    app.amqp.queues.select([CLASSIFY_QUEUE])
+    main = Main(app, children=[17])
+    reconcile_step(settings)(main).start(main)
+
+    # when the ledger is available again, then the chunk is pending, and nobody is blamed
+    with unavailable():
+        main.tick()
+    main.tick()
+    with ledger.reading() as connection:
+        row = connection.execute(sa.select(chunks)).one()
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert row.error == "its lease ran out while the ledger was unavailable"
+
+
 @pytest.mark.parametrize("queue", [CLASSIFY_QUEUE, RETRAIN_QUEUE])
 @pytest.mark.parametrize("is_available", [True, False])
 def test_a_worker_stops_whether_the_ledger_answers_or_not(

@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -31,8 +32,9 @@ from jobs.schema import ChunkState, JobState, jobs, predictions
 from tests.conftest import Broker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
+from tests.small_disk import SmallDisk, small_disk
 from worker.context import FIRST_CLAIM_IMAGES
-from worker.predicting import pipeline
+from worker.predicting import pipeline, room
 from worker.predicting.pipeline import ATTEMPTS_TO_REACH
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -571,6 +573,51 @@ def test_if_the_ledger_stays_unavailable_the_lease_expires(
         assert harness.classify() == 0
     assert "not released; the lease will expire: The ledger cannot be reached" in caplog.text
     assert harness.chunk(job_id).state == ChunkState.CLAIMED
+
+
+@pytest.fixture
+def disk(short_folder: Path) -> Iterator[SmallDisk]:
+    with small_disk(short_folder / "disk", megabytes=12) as disk:
+        yield disk
+
+
+@pytest.fixture
+def sqlite_on_disk_url(disk: SmallDisk, sqlite_url: str) -> str:
+    """A fresh, migrated SQLite file on the disk."""
+    folder = Path(sqlite_url.removeprefix("sqlite:///")).parent
+    return f"sqlite:///{shutil.copytree(folder, disk.path / 'ledger')}/ledger.sqlite3"
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite_on_disk"], indirect=True)
+def test_a_process_claims_nothing_while_the_ledgers_disk_is_full(
+    harness: Harness, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given two chunks, and a disk that is full when the first one is decoded
+    monkeypatch.setattr(room, "PAUSE_SECONDS", 0.01)
+    first, second = harness.submit(digits(100)), harness.submit(digits(100))
+    with monkeypatch.context() as patch:
+        before_decoding(patch, disk.fill)
+        assert harness.classify() == 0
+
+    # when the process is asked for more, and a little room, enough for a claim, does not change that
+    assert harness.classify() == 0
+    disk.make_room()
+    with (disk.path / "other").open("wb") as other:
+        os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(disk.path).free - 2**20)
+    assert harness.classify() == 0
+
+    # then it has claimed nothing, and holds the chunk that it could not release
+    assert (harness.chunk(first).state, harness.chunk(first).attempts) == (ChunkState.CLAIMED, 1)
+    assert harness.chunk(second).attempts == 0
+
+    # and when there is room, then it releases that chunk without a crash, and claims
+    (disk.path / "other").unlink()
+    assert harness.classify() == 100
+    row = harness.chunk(first)
+    assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
+    assert harness.chunk(second).state == ChunkState.DONE
+    harness.make_due()
+    assert harness.classify() == 100
 
 
 # ---- services and machines that are unavailable -------------------------------------------------------

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+import sqlalchemy as sa
 from kombu.exceptions import OperationalError
 
 from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
-from jobs.schema import db_now, locks
+from jobs.schema import chunks, db_now, locks
 from jobs.settings import Settings
 from worker import reconcile
 from worker.reconcile import Reconciler
@@ -79,6 +80,18 @@ def test_a_broker_that_was_unavailable_gets_the_messages_when_it_is_back(
     publisher.unavailable = True
     assert Reconciler(ledger, publisher, holder="anna").tick() == 2
     assert broker.waiting() == 2
+
+
+def test_a_lease_that_expires_long_after_an_outage_is_a_crash(ledger, make_job, worker, publisher):
+    # Given a reconciler whose ledger was unavailable more than a lease ago, and an expired claim
+    reconciler = Reconciler(ledger, publisher, holder="anna", lease_seconds=0.0)
+    reconciler.note_outage()
+    worker.must_claim(make_job([1]).chunks[0], lease_seconds=-1)
+
+    # When it ticks, Then the chunk has one crash
+    reconciler.tick()
+    with ledger.reading() as connection:
+        assert connection.execute(sa.select(chunks.c.crashes, chunks.c.releases)).one() == (1, 0)
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

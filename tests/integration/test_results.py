@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import ErrorCode, LeaseLost, Stopped, Unavailable
+from jobs.errors import ErrorCode, LeaseLost, LedgerFull, Stopped, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.queries import Filter, Prediction, page_of_predictions
 from jobs.ledger.results import Classified, record_results
@@ -296,8 +296,8 @@ def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker)
                 connection, [Classified(claim, to_columns(sevens(*["a rather long name.png"] * 5_000)))]
             )
 
-    # When the outcomes are recorded, Then the error is Unavailable
-    with pytest.raises(Unavailable, match="full"):
+    # When the outcomes are recorded, Then the error says so
+    with pytest.raises(LedgerFull, match="The ledger's disk is full"):
         record()
 
     # And nothing is stored

@@ -11,7 +11,7 @@ from typing import Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, PayloadDamaged, Unavailable
+from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, LedgerFull, PayloadDamaged, Unavailable
 from jobs.ids import new_id
 from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
 from jobs.ledger.control import end_job
@@ -22,6 +22,7 @@ from jobs.schema import JobState
 from worker.context import WorkerContext
 from worker.predicting import telemetry
 from worker.predicting.batches import classify_images, fetch_references
+from worker.predicting.room import wait_for_room
 from worker.predicting.time_limit import time_limit_unmasked
 from worker.predicting.timings import Timings
 from worker.retry import retry
@@ -59,6 +60,11 @@ def classify_next(context: WorkerContext) -> int:
             return telemetry.log_recorded(recorded, timings)
     except LeaseLost:
         logger.warning("%s: another worker has it; nothing was recorded", telemetry.describe(claims))
+    except LedgerFull as error:
+        _release(token, Reason.UNAVAILABLE, str(error), context, claims, timings)
+        logger.warning("this process claims nothing until the ledger's disk has room")
+        context.ledger_is_full = True
+        wait_for_room(context)
     except Unavailable as error:
         _release(token, Reason.UNAVAILABLE, str(error), context, claims, timings)
     except SoftTimeLimitExceeded:
@@ -83,6 +89,8 @@ def classify_next(context: WorkerContext) -> int:
 
 
 def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
+    if context.ledger_is_full and not wait_for_room(context):
+        return []
     with timings.timed("claim"):
         # Not durable: if the database loses the claim, nothing can be recorded under its token.
         with context.ledger.transaction(durable=False) as connection:
@@ -201,7 +209,7 @@ def _record(
         with context.ledger.transaction() as connection:
             return record_results(connection, classified, timings.spent())
 
-    return retry(record, _RECORD_PAUSES)
+    return retry(record, _RECORD_PAUSES, unless=LedgerFull)
 
 
 def _release(

@@ -1,0 +1,45 @@
+"""A real disk of a few megabytes that a test can fill: a tmpfs, which only root can mount."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class SmallDisk:
+    """A disk that can be full."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._filling = path / "filling"
+
+    def fill(self) -> None:
+        """Take all the room there is."""
+        with self._filling.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    def make_room(self) -> None:
+        """Undo `fill`."""
+        self._filling.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk]:
+    """Mount a disk at this path, whose parent any user may pass. Skip the test if that is not permitted."""
+    path.mkdir(parents=True)
+    path.parent.chmod(0o711)
+    size = f"size={megabytes}m"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", path], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs a disk of its own: {mounted.stderr.strip()}")
+    try:
+        yield SmallDisk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
