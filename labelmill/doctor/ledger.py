@@ -19,8 +19,10 @@ from jobs.sqlite import is_repaired
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
 
+#: The second statement covers the tables that later versions add.
 _GRANT: Final = (
-    "as the tables' owner: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ROLE"
+    "as the tables' owner: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ROLE; "
+    "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO ROLE"
 )
 
 #: The fix for each pattern in the database's error message. The first match counts.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.ledger.database import REVISION
+
 PROJECT: Final = Path(__file__).parents[2]
 
 #: What an image is built from, and what the compose file names besides.
@@ -120,6 +122,31 @@ class Deployment:
         """`labelmill ...` in a container of the service `producer`."""
         return self.compose("run", "--rm", "--no-TTY", "producer", *arguments, check=check)
 
+    def script(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`sh deploy/compose/NAME ...` to its end, which must be a good one where `check` says so."""
+        done = subprocess.run(
+            ["sh", f"deploy/compose/{name}", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_SECONDS,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{name} {' '.join(arguments)}: {done.returncode}\n{done.stderr[-4000:]}")
+        return done
+
+    def add_migration(self, statement: str) -> str:
+        """The checkout is that of a newer version, whose last migration is this statement: its number."""
+        number, database = "9999", self.folder / "jobs" / "ledger" / "database.py"
+        database.write_text(database.read_text().replace(f'"{REVISION}"', f'"{number}"'))
+        (self.folder / "migrations" / "versions" / f"{number}_newer.py").write_text(
+            f"from alembic import op\nrevision, down_revision = {number!r}, {REVISION!r}\n"
+            f"def upgrade():\n    op.execute({statement!r})\n"
+        )
+        return number
+
     def told(self, *arguments: str) -> Any:
         """`labelmill ... --json`."""
         return json.loads(self.labelmill(*arguments, "--json").stdout)
@@ -138,11 +165,16 @@ class Deployment:
 
     def ask(self, statement: str) -> list[list[str]]:
         """Rows of the ledger."""
-        answer = self.compose(
-            *("exec", "--no-TTY", "db", "psql", "--username=postgres", "--dbname=labelmill"),
-            *("--no-align", "--tuples-only", f"--command={statement}"),
-        ).stdout
+        answer = self.execute(statement, role="postgres").stdout
         return [line.split("|") for line in answer.splitlines() if line]
+
+    def execute(self, statement: str, *, role: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`psql` with one statement, as that role."""
+        return self.compose(
+            *("exec", "--no-TTY", "db", "psql", f"--username={role}", "--dbname=labelmill"),
+            *("--no-align", "--tuples-only", "--quiet", f"--command={statement}"),
+            check=check,
+        )
 
     # ---- containers -------------------------------------------------------------------------------------
 

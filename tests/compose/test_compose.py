@@ -23,6 +23,7 @@ from typing import Final
 import pytest
 from openai import OpenAI
 
+from jobs.ledger.database import REVISION
 from tests.compose.deployment import BUILD_SECONDS, Container, Deployment, docker
 from tests.console import stop, until
 
@@ -78,9 +79,9 @@ def wait_for(deployment: Deployment, job: str, state: str = "done", *, seconds: 
     until(lambda: deployment.told("status", job)["state"] == state, f"job {job} is {state}", seconds=seconds)
 
 
-def submit(deployment: Deployment) -> str:
-    """All images; gives back the job's id."""
-    return deployment.labelmill("submit", "/images").stdout.split()[-1]
+def submit(deployment: Deployment, *, copies: int = 1) -> str:
+    """All images, so many times; gives back the job's id."""
+    return deployment.labelmill("submit", *["/images"] * copies).stdout.split()[-1]
 
 
 @contextlib.contextmanager
@@ -152,8 +153,9 @@ def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tm
 
 
 def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
-    # Given three workers
-    deployment.up("--scale", "worker=3")
+    # Given three workers, by a setting that a plain `up` keeps
+    (deployment.folder / ".env").write_text("WORKERS=3\n")
+    deployment.up()
     assert len(deployment.containers("worker")) == 3
 
     # When one of them and Redis are killed in the middle of a job, then it is done all the same
@@ -178,7 +180,9 @@ def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
         assert began[container.id] != container.inspected["State"]["StartedAt"], (
             f"{container.service} was never down"
         )
+    (deployment.folder / ".env").write_text("WORKERS=1\n")
     deployment.up()
+    assert len(deployment.containers("worker")) == 1
 
 
 def test_a_worker_that_is_stopped_burns_no_attempt(deployment: Deployment) -> None:
@@ -266,7 +270,7 @@ def test_nothing_is_published_to_the_world(deployment: Deployment) -> None:
 def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment) -> None:
     secrets = [
         (deployment.folder / "secrets" / f"{name}_password").read_text()
-        for name in ("redis", "labelmill", "postgres")
+        for name in ("redis", "labelmill", "labelmill_owner", "labelmill_reader", "postgres")
     ]
     assert all(len(secret) >= 32 for secret in secrets)
     for container in deployment.containers():
@@ -304,10 +308,39 @@ def test_without_its_password_nobody_is_let_in(deployment: Deployment, program: 
     assert re.search(refusal, done.stderr), done.stderr
 
 
-def test_the_role_owns_its_database_and_nothing_else(deployment: Deployment) -> None:
-    assert deployment.ask(
-        "SELECT rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = 'labelmill'"
-    ) == [["f", "f", "f"]]
+@pytest.mark.parametrize(
+    ("role", "statement", "refusal"),
+    [
+        ("labelmill", "UPDATE later SET id = 2", None),
+        ("labelmill", "DROP TABLE later", "must be owner"),
+        ("labelmill", "CREATE TABLE mine (id int)", "permission denied"),
+        ("labelmill_reader", "SELECT * FROM later, results LIMIT 1", None),
+        ("labelmill_reader", "DELETE FROM later", "permission denied"),
+        ("labelmill_reader", "CREATE TEMPORARY TABLE mine (id int)", "permission denied"),
+        ("labelmill_owner", "CREATE ROLE another", "permission denied"),
+    ],
+)
+def test_each_role_has_the_rights_it_needs(
+    deployment: Deployment, role: str, statement: str, refusal: str | None
+) -> None:
+    # Given a table that a later version adds
+    deployment.execute("CREATE TABLE later (id int)", role="labelmill_owner")
+    try:
+        done = deployment.execute(statement, role=role, check=False)
+        assert done.returncode == (1 if refusal else 0), done.stderr
+        assert (refusal or "") in done.stderr
+    finally:
+        deployment.execute("DROP TABLE later", role="labelmill_owner")
+
+
+def test_each_container_has_only_the_secrets_it_needs(deployment: Deployment) -> None:
+    mounted = {
+        each.service: {mount["Destination"] for mount in each.inspected["Mounts"]}
+        for each in deployment.containers()
+    }
+    owners = [service for service, paths in mounted.items() if "/run/secrets/ledger_owner_url" in paths]
+    assert owners == []  # only `migrate` has it, and that has ended
+    assert mounted["metrics"] == {"/run/secrets/ledger_reader_url", "/run/secrets/broker_url"}
 
 
 def test_celery_is_what_the_init_watches(deployment: Deployment) -> None:
@@ -330,7 +363,102 @@ def test_the_images_without_a_model_are_small() -> None:
         assert sizes[image] - sizes[BASE] < 300 - 130, image
 
 
+# ---- its life -------------------------------------------------------------------------------------------
+
+
+def test_a_migration_that_fails_stops_the_upgrade_and_nothing_else(deployment: Deployment) -> None:
+    # Given a job in work, and a newer version whose migration fails
+    before = ids(deployment)
+    with job_in_work(deployment):
+        deployment.add_migration("SELECT 1 / 0")
+
+        # When the upgrade is tried
+        done = deployment.script("upgrade", check=False)
+
+        # Then it says so, the same containers run on, and the job ends
+        assert done.returncode == 1
+        assert "The old version is still running" in done.stderr
+        assert ids(deployment) == before
+    assert deployment.ask("SELECT version_num FROM alembic_version") == [[REVISION]]
+    # and console commands go on
+    job = submit(deployment)
+    wait_for(deployment, job)
+    check_outcomes(deployment, job)
+
+
+def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
+    # Given a ledger that still belongs to `labelmill`, a job in work, and a newer version that is built
+    deployment.ask("REASSIGN OWNED BY labelmill_owner TO labelmill")
+    before = ids(deployment)
+    with job_in_work(deployment):
+        number = deployment.add_migration("CREATE TABLE newer (id int)")
+        deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
+
+        # When its console is used, then it migrates nothing, but says what is missing
+        for service in ("producer", "trainer"):
+            done = deployment.compose("run", "--rm", "--no-TTY", service, "models", "list", check=False)
+            assert done.returncode == 2, done.stderr
+            assert "labelmill db upgrade" in done.stderr
+        assert deployment.ask("SELECT version_num FROM alembic_version") == [[REVISION]]
+        assert ids(deployment) == before
+
+        # and when it is upgraded, then the ledger is migrated, and the job ends
+        deployment.script("upgrade")
+        assert deployment.ask("SELECT version_num FROM alembic_version") == [[number]]
+        deployment.execute("SELECT * FROM newer", role="labelmill_reader")
+    assert not set(ids(deployment, "worker", "api")) & set(before)
+
+
+def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path) -> None:
+    # Given a job, and a backup from its middle
+    (deployment.folder / ".env").write_text("WORKERS=1\n")
+    deployment.compose("stop", "worker")
+    job = submit(deployment, copies=COPIES)
+    deployment.compose("start", "worker")
+    until(lambda: in_work(deployment), "chunks are being worked on", seconds=60)
+    backup = tmp_path / "backup"
+    deployment.script("backup", str(backup))
+    assert {path.stat().st_mode & 0o077 for path in (backup, *backup.iterdir())} == {0}
+    wait_for(deployment, job)
+    finished_at = deployment.told("status", job)["finished_at"]
+    jobs, models = listed_jobs(deployment), deployment.told("models", "list")
+
+    # When a ledger with jobs is there, then it is not replaced
+    done = deployment.script("restore", str(backup), check=False)
+    assert done.returncode == 2
+    assert f"The ledger has {len(jobs)} jobs" in done.stderr
+
+    # and when all is lost, and the backup is restored
+    deployment.compose("--profile", "producer", "down", "--volumes")
+    shutil.rmtree(deployment.folder / "secrets")
+    for name in (".env", "docker-compose.override.yml"):
+        (deployment.folder / name).unlink()
+    deployment.script("restore", str(backup))
+
+    # Then everything is there again, and the job ends
+    assert deployment.told("models", "list") == models
+    assert [each["id"] for each in listed_jobs(deployment)] == [each["id"] for each in jobs]
+    wait_for(deployment, job)
+    check_outcomes(deployment, job, copies=COPIES)
+    assert deployment.told("status", job)["finished_at"] > finished_at, "it was done before the backup"
+    assert [each for each in listed_jobs(deployment) if each["id"] != job] == [
+        each for each in jobs if each["id"] != job
+    ]
+    assert (deployment.folder / ".env").read_text() == "WORKERS=1\n"
+
+    # and a ledger with jobs is replaced if it is said
+    later = submit(deployment)
+    deployment.script("restore", "--overwrite", str(backup))
+    assert later not in {each["id"] for each in listed_jobs(deployment)}
+    assert deployment.told("models", "list") == models
+
+
 # ---- helpers --------------------------------------------------------------------------------------------
+
+
+def ids(deployment: Deployment, *services: str) -> list[str]:
+    """The running containers but for the database, which an upgrade may start anew first."""
+    return sorted(each.id for each in deployment.containers(*services) if each.service != "db")
 
 
 def listed_jobs(deployment: Deployment) -> list[dict[str, object]]:
