@@ -208,6 +208,9 @@ def test_the_metrics_tell_of_the_work(deployment: Deployment) -> None:
     assert address.startswith("127.0.0.1:")
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
         text = answer.read().decode()
+    for disk in ("ledger", "store"):
+        [free] = re.findall(rf'^labelmill_disk_free_bytes{{disk="{disk}"}} (.+)$', text, re.MULTILINE)
+        assert float(free) > 0
     [done] = re.findall(r'^labelmill_images_total\{outcome="ok"\} (.+)$', text, re.MULTILINE)
     assert float(done) >= 3 * IMAGES
 
