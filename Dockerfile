@@ -24,13 +24,15 @@ ARG REVISION=
 RUN printf '%s' "$REVISION" > labelmill/revision.txt \
  && pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# The pins come first: a change of our own code does not install TensorFlow again.
+# Our own code is a layer of its own, and a small one: a new version does not bring TensorFlow again.
+FROM build AS labelmill
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    uv pip install --no-deps /wheels/*.whl
+
 FROM build AS producer-packages
 COPY requirements/producer.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes -r producer.txt
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    uv pip install --no-deps /wheels/*.whl
 
 FROM build AS api-packages
 COPY requirements/api.txt .
@@ -43,22 +45,16 @@ RUN cd /opt/labelmill/lib/python3*/site-packages \
     ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -r {} + \
  && find . -type d \( -name tests -o -name testing \) -prune -exec rm -r {} + \
  && find . -type f \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pyi' \) -delete
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    uv pip install --no-deps /wheels/*.whl
 
 FROM build AS worker-packages
 COPY requirements/worker.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes -r worker.txt
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    uv pip install --no-deps /wheels/*.whl
 
 FROM build AS worker-gpu-packages
 COPY requirements/worker-gpu.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes -r worker-gpu.txt
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    uv pip install --no-deps /wheels/*.whl
 
 FROM python:3.13-slim-trixie AS runtime
 # The folders belong to the user, and so do volumes that are mounted there for the first time.
@@ -76,12 +72,16 @@ CMD ["--help"]
 
 FROM runtime AS producer
 COPY --from=producer-packages /opt/labelmill /opt/labelmill
+COPY --from=labelmill /opt/labelmill /opt/labelmill
 
 FROM runtime AS api
 COPY --from=api-packages /opt/labelmill /opt/labelmill
+COPY --from=labelmill /opt/labelmill /opt/labelmill
 
 FROM runtime AS worker
 COPY --from=worker-packages /opt/labelmill /opt/labelmill
+COPY --from=labelmill /opt/labelmill /opt/labelmill
 
 FROM runtime AS worker-gpu
 COPY --from=worker-gpu-packages /opt/labelmill /opt/labelmill
+COPY --from=labelmill /opt/labelmill /opt/labelmill
