@@ -113,7 +113,8 @@ class OutageTolerantConsumer(Consumer):  # type: ignore[misc]  # Celery has no t
                 if not reasons:
                     self.controller.register_with_event_loop(self.hub)  # as after a connection
                 if str(error) not in reasons:
-                    logger.warning("the broker cannot be reached, and this worker waits for it: %s", error)
+                    broker = connection.as_uri()  # without its password
+                    logger.warning("the broker cannot be reached, this worker waits: %s: %s", broker, error)
                 reasons.add(str(error))
             else:
                 self.first_connection_attempt = False

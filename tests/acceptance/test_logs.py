@@ -213,7 +213,7 @@ def _submit_damaged(deployment: Deployment) -> str:
 def test_a_worker_without_its_broker_says_so_in_json_and_no_secret(deployment: Deployment) -> None:
     broker = f"redis://user:{MARK}%2F@127.0.0.1:1/0"
     with deployment.worker("worker", **{ENV_PREFIX + "BROKER_URL": broker}) as worker:
-        until(lambda: deployment.says("worker", "Cannot connect to"), "it has tried")
+        until(lambda: deployment.says("worker", "the broker cannot be reached"), "it has tried")
         worker.send_signal(signal.SIGTERM)
         worker.wait(60)
     messages = [line["message"] for line in deployment.lines("worker")]
