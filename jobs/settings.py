@@ -204,7 +204,7 @@ class Settings(BaseSettings):
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 
-    #: Beat purges every day: payloads, and whole jobs, that finished more than this many days ago.
+    #: Every day, beat purges the payloads of jobs, or whole jobs, that finished more than this many days ago.
     keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
     keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
 
@@ -266,7 +266,7 @@ class Settings(BaseSettings):
 
     @property
     def ledger_file(self) -> Path | None:
-        """Return the ledger's file, or None if it is not SQLite's."""
+        """Return the ledger's file, or None if it is not SQLite."""
         url = make_url(self.ledger)
         return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
