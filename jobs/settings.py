@@ -204,6 +204,9 @@ class Settings(BaseSettings):
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 
+    #: How this process is deployed. The compose file sets it, so that `labelmill doctor` names its commands.
+    deployment: Literal["compose"] | None = None
+
     #: Every day, beat purges the payloads of jobs, or whole jobs, that finished more than this many days ago.
     keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
     keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)

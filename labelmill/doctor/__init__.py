@@ -13,6 +13,7 @@ from typing import Final
 from jobs.settings import Settings
 from labelmill.doctor.api import check_api
 from labelmill.doctor.broker import check_broker
+from labelmill.doctor.compose import in_compose
 from labelmill.doctor.configuration import check_home, check_settings
 from labelmill.doctor.findings import Finding, Level, problem
 from labelmill.doctor.ledger import check_ledger
@@ -56,6 +57,8 @@ def examine(settings: Settings, *, timeout: float = TIMEOUT_SECONDS) -> dict[str
         if thread.is_alive():  # it is abandoned, with a list that only it uses
             fix = f"check whether the host or disk of the {name} responds"
             found[name] = [*found[name], problem(f"no answer within {timeout:g} s", fix=fix)]
+    if settings.deployment == "compose":
+        return {name: [in_compose(finding) for finding in findings] for name, findings in found.items()}
     return found
 
 

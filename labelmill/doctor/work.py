@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import metrics
 from jobs.ledger.metrics import OpenJob
 from jobs.ledger.runs import active_runs
+from jobs.ledger.workers import list_workers
 from jobs.schema import RunState
 from jobs.settings import Settings
 from labelmill.console import format_duration, pluralize
@@ -39,6 +40,10 @@ def check_jobs(settings: Settings) -> Iterator[Finding]:
         yield _reconciler(metrics.reconciler_lock(connection), has_work=bool(jobs), start=start)
         yield _progress(jobs, metrics.seconds_since_last_result(connection), limit, start=start)
         yield _releases(jobs)
+        for worker in list_workers(connection):
+            if worker.alive and worker.problem is not None:
+                fix = "labelmill workers, then read its log"
+                yield problem(f"the worker {worker.name}: {worker.problem}", fix=fix)
 
     yield from check_in_ledger(settings, check, if_none=ok("there are none yet"))
 

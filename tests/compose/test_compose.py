@@ -262,12 +262,19 @@ def test_nothing_is_published_to_the_world(deployment: Deployment) -> None:
         for port in ports or ()
     }
     assert published == {("api", "127.0.0.1"), ("metrics", "127.0.0.1")}
-    [network] = json.loads(docker("network", "inspect", "labelmill-test_backend"))
-    assert network["Internal"]
-    reaching = {
-        c.service for c in deployment.containers() if len(c.inspected["NetworkSettings"]["Networks"]) > 1
-    }
-    assert reaching == {"trainer", "webhooks", "api", "metrics"}
+    for name in ("database", "broker"):
+        [network] = json.loads(docker("network", "inspect", f"labelmill-test_{name}"))
+        assert network["Internal"]
+    services = {container.service for container in deployment.containers()}
+    assert on_network(deployment, "outside") == {"trainer", "webhooks", "api", "metrics"}
+    assert on_network(deployment, "database") == services - {"redis"}
+    assert on_network(deployment, "broker") == services - {"db"}
+
+
+def test_a_client_that_does_not_log_in_is_cut_off(deployment: Deployment) -> None:
+    program = "import socket; s = socket.create_connection(('db', 5432)); s.settimeout(30); print(s.recv(1))"
+    arguments = ("run", "--rm", "--no-TTY", "--no-deps", "--entrypoint", "python", "producer", "-c", program)
+    assert deployment.compose(*arguments).stdout.strip() == "b''"
 
 
 def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment) -> None:
@@ -467,6 +474,16 @@ def ids(deployment: Deployment, *services: str) -> list[str]:
 def listed_jobs(deployment: Deployment) -> list[dict[str, object]]:
     """All that is known of the jobs, but for when it was asked."""
     return [{**job, "read_at": None} for job in deployment.told("jobs")]
+
+
+def on_network(deployment: Deployment, name: str) -> set[str]:
+    """The services with a container on this network."""
+    network = f"labelmill-test_{name}"
+    return {
+        container.service
+        for container in deployment.containers()
+        if network in container.inspected["NetworkSettings"]["Networks"]
+    }
 
 
 def size_of(image: str) -> float:

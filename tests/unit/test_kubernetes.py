@@ -530,7 +530,8 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
         assert entered.pop("redis") == {(name, "redis") for name in users}
     asking = {"keda": "keda", "prometheus": "monitoring"}
     assert entered.pop("metrics") == {(asking[name], "metrics") for name in components if name in asking}
-    assert entered.pop("api") == ({("ingress-nginx", "http")} if "ingress" in components else set())
+    users_of_api = {"ingress": ("ingress-nginx", "http"), "prometheus": ("monitoring", "metrics")}
+    assert entered.pop("api") == {users_of_api[name] for name in components if name in users_of_api}
     assert not any(entered.values())
 
 
