@@ -19,12 +19,12 @@ WORKDIR /src
 
 FROM build AS wheel
 COPY . .
-# The commit, which deploy/compose/upgrade passes on: `labelmill --version` shows it.
+# The commit, passed by deploy/compose/upgrade and restore. `labelmill --version` shows it.
 ARG REVISION=
 RUN printf '%s' "$REVISION" > labelmill/revision.txt \
  && pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# Our own code is a layer of its own, and a small one: a new version does not bring TensorFlow again.
+# Our own code has its own small layer, so a new version does not bring TensorFlow again.
 FROM build AS labelmill
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     uv pip install --no-deps /wheels/*.whl

@@ -87,7 +87,7 @@ lock: install
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group mutants -o requirements/mutants.txt --constraints requirements/dev.txt
 
-# A wheel of this version, its revision, the pins and their checksums, in dist/. Tag the commit v<version> first.
+# Make dist/: a wheel that knows its revision, the pins, and the checksums of both. Tag the commit v<version> first.
 REVISION = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)
 release: install
 	rm -rf dist

@@ -555,7 +555,7 @@ counters = Table(
     Column("value", Double, nullable=False),
 )
 
-#: The heartbeats: one row for the main process of each worker or trainer.
+#: The heartbeats: one row for beat, and for the main process of each worker, trainer or sender of webhooks.
 workers = Table(
     "workers",
     metadata,
@@ -565,7 +565,7 @@ workers = Table(
     Column("processes", Integer, nullable=False),  # children that have started
     Column("children", _Json, nullable=False),  # the names under which these claim
     Column("version", String(64), nullable=False),  # of Labelmill
-    Column("problem", Text),  # why it does not work as it should, as its main process says
+    Column("problem", Text),  # what keeps it from working properly, according to its main process
     Column("model_problem", Text),  # why its children cannot load a champion
     Column("started_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),

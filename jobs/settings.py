@@ -204,10 +204,10 @@ class Settings(BaseSettings):
     #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 
-    #: How this process was started; set by the compose file. `labelmill doctor` names its commands then.
+    #: How this process is deployed. The compose file sets it, so that `labelmill doctor` names its commands.
     deployment: Literal["compose"] | None = None
 
-    #: Beat purges every day: payloads, and whole jobs, that finished more than this many days ago.
+    #: Every day, beat purges the payloads of jobs, or whole jobs, that finished more than this many days ago.
     keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
     keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
 
@@ -269,7 +269,7 @@ class Settings(BaseSettings):
 
     @property
     def ledger_file(self) -> Path | None:
-        """Return the ledger's file, or None if it is not SQLite's."""
+        """Return the ledger's file, or None if it is not SQLite."""
         url = make_url(self.ledger)
         return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 

@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-#: The number of open connections. A container may start 64 threads.
+#: The maximum number of open connections. A container may start 64 threads.
 MAX_CONNECTIONS: Final = 16
 
 #: How long a client may send nothing, in seconds.
@@ -48,10 +48,10 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A server with a thread for each connection, and a limit of connections.
+    """A server with a thread for each connection, and a maximum number of connections.
 
-    If there are too many, it ends the oldest. So a client that opens many, or sends its request byte by byte,
-    cannot keep Prometheus out.
+    If there is one too many, the server closes the oldest. So a client that opens many, or sends its request
+    byte by byte, cannot keep Prometheus out.
     """
 
     daemon_threads = True
@@ -66,20 +66,20 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__((address, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread. If there are too many, end the oldest first."""
+        """Answer a connection in a thread. If there are too many, close the oldest first."""
         with self._lock:
             self._open.append(request)
             oldest = self._open.popleft() if len(self._open) > MAX_CONNECTIONS else None
         if oldest is not None:
-            with suppress(OSError):  # it has ended meanwhile
+            with suppress(OSError):  # the client has closed it
                 oldest.shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """End a connection that was answered."""
-        with self._lock, suppress(ValueError):  # the oldest is not in the list any more
+        """Close a connection that was answered."""
+        with self._lock, suppress(ValueError):  # it was closed as the oldest
             self._open.remove(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing: a client that leaves, or is made to leave, is not an error of this server."""
+        """Print nothing: a client that disconnects, or is disconnected, is not an error."""

@@ -43,16 +43,15 @@ class Readiness:
 
 
 def readiness(settings: Settings, part: Part) -> Readiness:
-    """Return whether this process is ready, and why. Never raises an error.
+    """Return whether this process is ready, and why. Never raise an error.
 
-    Ledger and broker must answer here. All but a producer must also have sent a recent heartbeat from this
-    host. A worker must have started a child process, which has loaded the champions if there are any, and
-    worker and trainer must be able to write to the store.
+    Ledger and broker must answer. All but a producer must have sent a recent heartbeat from this host that
+    names a started process and no problem. Worker and trainer must be able to write to the store.
     """
     found = Readiness(True, "ledger and broker answer")
     try:
         with existing_ledger(settings) as ledger:
-            # A worker keeps working after a migration, until the next version's worker starts.
+            # Workers and beat keep working after a migration, until those of the next version start.
             ledger.check(or_newer=part in _QUEUES)
             if part in _QUEUES:
                 with ledger.reading() as connection:

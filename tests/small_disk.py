@@ -30,7 +30,7 @@ class SmallDisk:
 
 @contextlib.contextmanager
 def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk]:
-    """Mount a disk at this path, whose parent any user may pass. Skip the test if that is not permitted."""
+    """Mount a disk at this path, which any user can reach. Skip the test if mounting is not permitted."""
     path.mkdir(parents=True)
     path.parent.chmod(0o711)
     size = f"size={megabytes}m"

@@ -76,9 +76,9 @@ class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
 
 
 class _AckLogger:
-    """Logs a failed acknowledgement as what it is: the broker is away, and the wake-up comes once more.
+    """Logs failed acknowledgements at `debug`: when the broker answers again, it sends the wake-up once more.
 
-    kombu logs it at `critical`, with a traceback, for each message (`kombu.Message.ack_log_error`).
+    kombu logs each at `critical`, with a traceback (`kombu.Message.ack_log_error`).
     """
 
     def critical(self, _message: str, _tag: str, error: Exception, **_: Any) -> None:
@@ -88,9 +88,9 @@ class _AckLogger:
 class OutageTolerantConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     """A consumer that keeps its worker's event loop running while the broker cannot be reached.
 
-    Celery's own sleeps until it is connected again. So the worker sends no heartbeat, and the time limits of
-    chunks that ended during the outage strike after it, which kills idle children (no issue known). It also
-    logs every attempt as an error.
+    Celery's own sleeps until it is connected again, and logs every attempt as an error. Meanwhile the worker
+    sends no heartbeat and does not notice chunks that end. Afterwards it enforces their time limits, which
+    kills idle children (no issue known).
     """
 
     connection: Any
@@ -111,7 +111,7 @@ class OutageTolerantConsumer(Consumer):  # type: ignore[misc]  # Celery has no t
                 connection.ensure_connection(max_retries=0)
             except OperationalError as error:
                 if not reasons:
-                    self.controller.register_with_event_loop(self.hub)  # as after a connection
+                    self.controller.register_with_event_loop(self.hub)  # as Celery does once it is connected
                 if str(error) not in reasons:
                     broker = connection.as_uri()  # without its password
                     logger.warning("the broker cannot be reached, this worker waits: %s: %s", broker, error)
@@ -125,7 +125,7 @@ class OutageTolerantConsumer(Consumer):  # type: ignore[misc]  # Celery has no t
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             maybe_shutdown()
-            next(self.hub.create_loop())  # one turn, which the reconciler's timer ends in time
+            next(self.hub.create_loop())  # one turn; the reconciler's timer ends it in time
 
 
 class RecordingPool(AsynPool):  # type: ignore[misc]  # Celery has no types

@@ -89,14 +89,14 @@ class WorkerContext:
         self.roots = Roots(settings.reference_roots)
         self.owner = owner_name(os.getpid())
         self.tracing = open_tracing("labelmill-worker")
-        #: Nothing is claimed until there is room (`worker.predicting.room`).
+        #: While it is true, nothing is claimed (`worker.predicting.room`).
         self.ledger_is_full = False
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
         self._image_seconds: dict[str, float] = {}
         self._last_payload: tuple[str, Payload] | None = None
         self._not_loaded: dict[str, str] = {}  # why, by the champion's id
-        self._reported_problem: str | None = ""  # of this worker, perhaps by an earlier process
+        self._reported_problem: str | None = ""  # unknown: an earlier process may have reported one
 
     def images_per_claim(self, model_id: str) -> int:
         """Return the maximum images of this model per claim, from its measured speed in this process."""

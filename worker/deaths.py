@@ -17,7 +17,7 @@ from typing import Final
 
 from jobs.ledger.counters import DEATHS
 
-#: How many deaths, in how many seconds, are a problem. One image that kills its process causes two or three
+#: So many deaths within so many seconds are a problem. One image that kills its process causes two or three
 #: deaths in a short time, and is then isolated.
 MANY_DEATHS: Final = 5
 DEATHS_SECONDS: Final = 300.0
@@ -40,7 +40,7 @@ class Deaths:
         self._cause = ""
 
     def add(self, exit_codes: Sequence[int]) -> None:
-        """Note these deaths."""
+        """Add the deaths of children that ended with these exit codes."""
         now = time.monotonic()
         self._recent.extend(now for _ in exit_codes)
         while self._recent and self._recent[0] < now - DEATHS_SECONDS:
@@ -64,7 +64,7 @@ def _cause(name: str, *, is_oom: bool) -> str:
 
 
 def death_name(exit_code: int) -> str:
-    """Return the name in `DEATHS` of how a process ended."""
+    """Return which of `DEATHS` this exit code means."""
     with suppress(ValueError):
         name = signal.Signals(-exit_code).name
         if name in DEATHS:

@@ -1,4 +1,4 @@
-"""Retention: beat purges what is older than the settings say, once a day however many beats there are."""
+"""Retention: beat purges what is older than the settings allow, once a day even if several beats run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RETRY_SECONDS: Final = 3600.0
 
 
 class Retention:
-    """Starts the purge of each day as a process of its own: it can take hours, and beat must go on."""
+    """Starts each day's purge in a separate process, because it can take hours and must not hold up beat."""
 
     def __init__(self, settings: Settings) -> None:
         """Start nothing yet."""
@@ -64,7 +64,7 @@ class Retention:
         )
 
     def _wait(self, ledger: Ledger, seconds: float) -> bool:
-        """Let all beats wait. Return False if another beat has done so."""
+        """Make all beats wait. Return False if another beat has already done so."""
         with ledger.transaction() as connection:
             taken = take_lock(connection, _LOCK, self._holder, seconds=seconds)
         self._due_at = time.monotonic() + seconds

@@ -19,8 +19,8 @@ def retry(do: Callable[[], T], pauses: Iterable[float], *, unless: type[Unavaila
     """Return what `do` returns, calling it again after each pause while it raises Unavailable.
 
     `do` must be safe to repeat. `pauses` are in seconds, and each is logged with its reason. Raises
-    Unavailable if the call after the last pause fails too, and at once if it is `unless`, or if the soft time
-    limit struck, because the hard one is near.
+    Unavailable if the call after the last pause fails too. Raises at once if the error is an `unless`, or if
+    the soft time limit struck, because the hard one is near.
     """
     for pause in pauses:
         try:

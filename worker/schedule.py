@@ -135,7 +135,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         self._trouble = ""  # why the latest tick failed; it is logged once
 
     def tick(self, *_: Any, **__: Any) -> float:
-        """Request the runs that are due, and report drift. Return the seconds until the next call."""
+        """Request due runs, send a heartbeat, purge, report drift. Return the seconds until the next call."""
         settings = self.app.labelmill_settings
         troubles: list[str] = []
         try:
@@ -166,7 +166,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         return min(POLL_SECONDS, 60 - now % 60)
 
     def close(self) -> None:
-        """Delete the heartbeat, because beat stops."""
+        """Delete beat's heartbeat, and stop."""
         with (
             suppress(LabelmillError),
             closing(Ledger(self.app.labelmill_settings.ledger)) as ledger,

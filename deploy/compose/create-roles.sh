@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes the database and its roles, or brings them up to date: safe to run again. PostgreSQL runs it when it sets itself
-# up; deploy/compose/upgrade and restore run it too.
+# Creates the database and its roles, or updates them. It is safe to run again. PostgreSQL runs it when it sets itself
+# up; deploy/compose/upgrade and restore run it, too.
 #
 #   labelmill_owner   owns the tables; only `migrate` has its password
-#   labelmill         reads and writes rows: everything else
-#   labelmill_reader  reads rows: `metrics`, and people who query
+#   labelmill         reads and writes rows; all other processes use it
+#   labelmill_reader  reads rows; for `metrics` and people who query
 set -eu
 
 for role in labelmill_owner labelmill labelmill_reader; do
@@ -33,16 +33,16 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'labelmill')
 END
 
 run --dbname labelmill --single-transaction <<'END'
--- Workers' queries would queue behind a statement that waits for its lock.
+-- A statement that waits longer for its lock would hold up the workers' queries behind it.
 SET LOCAL lock_timeout = '5s';
--- In earlier versions labelmill owned everything.
+-- In earlier versions, labelmill owned the tables.
 REASSIGN OWNED BY labelmill TO labelmill_owner;
 REVOKE ALL ON DATABASE labelmill FROM PUBLIC;
 GRANT CONNECT ON DATABASE labelmill TO labelmill, labelmill_reader;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO labelmill;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO labelmill;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO labelmill_reader;
--- And on what later versions add.
+-- The same rights on what later versions add.
 ALTER DEFAULT PRIVILEGES FOR ROLE labelmill_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO labelmill;
 ALTER DEFAULT PRIVILEGES FOR ROLE labelmill_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO labelmill;

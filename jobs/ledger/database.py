@@ -70,12 +70,12 @@ _REFUSALS: Final = {
     "42501": "its user lacks a right, see docs/how-to/deploy.md",  # insufficient_privilege
 }
 
-#: PostgreSQL's SQLSTATE of a full disk. If it refuses to connect, there is none, and its words count, as
-#: SQLite's do.
+#: PostgreSQL's SQLSTATE for a full disk. A refused connection has none, so its message is searched for these
+#: words, as SQLite's is.
 _DISK_FULL_STATE: Final = "53100"
 _DISK_FULL_WORDS: Final = ("disk is full", "No space left on device")
 
-#: What SQLite needs on the disk to open a file that nobody else has open: its index of the write-ahead log.
+#: The free space that SQLite needs to open a ledger that no process has open, for the index of its log.
 _SQLITE_INDEX_BYTES: Final = 32_768
 
 #: SQLite never removes a log that a connection has open. A second copy of SQLite in the same process does,
@@ -308,7 +308,7 @@ def _translating_errors(url: URL) -> Iterator[None]:
 
 
 def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailable:
-    """Return what to raise for a driver's error that says that the database cannot do its work now."""
+    """Return the error to raise if a driver's error means that the database cannot work now."""
     reason = str(error).strip().splitlines()[0]
     is_full |= getattr(error, "sqlstate", None) == _DISK_FULL_STATE
     if is_full or any(words in reason for words in _DISK_FULL_WORDS):
@@ -328,7 +328,7 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     is_sqlite = url.get_backend_name() == "sqlite"
     # pysqlite3 raises InterfaceError for a parameter of a wrong type.
     if isinstance(error, OperationalError) or (isinstance(error, InterfaceError) and not is_sqlite):
-        # If SQLite has no room to open the file, it says only this.
+        # SQLite says no more than this if it has no room to open the file.
         is_full = reason == "disk I/O error" and (
             shutil.disk_usage(Path(str(url.database)).parent).free < _SQLITE_INDEX_BYTES
         )

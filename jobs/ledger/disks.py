@@ -1,4 +1,4 @@
-"""Disks: their free space, as the processes that can see them report it.
+"""Disks: the free space of the ledger's and the store's disk, as last reported.
 
 The exporter sees neither the store nor the database's disk. Workers report the store if it is a folder, and
 the ledger if it is a file. The database server's machine can report the ledger's disk with one SQL statement
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger.database import insert_into
 from jobs.schema import db_now, disks
 
-#: A report that is older than this is not shown any more.
+#: A report older than this is not shown.
 STALE_SECONDS: Final = 600.0
 
 
@@ -30,7 +30,7 @@ class Disk:
 
 
 def report_disk(connection: Connection, disk: Disk) -> None:
-    """Store a disk's free space in place of the latest report."""
+    """Replace the latest report of this disk."""
     values = {"free_bytes": disk.free_bytes, "total_bytes": disk.total_bytes, "seen_at": db_now()}
     connection.execute(
         insert_into(connection, disks)

@@ -60,7 +60,7 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
 def release_expired_claims(connection: Connection, *, after_outage: bool = False) -> int:
     """Make claimed chunks whose lease has run out pending again. Return how many.
 
-    A crash is counted, but not `after_outage`: their workers may have been unable to release them.
+    Each counts a crash, except `after_outage`: then its worker may have been unable to release it.
     """
     # Skip locked rows: a worker that records late has its chunk locked, and the reconciler must not wait.
     expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())

@@ -1,6 +1,6 @@
-"""Room: show that the database's disk has some, by writing to it.
+"""Room: prove that the database's disk has free space, by writing to it.
 
-A small write shows nothing: it may fit into pages that the database has already.
+A small write proves nothing: it may fit into pages that the database already has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import LedgerFull
 
-#: More than the largest claim's rows take: 16,384 with names of 40 bytes are 2.5 MB, with their index.
+#: More than the largest claim needs: 16,384 rows with names of 40 bytes take 2.5 MB, including the index.
 ROOM_BYTES: Final = 4 * 2**20
 
 _ROW_BYTES: Final = 1_000
@@ -43,7 +43,7 @@ def prove_room(connection: Connection) -> None:
 
 
 def _write_beside(file: Path) -> None:
-    # A transaction on SQLite that is rolled back writes nothing to the disk.
+    # Not in a transaction: SQLite writes nothing to the disk if it is rolled back.
     try:
         with tempfile.TemporaryFile(dir=file.parent) as temporary:
             temporary.write(os.urandom(ROOM_BYTES))  # a disk that compresses cannot make this smaller

@@ -1,6 +1,6 @@
-"""Workers: each worker's main process, and beat, writes its heartbeat, a row of its own, every few seconds.
+"""Workers: each worker's main process, and beat, write a heartbeat every few seconds, each in its own row.
 
-A row says when the worker last wrote it (`seen_at`, by the database's clock) and how many child processes
+A row says when it was last written (`seen_at`, by the database's clock) and how many child processes
 were ready then. `worker.heartbeat` and `worker.schedule` write the rows; `labelmill workers`, `ready` and
 `metrics` read them.
 """
@@ -19,7 +19,7 @@ from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
-#: Stands for a queue in beat's row: beat takes no messages.
+#: The queue in beat's row, although beat takes no messages.
 BEAT: Final = "labelmill.beat"
 
 #: How often a worker writes its heartbeat.
@@ -41,7 +41,7 @@ class WorkerRow:
     queue: str
     children: Sequence[str]  # the names under which its ready child processes claim
     version: str  # of Labelmill
-    problem: str | None = None  # why it does not work as it should
+    problem: str | None = None  # what keeps it from working properly
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class WorkerStatus:
     queue: str
     processes: int  # ready at the last heartbeat
     version: str
-    problem: str | None  # why it does not work as it should, if it knows
+    problem: str | None  # what keeps it from working properly, if it knows
     started_at: datetime
     seen_at: datetime
     seen_seconds: float  # since the last heartbeat, by the database's clock
@@ -81,14 +81,14 @@ def report_worker(connection: Connection, row: WorkerRow, *, up_seconds: float) 
     connection.execute(
         insert_into(connection, workers)
         .values(name=row.name, **values)
-        # Replace every column: in a container, the previous process had the same name. Only the children
-        # write `model_problem`.
+        # Replace every column, because in a container the previous process had the same name. Leave out
+        # `model_problem`, which only the children write.
         .on_conflict_do_update(index_elements=[workers.c.name], set_=values)
     )
 
 
 def report_model_problem(connection: Connection, name: str, problem: str | None) -> None:
-    """Write why the children of a worker with a row cannot load a champion; None if they can."""
+    """Write into a worker's row why its children cannot load a champion, or None if they can."""
     connection.execute(workers.update().where(workers.c.name == name).values(model_problem=problem))
 
 
@@ -135,7 +135,7 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
     ]
 
 
-#: What a worker reports: what its main process says goes first.
+#: The problem that a worker reports. Its main process's own comes first.
 _PROBLEM: Final = sa.func.coalesce(workers.c.problem, workers.c.model_problem)
 
 

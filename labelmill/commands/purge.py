@@ -62,9 +62,10 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Remove one job, or what old jobs no longer need. Nothing else ever removes a submitted job.
+    """Remove one job, or what old jobs no longer need.
 
-    It is safe while workers run. If it is interrupted, run it again.
+    Nothing else removes a submitted job. If LABELMILL_KEEP_PAYLOADS_DAYS or LABELMILL_KEEP_JOBS_DAYS is set,
+    beat runs this command every day. It is safe while workers run. If it is interrupted, run it again.
     """
     by_age = payloads is not None or jobs is not None
     if job is not None and by_age:

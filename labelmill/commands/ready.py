@@ -21,10 +21,10 @@ def ready(
 ) -> None:
     """Say whether a process of a deployment is ready, in one line.
 
-    A producer is ready if ledger and broker answer; all others if, in addition, the one on this host sent a
-    heartbeat within 30 seconds. A worker, trainer or sender of webhooks must also have started a process. A
-    worker must have loaded the champions, if there are any, and worker and trainer must be able to write to
-    the store. Exit code 0: ready. 1: not ready.
+    Every part needs a ledger and a broker that answer. All but a producer must have sent a heartbeat from
+    this host within 30 seconds. A worker, trainer or sender of webhooks must have started a process, and its
+    processes must not keep dying. A worker or trainer must be able to write to the store. A worker must have
+    loaded the champions, if there are any. Exit code 0: ready. 1: not ready.
     """
     found = readiness(Settings.load(), part)
     print_data(f"{'ready' if found.ready else 'not ready'}: {printable(found.reason)}")

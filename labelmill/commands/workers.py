@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False)
 def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the workers, trainers and beats of the last day, and what they work on."""
+    """List the workers, trainers, senders of webhooks and beats of the last day, and what they work on."""
     with Client() as client:
         found = client.workers()
     if as_json:

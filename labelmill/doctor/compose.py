@@ -1,4 +1,4 @@
-"""The fixes as an operator of the compose file types them."""
+"""Fixes for the compose file: the commands that its operator types."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Upper bounds in seconds. `POST /v1/classifications` may wait for labels.
+#: Upper bounds in seconds. The largest are for `POST /v1/classifications`, which may wait for labels.
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -21,7 +21,7 @@ class Measured:
 
     def __init__(self, app: ASGIApp) -> None:
         """Begin at zero."""
-        # They would double the number of series.
+        # The times at which series were created would double the number of series.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._app = app
@@ -36,7 +36,7 @@ class Measured:
             self._seconds.labels(status)  # Prometheus sees no increase in a series that is new
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on, and measure it."""
         began = time.perf_counter()
 
         async def send_measured(message: Message) -> None:

@@ -50,7 +50,7 @@ _STOP_SECONDS: Final = 20
 
 
 def serve(settings: Settings, listening: socket.socket, metrics: tuple[str, int] | None = None) -> None:
-    """Serve the API on this socket, and its metrics at that address, until SIGTERM or Ctrl-C.
+    """Serve the API on this socket until SIGTERM or Ctrl-C, and its metrics at an address and port, if given.
 
     Raises LedgerNotReady, Unavailable; OSError if the address for the metrics cannot be used.
     """

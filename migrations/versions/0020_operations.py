@@ -1,6 +1,6 @@
 """Add what operators watch: a worker's problems, the free space of disks, and what was purged.
 
-Processes of the previous version can go on.
+Processes of the previous version keep working.
 
 Revision ID: 0020
 Revises: 0019

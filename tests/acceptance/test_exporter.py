@@ -80,7 +80,7 @@ def test_clients_that_send_half_a_request_keep_nobody_out(harness: Harness) -> N
         ]
         for client in clients:
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
-        # Then a scrape is answered, and all but the newest were ended
+        # Then a scrape is answered, and all connections but the newest are closed
         scrape(port)
         for client in clients[: len(clients) - MAX_CONNECTIONS]:
             with suppress(ConnectionResetError):

@@ -34,7 +34,7 @@ def test_a_release_knows_what_it_is(tmp_path: Path) -> None:
     # When a release is made
     run("make", "-o", "install", "release", f"BIN={Path(sys.executable).parent}", cwd=checkout)
 
-    # Then its checksums are right, its wheel says version and revision, and the checkout is as before
+    # Then its checksums are right, its wheel shows version and revision, and the checkout is unchanged
     dist = checkout / "dist"
     assert run("sha256sum", "--check", "SHA256SUMS", cwd=dist).count(": OK") == 5
     [wheel] = dist.glob("*.whl")

@@ -123,7 +123,7 @@ class Deployment:
         return self.compose("run", "--rm", "--no-TTY", "producer", *arguments, check=check)
 
     def script(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`sh deploy/compose/NAME ...` to its end, which must be a good one where `check` says so."""
+        """Run `sh deploy/compose/NAME ...`. Unless `check` is false, it must succeed."""
         done = subprocess.run(
             ["sh", f"deploy/compose/{name}", *arguments],
             cwd=self.folder,
@@ -138,7 +138,7 @@ class Deployment:
         return done
 
     def add_migration(self, statement: str) -> str:
-        """The checkout is that of a newer version, whose last migration is this statement: its number."""
+        """Make the checkout a newer version, whose last migration runs this statement. Return its number."""
         number, database = "9999", self.folder / "jobs" / "ledger" / "database.py"
         database.write_text(database.read_text().replace(f'"{REVISION}"', f'"{number}"'))
         (self.folder / "migrations" / "versions" / f"{number}_newer.py").write_text(
@@ -169,7 +169,7 @@ class Deployment:
         return [line.split("|") for line in answer.splitlines() if line]
 
     def execute(self, statement: str, *, role: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`psql` with one statement, as that role."""
+        """Run one statement with `psql`, as this role."""
         return self.compose(
             *("exec", "--no-TTY", "db", "psql", f"--username={role}", "--dbname=labelmill"),
             *("--no-align", "--tuples-only", "--quiet", f"--command={statement}"),

@@ -80,7 +80,7 @@ def wait_for(deployment: Deployment, job: str, state: str = "done", *, seconds: 
 
 
 def submit(deployment: Deployment, *, copies: int = 1) -> str:
-    """All images, so many times; gives back the job's id."""
+    """Submit all images this many times. Return the job's id."""
     return deployment.labelmill("submit", *["/images"] * copies).stdout.split()[-1]
 
 
@@ -153,7 +153,7 @@ def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tm
 
 
 def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
-    # Given three workers, by a setting that a plain `up` keeps
+    # Given three workers, set in `.env` so that a plain `up` keeps them
     (deployment.folder / ".env").write_text("WORKERS=3\n")
     deployment.up()
     assert len(deployment.containers("worker")) == 3
@@ -349,7 +349,7 @@ def test_each_container_has_only_the_secrets_it_needs(deployment: Deployment) ->
         for each in deployment.containers()
     }
     owners = [service for service, paths in mounted.items() if "/run/secrets/ledger_owner_url" in paths]
-    assert owners == []  # only `migrate` has it, and that has ended
+    assert owners == []  # only `migrate` has it, and has ended
     assert mounted["metrics"] == {"/run/secrets/ledger_reader_url", "/run/secrets/broker_url"}
 
 
@@ -373,7 +373,7 @@ def test_the_images_without_a_model_are_small() -> None:
         assert sizes[image] - sizes[BASE] < 300 - 130, image
 
 
-# ---- its life -------------------------------------------------------------------------------------------
+# ---- upgrade, backup, restore ---------------------------------------------------------------------------
 
 
 def test_a_migration_that_fails_stops_the_upgrade_and_nothing_else(deployment: Deployment) -> None:
@@ -385,26 +385,26 @@ def test_a_migration_that_fails_stops_the_upgrade_and_nothing_else(deployment: D
         # When the upgrade is tried
         done = deployment.script("upgrade", check=False)
 
-        # Then it says so, the same containers run on, and the job ends
+        # Then it says so, the same containers keep running, and the job ends
         assert done.returncode == 1
         assert "The old version is still running" in done.stderr
         assert ids(deployment) == before
     assert deployment.ask("SELECT version_num FROM alembic_version") == [[REVISION]]
-    # and console commands go on
+    # and console commands keep working
     job = submit(deployment)
     wait_for(deployment, job)
     check_outcomes(deployment, job)
 
 
 def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
-    # Given a ledger that still belongs to `labelmill`, a job in work, and a newer version that is built
+    # Given a ledger that `labelmill` still owns, a job in work, and a newer version that is built
     deployment.ask("REASSIGN OWNED BY labelmill_owner TO labelmill")
     before = ids(deployment)
     with job_in_work(deployment):
         number = deployment.add_migration("CREATE TABLE newer (id int)")
         deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
 
-        # When its console is used, then it migrates nothing, but says what is missing
+        # When a console command of it is run, then it migrates nothing, and says what to do
         for service in ("producer", "trainer"):
             done = deployment.compose("run", "--rm", "--no-TTY", service, "models", "list", check=False)
             assert done.returncode == 2, done.stderr
@@ -420,7 +420,7 @@ def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
 
 
 def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path) -> None:
-    # Given a job, and a backup from its middle
+    # Given a job, and a backup made in the middle of it
     (deployment.folder / ".env").write_text("WORKERS=1\n")
     deployment.compose("stop", "worker")
     job = submit(deployment, copies=COPIES)
@@ -433,7 +433,7 @@ def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path)
     finished_at = deployment.told("status", job)["finished_at"]
     jobs, models = listed_jobs(deployment), deployment.told("models", "list")
 
-    # When a ledger with jobs is there, then it is not replaced
+    # When it is restored over a ledger with jobs, then it is refused
     done = deployment.script("restore", str(backup), check=False)
     assert done.returncode == 2
     assert f"The ledger has {len(jobs)} jobs" in done.stderr
@@ -456,7 +456,7 @@ def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path)
     ]
     assert (deployment.folder / ".env").read_text() == "WORKERS=1\n"
 
-    # and a ledger with jobs is replaced if it is said
+    # and --overwrite replaces a ledger with jobs
     later = submit(deployment)
     deployment.script("restore", "--overwrite", str(backup))
     assert later not in {each["id"] for each in listed_jobs(deployment)}
@@ -467,7 +467,7 @@ def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path)
 
 
 def ids(deployment: Deployment, *services: str) -> list[str]:
-    """The running containers but for the database, which an upgrade may start anew first."""
+    """Return the ids of the running containers, except the database's: an upgrade may recreate it first."""
     return sorted(each.id for each in deployment.containers(*services) if each.service != "db")
 
 

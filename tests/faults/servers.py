@@ -20,7 +20,7 @@ class FaultyPostgresql:
         self.execute("ALTER SYSTEM SET fsync = off")  # the machine does not crash, only the server does
 
     def create(self, name: str, *, disk: Path | None = None) -> str:
-        """A new database, on another disk if it is given; gives back its URL."""
+        """Create a database, on this disk if one is given. Return its URL."""
         if disk is None:
             self.execute(f"CREATE DATABASE {name}")
         else:
@@ -30,7 +30,7 @@ class FaultyPostgresql:
         return self._url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, name: str) -> None:
-        """Removes a database that was made on another disk."""
+        """Remove a database that was created on a disk."""
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
         self.execute(f"DROP TABLESPACE {name}")
 

@@ -1,4 +1,4 @@
-"""A worker whose processes keep dying tells everybody."""
+"""A worker reports that its processes keep dying."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from tests.faults.servers import FaultyPostgresql
 from tests.faults.trials import Matrix
 from tests.small_disk import SmallDisk, small_disk
 
-#: How long the ledger's disk is full: several leases, and dozens of attempts if workers went on claiming.
+#: How long the ledger's disk is full: several leases, enough for dozens of attempts if workers kept claiming.
 FULL_SECONDS = 15.0
 
 
@@ -134,7 +134,7 @@ def _fill_the_disk_under_a_job(harness: Harness, disk: SmallDisk) -> Verdict:
     until(lambda: both_said("claims nothing until the ledger's disk has room"), "the workers wait")
     noticed = attempts()
 
-    # then the doctor names it, and no chunk is tried
+    # then the doctor reports it, and no chunk is tried
     doctor = subprocess.run(
         [LABELMILL, "doctor"],
         env=os.environ | harness.settings.environment(),
@@ -147,7 +147,7 @@ def _fill_the_disk_under_a_job(harness: Harness, disk: SmallDisk) -> Verdict:
     time.sleep(FULL_SECONDS)
     assert attempts() == noticed
 
-    # and when there is room again, then the work goes on by itself, and no image is blamed
+    # and when there is room again, then the work resumes by itself, and no crash is counted
     disk.make_room()
     verdict = harness.judge(job, images)
     assert {chunk["crashes"] for chunk in chunk_rows(harness.url, job)} == {0}

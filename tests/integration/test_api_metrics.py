@@ -1,4 +1,4 @@
-"""The API counts its requests, and serves the numbers on a port of their own."""
+"""The API counts its requests, and serves the numbers on a separate port."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_a_producer_is_ready_if_ledger_and_broker_answer(ledger, settings, short
     part = Part.PRODUCER
     assert answer(settings, part, ready=True) == "ledger and broker answer"
 
-    # without a broker, they are not ready
+    # without a broker, it is not ready
     assert "the broker does not answer" in answer(without_broker(settings, short_folder), part, ready=False)
 
     # nor with a ledger of another version

@@ -272,7 +272,7 @@ def test_a_lease_that_expires_while_the_ledger_is_unavailable_is_no_crash(
     main = Main(app, children=[17])
     reconcile_step(settings)(main).start(main)
 
-    # when the ledger is available again, then the chunk is pending, and nobody is blamed
+    # when the ledger is available again, then the chunk is pending, and no crash is counted
     with unavailable():
         main.tick()
     main.tick()

@@ -17,7 +17,7 @@ PROJECT: Final = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The files that the scripts read."""
+    """Return a folder with the files that the scripts read."""
     for name in ("deploy/compose", "migrations/versions"):
         shutil.copytree(PROJECT / name, tmp_path / name)
     shutil.copy(PROJECT / "docker-compose.yml", tmp_path)
@@ -25,7 +25,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run(checkout: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`sh deploy/compose/NAME ...` where no engine can be reached."""
+    """Run `sh deploy/compose/NAME ...` without a Docker engine."""
     return subprocess.run(
         ["sh", f"deploy/compose/{name}", *arguments],
         cwd=checkout,

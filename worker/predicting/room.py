@@ -15,23 +15,23 @@ from worker.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
-#: The pause before each look for room, and its limit as a share of the soft time limit.
+#: The pause before each check for room, in seconds, and at most this share of the soft time limit.
 PAUSE_SECONDS: Final = 10.0
 PAUSE_SHARE: Final = 0.25
 
-#: How often a task looks. The next one goes on: a worker that is told to stop must not wait for long.
+#: How often one task checks. Then the next task continues, so that a worker can be stopped soon.
 LOOKS: Final = 2
 
 
 def wait_for_room(context: WorkerContext) -> bool:
-    """Return whether the ledger's disk, which was full, has room again, after waiting for it for a while.
+    """Wait a while for room on the ledger's disk, which was full. Return whether there is room again.
 
-    When it has, release the claims that this process could not release.
+    If there is, release the claims that this process could not release.
     """
     pause = min(PAUSE_SECONDS, PAUSE_SHARE * context.settings.soft_time_limit)
     try:
         for _ in range(LOOKS):
-            time.sleep(pause)  # also before the first: there may be some room, but not enough to record
+            time.sleep(pause)  # also at first: there may be some room, but not enough to record
             if _find_room(context):
                 return True
     except SoftTimeLimitExceeded:
