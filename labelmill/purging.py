@@ -145,8 +145,8 @@ class Purge:
         self._on_progress(self.purged)
 
     def record(self, options: Mapping[str, Any]) -> None:
-        """Record in the ledger what this purge has removed so far, and its options. Raises Unavailable."""
-        if not self._dry_run:
+        """Record in the ledger what this purge has removed so far, if anything. Raises Unavailable."""
+        if not self._dry_run and self.purged != Purged(in_work=self.purged.in_work):
             with self._ledger.transaction() as connection:
                 record_purge(connection, options, asdict(self.purged))
 

@@ -64,7 +64,7 @@ def readiness(settings: Settings, part: Part) -> Readiness:
         return Readiness(False, f"the broker does not answer: {problem}")
     if part in (Part.WORKER, Part.TRAINER):
         for finding in check_store(settings):
-            if finding.level is not Level.OK:
+            if finding.level is Level.PROBLEM:
                 return Readiness(False, f"the store cannot be used: {finding.what}")
     return found
 

@@ -152,7 +152,10 @@ class WorkerContext:
         classifier = load(path, model.classes, model.input_spec, logits=model.logits)
         classifier.warm_up()
         self._classifiers[model_id] = classifier
-        if self._not_loaded.pop(model_id, None) is not None:
+        if self._not_loaded:
+            with self.ledger.reading() as connection:
+                still = {champion.id for champion in champions(connection)} - {model_id}
+            self._not_loaded = {id_: why for id_, why in self._not_loaded.items() if id_ in still}
             self._report_problem()
         if len(self._classifiers) > MODELS_KEPT:
             self._classifiers.popitem(last=False)

@@ -36,7 +36,7 @@ class Retention:
         self._holder = owner_name(os.getpid())
         self._due_at = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as beat runs
+        self._output: IO[bytes]
 
     def tick(self, ledger: Ledger) -> None:
         """Start a purge if one is due, and note the end of one that was started. Raises Unavailable."""
@@ -46,8 +46,9 @@ class Retention:
         elif (status := self._process.poll()) is not None:
             self._process = None
             self._wait(ledger, _RETRY_SECONDS if status else _DAY_SECONDS)
-            self._output.seek(0)
-            said = self._output.read().decode(errors="replace").strip().rpartition("\n")[2]
+            with self._output:
+                self._output.seek(0)
+                said = self._output.read().decode(errors="replace").strip().rpartition("\n")[2]
             logger.log(logging.ERROR if status else logging.INFO, "purge, exit code %d: %s", status, said)
 
     def _start(self, ledger: Ledger) -> None:
@@ -55,13 +56,17 @@ class Retention:
             self._due_at = time.monotonic() + _RETRY_SECONDS  # another beat does it, and may fail
             return
         logger.info("labelmill purge %s", " ".join(self._options))
-        self._output.truncate(0)
-        self._process = subprocess.Popen(  # noqa: S603 -- our own command
-            [sys.executable, "-m", "labelmill", "purge", *self._options],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-        )
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- closed at the end of the process
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 -- our own command
+                [sys.executable, "-m", "labelmill", "purge", *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+            )
+        except OSError as error:
+            logger.error("the purge cannot be started: %s", error)
+            self._wait(ledger, _RETRY_SECONDS)
 
     def _wait(self, ledger: Ledger, seconds: float) -> bool:
         """Make all beats wait. Return False if another beat has already done so."""

@@ -43,7 +43,8 @@ def prove_room(connection: Connection) -> None:
 
 
 def _write_beside(file: Path) -> None:
-    # Not in a transaction: SQLite writes nothing to the disk if it is rolled back.
+    # Not in a transaction: SQLite writes nothing to the disk if it is rolled back. Any other error is not
+    # about space, and SQLite's next write reports it.
     try:
         with tempfile.TemporaryFile(dir=file.parent) as temporary:
             temporary.write(os.urandom(ROOM_BYTES))  # a disk that compresses cannot make this smaller

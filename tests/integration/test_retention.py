@@ -85,6 +85,7 @@ def test_a_purge_that_fails_is_logged_and_tried_again(
 
     until(lambda: tick(2), "it has failed twice", seconds=60)
     assert "ERROR" in caplog.text
+    assert "\0" not in caplog.text
 
 
 def test_nothing_is_purged_by_default(ledger: Ledger, settings: Settings) -> None:
