@@ -113,8 +113,8 @@ def finetune(
 ) -> None:
     """Fine-tune champions of `mnist` on 500 rotated digits, and compare that with training from scratch.
 
-    Networks are trained from scratch by the same recipe, by the same recipe with few epochs, and by their own
-    recipe, which is longer.
+    Networks are trained from scratch by the same recipe, by the same recipe with few epochs, by the same
+    recipe without distortion, and by their own recipe, which is longer.
     """
     load_average = os.getloadavg()[0]
     settings = Settings.load()
@@ -140,6 +140,7 @@ def finetune(
                 options: dict[str, Any] = {"architecture": "finetune", "start": start}
                 found[name] = _trained(client, "rotated", **options)
                 found[f"{name}_short"] = _trained(client, "rotated", epochs=short, **options)
+                found[f"{name}_undistorted"] = _trained(client, "rotated", augment="none", **options)
             measured[network] = found
             say(f"{network}: {measured[network]}")
     _write_results("datasets-finetune", measured, load_average)
