@@ -133,7 +133,7 @@ def test_models_runs_datasets_and_workers_are_listed(admin: httpx.Client, stack:
     datasets = {each["dataset"] for each in stack.json("datasets")} - {"mnist"}
     assert {each["id"] for each in admin.get("/datasets").json()["data"]} == datasets
     queues = {worker["queue"] for worker in admin.get("/workers").json()["data"]}
-    assert queues == {"labelmill.classify", "labelmill.retrain", "labelmill.webhooks"}
+    assert queues == {"labelmill.classify", "labelmill.retrain", "labelmill.webhooks", "labelmill.beat"}
     # What the state does not permit is a conflict
     assert admin.post(f"/models/{model['id']}/promote", json={}).status_code == 409
     assert admin.post("/models/rollback", json={"dataset": "no-such"}).status_code in (404, 409)

@@ -228,7 +228,7 @@ def test_a_broker_that_does_not_fit_is_told_in_a_line(
     with new_home.started("worker", log=log) as worker:
         until(lambda: reason in log.read_text(), "the worker says what is wrong")
         assert worker.poll() is None
-    assert f"Cannot connect to rediss://{USER}:***@localhost:" in log.read_text()
+    assert f"cannot be reached, this worker waits: rediss://{USER}:***@localhost:" in log.read_text()
     assert_tells_no_more_than_it_should(log.read_text())
 
 
