@@ -1,4 +1,4 @@
-"""A worker's heartbeat: its row in the ledger, written every few seconds by its main process.
+"""The heartbeat of a worker or of beat: its row in the ledger, written every few seconds by its main process.
 
 The row shows that the main loop runs and reaches the ledger, and which children have started. A child that
 classifies has tried to load the champion by then (`worker.app`). Health checks read this row
@@ -14,16 +14,16 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from jobs.ledger import Ledger
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.disks import Disk, report_disk
 from jobs.ledger.workers import HEARTBEAT_SECONDS, WorkerRow, forget_worker, report_worker
-from jobs.settings import Settings
 from worker.context import owner_name
 from worker.deaths import Deaths, death_name
 
@@ -33,12 +33,14 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """The heartbeat of one main process."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, *, queue: str) -> None:
-        """Write nothing yet. `queue` is the one from which this worker takes messages."""
-        self._ledger = ledger
+    def __init__(self, *, queue: str, disks: Mapping[str, Path | None] | None = None) -> None:
+        """Write nothing yet.
+
+        `queue` is the one from which this worker takes messages. `disks` are paths on the disks whose free
+        space it reports, by name; None if a disk cannot be seen here.
+        """
         self._queue = queue
-        folders = {"ledger": settings.ledger_file, "store": settings.store_folder}
-        self._disks = {name: folder for name, folder in folders.items() if folder is not None}
+        self._disks = {name: path for name, path in (disks or {}).items() if path is not None}
         self._name = owner_name(os.getpid())
         self._version = metadata.version("labelmill")
         self._began = time.monotonic()
@@ -48,7 +50,7 @@ class Heartbeat:
         self._problem: str | None = None
         self._written_at = -math.inf
 
-    def tick(self, pids: Sequence[int], exit_codes: Sequence[int] = ()) -> bool:
+    def tick(self, ledger: Ledger, pids: Sequence[int], exit_codes: Sequence[int] = ()) -> bool:
         """Write the row if it is due or something has changed. Return whether it was written.
 
         `pids` are the ready children; `exit_codes` those of the children that died since the last call.
@@ -66,7 +68,7 @@ class Heartbeat:
             logger.error("%s", problem)
         self._children, self._problem = children, problem
         row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version, problem)
-        with self._ledger.transaction() as connection:
+        with ledger.transaction() as connection:
             report_worker(connection, row, up_seconds=now - self._began)
             for name, path in self._disks.items():
                 with suppress(OSError):  # it does not exist yet
@@ -77,9 +79,9 @@ class Heartbeat:
         self._written_at = now
         return True
 
-    def end(self) -> None:
+    def end(self, ledger: Ledger) -> None:
         """Delete the row, because this worker takes no more work. Raises Unavailable."""
-        with self._ledger.transaction() as connection:
+        with ledger.transaction() as connection:
             forget_worker(connection, self._name)
 
 

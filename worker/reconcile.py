@@ -112,6 +112,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
 
         def __init__(self, _worker: Any, **_: Any) -> None:
             self._timer: Any = None
+            self._ledger: Ledger
             self._heartbeat: Heartbeat | None = None
 
         def start(self, worker: Any) -> None:
@@ -120,12 +121,13 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder, lease_seconds=settings.lease_seconds)
             queue = next(iter(worker.app.amqp.queues.consume_from))
-            heartbeat = Heartbeat(settings, ledger, queue=queue)
+            disks = {"ledger": settings.ledger_file, "store": settings.store_folder}
+            heartbeat = Heartbeat(queue=queue, disks=disks)
             problem = ""
 
             def tick() -> None:
                 nonlocal problem
-                found = _tick(heartbeat, reconciler, worker.pool)
+                found = _tick(ledger, heartbeat, reconciler, worker.pool)
                 if found and not problem:
                     logger.warning("no heartbeat is sent, and reconciling waits: %s", found)
                 elif problem and not found:
@@ -133,7 +135,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
                 problem = found
 
             self._timer = worker.timer.call_repeatedly(RECONCILE_SECONDS, tick)
-            self._heartbeat = heartbeat
+            self._ledger, self._heartbeat = ledger, heartbeat
 
         def stop(self, worker: Any) -> None:
             if self._timer is not None:
@@ -141,7 +143,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
                 self._timer = None
             if self._heartbeat is not None:
                 with _errors_logged("this worker counts as alive until its heartbeat expires: %s"):
-                    self._heartbeat.end()
+                    self._heartbeat.end(self._ledger)
                 self._heartbeat = None
             if RETRAIN_QUEUE in worker.app.amqp.queues.consume_from:
                 # The main process waits for its children next. A training takes minutes, but a child that has
@@ -157,11 +159,11 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
     return Reconcile
 
 
-def _tick(heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:
+def _tick(ledger: Ledger, heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:
     """Send the heartbeat and reconcile. Return why the ledger could not be used, or ""."""
     died, pool._pool.died = pool._pool.died, []
     try:
-        heartbeat.tick(ready_children(pool), died)
+        heartbeat.tick(ledger, ready_children(pool), died)
         if sent := reconciler.tick():
             logger.info("sent %d missing wake-ups", sent)
     except OperationalError as error:

@@ -11,11 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from typing import Any, Final
 
 from celery.beat import Scheduler
@@ -29,11 +27,11 @@ from jobs.ledger import Ledger
 from jobs.ledger.health import report_drift
 from jobs.ledger.runs import clear_expired_run, request_run
 from jobs.ledger.schedules import Schedule, list_schedules, new_corrections
-from jobs.ledger.workers import BEAT, HEARTBEAT_SECONDS, WorkerRow, forget_worker, report_worker
+from jobs.ledger.workers import BEAT
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
-from worker.context import owner_name
+from worker.heartbeat import Heartbeat
 from worker.learning.recipes import TrainingRequest
 from worker.retention import Retention
 
@@ -130,7 +128,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         self._started = datetime.now(UTC)
         self._requested: dict[str, datetime] = {}  # by dataset, the latest slot for which a run was requested
         self._looked_for_drift_at = -DRIFT_SECONDS
-        self._heartbeat_at = -HEARTBEAT_SECONDS
+        self._heartbeat = Heartbeat(queue=BEAT)
         self._retention = Retention(self.app.labelmill_settings)
         self._trouble = ""  # why the latest tick failed; it is logged once
 
@@ -147,8 +145,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                         self._request_due_run(ledger, schedule)
                     except UserError as error:  # one schedule must not stop the others
                         troubles.append(f"{schedule.dataset}: {error}")
-                if time.monotonic() - self._heartbeat_at >= HEARTBEAT_SECONDS:
-                    self._send_heartbeat(ledger)
+                self._heartbeat.tick(ledger, [os.getpid()])
                 self._retention.tick(ledger)
                 if time.monotonic() - self._looked_for_drift_at >= DRIFT_SECONDS:
                     self._looked_for_drift_at = time.monotonic()
@@ -167,21 +164,9 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
 
     def close(self) -> None:
         """Delete beat's heartbeat, and stop."""
-        with (
-            suppress(LabelmillError),
-            closing(Ledger(self.app.labelmill_settings.ledger)) as ledger,
-            ledger.transaction() as connection,
-        ):
-            forget_worker(connection, owner_name(os.getpid()))
+        with suppress(LabelmillError), closing(Ledger(self.app.labelmill_settings.ledger)) as ledger:
+            self._heartbeat.end(ledger)
         super().close()
-
-    def _send_heartbeat(self, ledger: Ledger) -> None:
-        name, version = owner_name(os.getpid()), metadata.version("labelmill")
-        row = WorkerRow(name, socket.gethostname(), BEAT, [name], version)
-        up_seconds = (datetime.now(UTC) - self._started).total_seconds()
-        with ledger.transaction() as connection:
-            report_worker(connection, row, up_seconds=up_seconds)
-        self._heartbeat_at = time.monotonic()
 
     def _request_due_run(self, ledger: Ledger, schedule: Schedule) -> None:
         """Request a run if a slot is due or enough corrections are new. Send the run's message."""

@@ -38,8 +38,9 @@ from worker.reconcile import Reconciler
 
 
 @pytest.fixture
-def heartbeat(settings, ledger) -> Heartbeat:
-    return Heartbeat(settings, ledger, queue=CLASSIFY_QUEUE)
+def heartbeat(settings) -> Heartbeat:
+    disks = {"ledger": settings.ledger_file, "store": settings.store_folder}
+    return Heartbeat(queue=CLASSIFY_QUEUE, disks=disks)
 
 
 def listed(ledger: Ledger) -> list[WorkerStatus]:
@@ -65,7 +66,7 @@ def let_pass(ledger: Ledger, seconds: float) -> None:
 
 def test_a_worker_is_listed_with_the_chunks_of_its_processes(ledger, make_job, new_worker, heartbeat):
     # given a worker with two processes, of which one has claimed a chunk
-    assert heartbeat.tick([17, 18])
+    assert heartbeat.tick(ledger, [17, 18])
     make_job([1])
     [claim] = new_worker(owner_name(18)).claim_next()
 
@@ -90,27 +91,27 @@ def test_a_trainer_is_listed_with_its_run(ledger):
 
 def test_a_heartbeat_is_written_when_it_is_due_or_processes_have_changed(ledger, heartbeat, monkeypatch):
     # given a worker whose processes are still loading their model
-    assert heartbeat.tick([])
-    assert not heartbeat.tick([])
+    assert heartbeat.tick(ledger, [])
+    assert not heartbeat.tick(ledger, [])
     assert listed(ledger)[0].processes == 0
 
     # when a process is ready, then a heartbeat is written at once
-    assert heartbeat.tick([17])
+    assert heartbeat.tick(ledger, [17])
     assert listed(ledger)[0].processes == 1
-    assert not heartbeat.tick([17])
+    assert not heartbeat.tick(ledger, [17])
 
     # and when the next heartbeat is due, it is written
     let_pass(ledger, 100)
     monkeypatch.setattr(heartbeat_module, "HEARTBEAT_SECONDS", 0.0)
-    assert heartbeat.tick([17])
+    assert heartbeat.tick(ledger, [17])
     [worker] = listed(ledger)
     assert worker.seen_seconds < 50
 
 
 def test_a_worker_that_stops_deletes_its_row(ledger, heartbeat):
     report(ledger, "another")
-    heartbeat.tick([17])
-    heartbeat.end()
+    heartbeat.tick(ledger, [17])
+    heartbeat.end(ledger)
     assert [worker.name for worker in listed(ledger)] == ["another"]
 
 
@@ -148,24 +149,24 @@ def test_deaths_are_counted_once_even_if_the_ledger_was_away(ledger, heartbeat, 
     with monkeypatch.context() as patch:
         patch.setattr(heartbeat_module, "report_worker", fail)
         with pytest.raises(Unavailable):
-            heartbeat.tick([], [-9, -9])
+            heartbeat.tick(ledger, [], [-9, -9])
     # when it is back, then they are counted with those that died meanwhile
-    heartbeat.tick([], [-11])
-    heartbeat.tick([17])
+    heartbeat.tick(ledger, [], [-11])
+    heartbeat.tick(ledger, [17])
     with ledger.reading() as connection:
         counted = totals(connection)
     assert counted == {("child_deaths", "SIGKILL"): 2, ("child_deaths", "SIGSEGV"): 1}
 
 
 def test_a_worker_whose_processes_keep_dying_is_not_ready_and_says_why(ledger, settings, heartbeat):
-    heartbeat.tick([17], [-11] * MANY_DEATHS)
+    heartbeat.tick(ledger, [17], [-11] * MANY_DEATHS)
     assert "keep dying, the latest of SIGSEGV" in answer(settings, Part.WORKER, ready=False)
     assert listed(ledger)[0].problem is not None
 
 
 def test_a_worker_reports_the_disks_that_it_sees(ledger, settings, heartbeat):
     Path(settings.store).mkdir(parents=True, exist_ok=True)
-    heartbeat.tick([17])
+    heartbeat.tick(ledger, [17])
     with ledger.reading() as connection:
         found = {disk.name: disk for disk in list_disks(connection)}
     assert set(found) == ({"store", "ledger"} if ledger.is_sqlite else {"store"})
