@@ -20,6 +20,9 @@ OPTIONAL_FORMATS: Final = ("TIFF", "AVIF")
 #: side: a row of 64 million pixels took up to 2.5 GB.
 MAX_SIDE: Final = 65_535
 
+#: A century, in days. Both databases can represent a time this long ago, or this far ahead.
+MAX_DAYS: Final = 36_500
+
 #: Maximum number of most probable classes that a job can ask for per image.
 MAX_TOP_K: Final = 10
 

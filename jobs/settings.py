@@ -21,13 +21,10 @@ from jobs.cores import usable_cores
 from jobs.dataset import MNIST
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
-from jobs.limits import IMAGE_FORMATS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
+from jobs.limits import IMAGE_FORMATS, MAX_DAYS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
 from jobs.urls import check_api_key, check_api_url, check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
-
-#: A century. Both databases can represent a time this long ago.
-MAX_DAYS: Final = 36_500
 
 #: The longest path of a Unix socket: 104 bytes on macOS, 108 on Linux, both with the closing NUL.
 _LONGEST_SOCKET_PATH: Final = 100

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import NotFound, UserError
 from jobs.ids import new_id
+from jobs.limits import MAX_DAYS
 from jobs.schema import api_keys, audit, db_now
 
 #: Every key begins with this, so that scanners find keys in code and logs.
@@ -22,8 +23,6 @@ PREFIX: Final = "labelmill_"
 _SECRET_BYTES: Final = 32
 
 _MAX_NAME: Final = 64
-
-_MAX_DAYS: Final = 36_500
 
 
 class Role(StrEnum):
@@ -58,8 +57,8 @@ def create_key(
 
     Raises UserError for an unusable name or time.
     """
-    if days is not None and not 0 <= days <= _MAX_DAYS:
-        raise UserError(f"A key expires within {_MAX_DAYS:,} days, got {days:g}.")
+    if days is not None and not 0 <= days <= MAX_DAYS:
+        raise UserError(f"A key expires within {MAX_DAYS:,} days, got {days:g}.")
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UserError(f"A key's name has 1 to {_MAX_NAME} printable characters, got {name!r}.")
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)

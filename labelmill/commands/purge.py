@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from jobs.errors import UserError
-from jobs.settings import MAX_DAYS
+from jobs.limits import MAX_DAYS
 from jobs.store import Store
 from jobs.store_identity import check_store
 from labelmill.client import Client
