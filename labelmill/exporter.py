@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import threading
 from collections import deque
@@ -58,9 +57,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 128
 
     def __init__(self, address: str, port: int) -> None:
-        with suppress(ValueError):  # a host name
-            if ipaddress.ip_address(address).version == 6:
-                self.address_family = socket.AF_INET6
+        if ":" in address:
+            self.address_family = socket.AF_INET6
         self._open: deque[socket.socket] = deque()
         self._lock = threading.Lock()
         super().__init__((address, port), _Handler)
