@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
@@ -46,8 +44,7 @@ def check_ledger_exists(settings: Settings) -> None:
 
     Raises OSError if its folder cannot be entered.
     """
-    url = make_url(settings.ledger)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if settings.ledger_file is not None and not settings.ledger_file.exists():
         raise NoLedgerYet
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
@@ -114,14 +114,12 @@ def _can_be_written(ledger: Ledger) -> Finding:
 
 
 def _room(settings: Settings) -> str:
-    url = make_url(settings.ledger)
-    if url.get_backend_name() == "sqlite":
-        return f"free some space: df -h {shlex.quote(str(url.database))}"
+    if settings.ledger_file is not None:
+        return f"free some space: df -h {shlex.quote(str(settings.ledger_file))}"
     return "free some space on the disk of PostgreSQL's data directory"
 
 
 def _fix(reason: str, settings: Settings) -> str:
-    url = make_url(settings.ledger)
-    fixes = _SQLITE_FIXES if url.get_backend_name() == "sqlite" else _POSTGRESQL_FIXES
+    fixes = _POSTGRESQL_FIXES if settings.ledger_file is None else _SQLITE_FIXES
     fix = next(fix for pattern, fix in fixes if re.search(pattern, reason, re.IGNORECASE))
-    return fix.replace("{file}", shlex.quote(str(url.database)))
+    return fix.replace("{file}", shlex.quote(str(settings.ledger_file)))
