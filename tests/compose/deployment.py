@@ -97,20 +97,7 @@ class Deployment:
         self, *arguments: str, timeout: float = COMMAND_SECONDS, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """`docker compose ...` to its end, which must be a good one where `check` says so."""
-        done = subprocess.run(
-            ["docker", "compose", *arguments],
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        if check and done.returncode != 0:
-            raise AssertionError(
-                f"docker compose {' '.join(arguments)}: {done.returncode}\n{done.stderr[-4000:]}"
-            )
-        return done
+        return self._run("docker", "compose", *arguments, timeout=timeout, check=check)
 
     def up(self, *arguments: str) -> None:
         """Everything is up and healthy."""
@@ -124,17 +111,20 @@ class Deployment:
 
     def script(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `sh deploy/compose/NAME ...`. Unless `check` is false, it must succeed."""
+        return self._run("sh", f"deploy/compose/{name}", *arguments, timeout=BUILD_SECONDS, check=check)
+
+    def _run(self, *command: str, timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["sh", f"deploy/compose/{name}", *arguments],
+            command,
             cwd=self.folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=BUILD_SECONDS,
+            timeout=timeout,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"{name} {' '.join(arguments)}: {done.returncode}\n{done.stderr[-4000:]}")
+            raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stderr[-4000:]}")
         return done
 
     def add_migration(self, statement: str) -> str:
