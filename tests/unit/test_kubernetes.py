@@ -29,6 +29,7 @@ from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]
 KUBERNETES: Final = PROJECT / "deploy" / "kubernetes"
+MONITORING: Final = PROJECT / "deploy" / "monitoring"
 COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 
 #: The components that users add themselves; each of the others is a part of an overlay.
@@ -40,11 +41,14 @@ INSTALLATIONS: Final = list(product(("local", "production"), [(), WANTED]))
 #: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest with a schema.
 VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
 
+#: The dashboard's ConfigMap. A name with a hash would leave the dashboard of an earlier version behind.
+DASHBOARD: Final = "labelmill-dashboard"
+
 #: The measured memory of a worker process on MNIST.
 PROCESS_BYTES: Final = 650 * 2**20
 
 #: Custom resources, whose schemas are not among Kubernetes' own.
-CUSTOM: Final = ("ScaledObject", "ServiceMonitor")
+CUSTOM: Final = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
 
 Object = dict[str, Any]
 
@@ -102,6 +106,12 @@ def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
 
 def named(objects: list[Object], kind: str, name: str) -> Object:
     [found] = [each for each in of_kind(objects, kind) if each["metadata"]["name"] == name]
+    return found
+
+
+def settings_map(objects: list[Object]) -> Object:
+    """Return the ConfigMap of the settings; the other one is the dashboard."""
+    [found] = [each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] != DASHBOARD]
     return found
 
 
@@ -268,16 +278,15 @@ def test_a_worker_that_is_told_to_stop_has_time_for_its_chunk(
 def test_all_have_the_same_settings_and_they_are_sound(
     objects: list[Object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maps = of_kind(objects, "ConfigMap")
-    assert len(maps) == 1
-    for name, value in maps[0]["data"].items():
+    shared = settings_map(objects)
+    for name, value in shared["data"].items():
         monkeypatch.setenv(name, value)
     Settings.load()
     for pod in ours(objects).values():
         [container] = pod["spec"]["containers"]
-        assert {"configMapRef": {"name": maps[0]["metadata"]["name"]}} in container["envFrom"]
+        assert {"configMapRef": {"name": shared["metadata"]["name"]}} in container["envFrom"]
     # A changed setting changes the name, and so restarts the pods.
-    assert re.fullmatch(r"labelmill-\w{10}", maps[0]["metadata"]["name"])
+    assert re.fullmatch(r"labelmill-\w{10}", shared["metadata"]["name"])
 
 
 def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
@@ -568,6 +577,44 @@ def test_the_number_of_workers_is_said_once(objects: list[Object]) -> None:
     assert ("replicas" in worker) is not bool(of_kind(objects, "ScaledObject"))
 
 
+# ---- monitoring ---------------------------------------------------------------------------------------
+
+
+def test_prometheus_scrapes_every_exporter(objects: list[Object]) -> None:
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        spec = monitor["spec"]
+        [endpoint] = spec["endpoints"]
+        services = [
+            service
+            for service in of_kind(objects, "Service")
+            if selects(spec["selector"], service["metadata"].get("labels", {}))
+        ]
+        exporters = [name for name, pod in workloads(objects).items() if endpoint["port"] in _ports(pod)]
+        assert sorted(service["metadata"]["name"] for service in services) == sorted(exporters)
+        for service in services:
+            assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+        [metrics] = workloads(objects)["metrics"]["spec"]["containers"]
+        assert endpoint["path"] == metrics["readinessProbe"]["httpGet"]["path"]
+        # The exporter waits five seconds for ledger and broker; the operator refuses a longer timeout.
+        assert 5 < int(endpoint["scrapeTimeout"][:-1]) <= int(endpoint["interval"][:-1])
+
+
+def test_the_alerts_are_those_for_prometheus_alone(objects: list[Object]) -> None:
+    # promtool has checked those, and each of them was made to fire (tests/integration/test_monitoring.py).
+    alerts = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    for rule in of_kind(objects, "PrometheusRule"):
+        assert rule["spec"] == alerts, "stale: make alerts"
+
+
+def test_grafana_finds_the_dashboard(objects: list[Object]) -> None:
+    dashboards = [each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] == DASHBOARD]
+    assert len(dashboards) == len(of_kind(objects, "PrometheusRule"))
+    for each in dashboards:
+        assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
+        source = MONITORING / "grafana" / "dashboards" / "labelmill.json"
+        assert each["data"] == {source.name: source.read_text()}
+
+
 # ---- the document -------------------------------------------------------------------------------------
 
 
@@ -589,7 +636,7 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?ms)^ *```yaml\n(.*?)^ *```$", text)]
     [shown] = [block for block in blocks if block.startswith("# kustomization.yaml")]
     patches = [block for block in blocks if block.startswith("patches:")]
-    assert len(patches) == 2
+    assert len(patches) == 3
     own = yaml.safe_load(shown.replace("labelmill/deploy/kubernetes", _way_to_ours(tmp_path)))
     own["patches"] = [patch for block in patches for patch in yaml.safe_load(block)["patches"]]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
@@ -600,8 +647,7 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     # Then the images come from the registry, and the settings and the patches are applied
     for _, container in containers(objects):
         assert container["image"].startswith("registry.example.org/labelmill-")
-    [settings] = of_kind(objects, "ConfigMap")
-    assert settings["data"] == {
+    assert settings_map(objects)["data"] == {
         "LABELMILL_LEASE_SECONDS": "60",
         "LABELMILL_LOG_FORMAT": "json",
         "LABELMILL_RETRAIN_CRON": "30 2 * * 6",
@@ -609,4 +655,5 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     [scaled] = of_kind(objects, "ScaledObject")
     assert scaled["spec"]["triggers"][0]["metadata"]["targetValue"] == "20000"
     assert workloads(objects)["worker"]["spec"]["terminationGracePeriodSeconds"] == 270
-    assert of_kind(objects, "ServiceMonitor")
+    for custom in of_kind(objects, "ServiceMonitor", "PrometheusRule"):
+        assert custom["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
