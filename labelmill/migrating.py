@@ -11,7 +11,9 @@ from sqlalchemy.engine import Connection
 import migrations
 from jobs.errors import LedgerNotReady
 from jobs.ledger import Ledger
+from jobs.ledger.partitions import add_partitions
 from jobs.settings import Settings
+from migrations.bounding import bounded
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -48,7 +50,7 @@ def open_ledger(settings: Settings) -> Ledger:
 
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
-    """Run the missing migrations in one transaction.
+    """Run the missing migrations in one transaction, and add the predictions' partitions of the next year.
 
     Raises LedgerNotReady if a newer Labelmill has migrated the ledger, Unavailable.
     """
@@ -57,8 +59,9 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
     from alembic.util import CommandError
 
     try:
-        with ledger.transaction() as connection:
+        with bounded(ledger), ledger.transaction() as connection:
             command.upgrade(alembic_config(connection), revision)
+            add_partitions(connection)
             if not ledger.is_sqlite:
                 # Not a migration: a role may be granted all tables at any time, even before they exist.
                 for statement in connection.scalars(_HIDE_SECRETS).all():

@@ -87,7 +87,7 @@ _WAL_REMOVED: Final = (
 )
 
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
-REVISION: Final = "0020"
+REVISION: Final = "0021"
 
 
 _Value = TypeVar("_Value")
