@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import migrations
@@ -16,6 +17,15 @@ from migrations.bounding import bounded
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+
+#: Statements that keep the secrets that sign webhooks from roles that can only read.
+_HIDE_SECRETS: Final = sa.text("""
+    SELECT format('REVOKE SELECT ON webhook_endpoints FROM %s', acl.grantee::regrole)
+    FROM pg_class, aclexplode(relacl) AS acl
+    WHERE pg_class.oid = to_regclass('webhook_endpoints') AND acl.grantee <> 0
+    GROUP BY acl.grantee HAVING array_agg(acl.privilege_type) = '{SELECT}'
+""")
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -52,6 +62,10 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
         with bounded(ledger), ledger.transaction() as connection:
             command.upgrade(alembic_config(connection), revision)
             add_partitions(connection)
+            if not ledger.is_sqlite:
+                # Not a migration: a role may be granted all tables at any time, even before they exist.
+                for statement in connection.scalars(_HIDE_SECRETS).all():
+                    connection.exec_driver_sql(statement)
     except CommandError:
         ledger.check()  # its error is clearer: it names the ledger's version and ours
         raise
