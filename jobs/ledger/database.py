@@ -89,8 +89,8 @@ _WAL_REMOVED: Final = (
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
 REVISION: Final = "0020"
 
-#: The oldest code that can use a ledger at REVISION, named by the REVISION of that code. Migrating writes this
-#: to the ledger, so that an older version knows if it can use the ledger of a newer one.
+#: The REVISION of the oldest code that can use a ledger of this REVISION. Migrating writes it to the ledger,
+#: so that an older version knows if it can use the ledger of a newer one.
 COMPATIBLE_SINCE: Final = "0020"
 
 
@@ -180,7 +180,7 @@ class Ledger:
     def check(self) -> None:
         """Check that this code can use the ledger's schema. Raises LedgerNotReady.
 
-        The schema must be the one this code is written for, or a newer one that declares this code compatible.
+        It must be the schema this code is written for, or a newer one that declares this code compatible.
         """
         with self.reading() as connection:
             found = revision(connection)
