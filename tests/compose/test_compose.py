@@ -442,7 +442,8 @@ def test_an_operators_day(deployment: Deployment, tmp_path: Path) -> None:
     deployment.check_out()
     assert deployment.told("status", job)["state"] == "running"
 
-    # Given a newer version whose migration is good, then a console command of it migrates nothing, and says what to do
+    # Given a newer version whose migration is good
+    # When a console command of it is run, then it migrates nothing, and says what to do
     number = deployment.check_out_newer("CREATE TABLE newer (id int)")
     deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
     for service in ("producer", "trainer"):
