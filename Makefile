@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock release clean
+.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock alerts release clean
 
 install: $(STAMP)
 
@@ -86,6 +86,13 @@ lock: install
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group mutants -o requirements/mutants.txt --constraints requirements/dev.txt
+
+# The alerts for Kubernetes, from those for Prometheus alone: everything below `spec:`.
+RULE := deploy/kubernetes/components/prometheus/alerts.yaml
+alerts:
+	sed '/^spec:/q' $(RULE) >$(RULE).new
+	sed -n '/^groups:/,$$p' deploy/monitoring/alerts.yml | sed 's/^./  &/' >>$(RULE).new
+	mv $(RULE).new $(RULE)
 
 # Make dist/: a wheel that knows its revision, the pins, and the checksums of both. Tag the commit v<version> first.
 REVISION = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -modified)

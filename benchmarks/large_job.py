@@ -13,7 +13,7 @@ from jobs.schema import ChunkState, JobState
 _JOB: Final = sa.text(
     "INSERT INTO jobs (id, state, model_id, total, succeeded, failed, created_at,"
     " touched_at, submitted_at, started_at, finished_at) VALUES (:job, :done, :model, :images, :images, 0,"
-    " now(), now(), now(), now(), now() - make_interval(days => :days))"
+    " now(), now(), now(), now(), now() - make_interval(secs => :seconds))"
 )
 #: A chunk's id begins with the random part of its job's; the digits after it are in the alphabet of ids.
 _CHUNKS: Final = sa.text(
@@ -30,17 +30,23 @@ _PREDICTIONS: Final = (
 
 
 def make_large_job(
-    connection: Connection, model_id: str, images: int, *, chunk_images: int, days_ago: int = 0
+    connection: Connection,
+    model_id: str,
+    images: int,
+    *,
+    chunk_images: int,
+    days_ago: float = 0,
+    job_id: str | None = None,
 ) -> str:
     """Make a job that finished so many days ago, with all its rows; return its id."""
     values = {
-        "job": new_id(),
+        "job": job_id or new_id(),
         "model": model_id,
         "images": images,
         "size": chunk_images,
         "chunks": -(-images // chunk_images),
     }
-    connection.execute(_JOB, values | {"done": JobState.DONE, "days": days_ago})
+    connection.execute(_JOB, values | {"done": JobState.DONE, "seconds": days_ago * 86_400})
     connection.execute(_CHUNKS, values | {"done": ChunkState.DONE})
     fill_predictions(connection, str(values["job"]), images)
     return str(values["job"])

@@ -129,7 +129,7 @@ def _plan(ledger: Ledger, job_id: str, depth: int) -> dict[str, Any]:
             f"EXPLAIN (FORMAT JSON) {statement}", parameters
         ).scalar_one()[0]["Plan"]
     steps = _steps(plan)
-    [reading] = [step for step in steps if step.get("Relation Name") == predictions.name]
+    [reading] = [step for step in steps if step.get("Relation Name", "").startswith(predictions.name)]
     return {
         "steps": [step["Node Type"] for step in steps],
         "reads_by": reading["Node Type"],

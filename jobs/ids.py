@@ -23,7 +23,12 @@ def new_id(*, after: str | None = None) -> str:
     number = time.time_ns() // 1_000_000 << 32 | secrets.randbits(32)
     if after is not None:
         number = max(number, _number(after) + 1)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
+    return _text(number)
+
+
+def first_id(seconds: float) -> str:
+    """Return the lowest id that can be made at this time, in seconds since 1970."""
+    return _text(int(seconds * 1000) << 32)
 
 
 def is_id(text: object) -> bool:
@@ -40,6 +45,10 @@ def id_range(beginning: str) -> tuple[str, str] | None:
 def id_seconds(identifier: str) -> float:
     """Return when the id was made, in seconds since 1970, by the clock of the host that made it."""
     return (_number(identifier) >> 32) / 1000
+
+
+def _text(number: int) -> str:
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
 
 
 def _number(identifier: str) -> int:

@@ -521,7 +521,8 @@ PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
 )
 
 #: The one recorded outcome of an image. The primary key is the last guard against a second one. A foreign key
-#: would be checked for every row, and rows are only written by a worker that holds the chunk.
+#: would be checked for every row, and rows are only written by a worker that holds the chunk. On PostgreSQL
+#: they are in partitions (`jobs.ledger.partitions`).
 predictions = Table(
     "predictions",
     metadata,
@@ -534,6 +535,7 @@ predictions = Table(
     Column("detail", Text),
     Column("alternatives", _Json),  # the most probable classes, if the job asked for them (`jobs.outcomes`)
     sqlite_with_rowid=False,
+    postgresql_partition_by="RANGE (job_id)",
 )
 
 #: Named locks: who holds each, and until when.

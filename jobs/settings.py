@@ -298,6 +298,10 @@ class Settings(BaseSettings):
         """Return the folder of files that can be fetched again: models, downloads."""
         return self.home / "cache"
 
+    def alive_file(self, queue: str) -> Path:
+        """Return the file whose age shows when the main loop of this queue's worker (or beat) last ran."""
+        return self.cache_dir / f"alive-{queue}"
+
     @property
     def soft_time_limit(self) -> float:
         """Return the seconds after which a chunk's task is asked to stop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -13,10 +13,21 @@ from jobs.errors import LedgerNotReady
 from jobs.ledger import Ledger
 from jobs.ledger.database import COMPATIBLE_SINCE, REVISION
 from jobs.ledger.database import revision as revision_of
+from jobs.ledger.partitions import add_partitions
 from jobs.settings import Settings
+from migrations.bounding import bounded
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+
+#: Statements that keep the secrets that sign webhooks from roles that can only read.
+_HIDE_SECRETS: Final = sa.text("""
+    SELECT format('REVOKE SELECT ON webhook_endpoints FROM %s', acl.grantee::regrole)
+    FROM pg_class, aclexplode(relacl) AS acl
+    WHERE pg_class.oid = to_regclass('webhook_endpoints') AND acl.grantee <> 0
+    GROUP BY acl.grantee HAVING array_agg(acl.privilege_type) = '{SELECT}'
+""")
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -41,9 +52,10 @@ def open_ledger(settings: Settings) -> Ledger:
 
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
-    """Run the missing migrations in one transaction. A newer ledger that this version can use stays as it is.
+    """Run the missing migrations in one transaction, and add the predictions' partitions of the next year.
 
-    Raises LedgerNotReady if this version cannot use a newer ledger, Unavailable.
+    A newer ledger that this version can use stays as it is. Raises LedgerNotReady if this version cannot use
+    a newer one, Unavailable.
     """
     # Imported here: every command opens the ledger, but hardly any has to migrate it.
     from alembic import command
@@ -53,8 +65,13 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
     if found is not None and found > REVISION:  # Alembic does not know that migration
         ledger.check()
         return
-    with ledger.transaction() as connection:
+    with bounded(ledger), ledger.transaction() as connection:
         command.upgrade(alembic_config(connection), revision)
+        add_partitions(connection)
+        if not ledger.is_sqlite:
+            # Not a migration: a role may be granted all tables at any time, even before they exist.
+            for statement in connection.scalars(_HIDE_SECRETS).all():
+                connection.exec_driver_sql(statement)
         _declare_compatible(connection)
 
 

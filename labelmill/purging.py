@@ -2,18 +2,20 @@
 
 A job's row says that its payloads are gone before the first file is removed. If files of such a job remain,
 the next purge removes them. A job that is removed as a whole loses its chunks first, then its predictions in
-parts, and its row last. If a job still has chunks, its readers know that no prediction is missing.
+parts, and its row last. If a job still has chunks, its readers know that no prediction is missing. On
+PostgreSQL, the predictions of a week are removed at once if its last job will soon be old enough.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from jobs.dataset import DATASETS
-from jobs.errors import Conflict
+from jobs.errors import Conflict, Unavailable
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import could_be_settled, shadows_of, still_claimed
@@ -21,6 +23,7 @@ from jobs.ledger.database import batched
 from jobs.ledger.deliveries import old_deliveries
 from jobs.ledger.files import FILES, file_key, known_files
 from jobs.ledger.maintenance import (
+    count_predictions,
     delete_chunks,
     delete_job,
     delete_predictions,
@@ -30,6 +33,7 @@ from jobs.ledger.maintenance import (
     prediction_ranges,
     record_purge,
 )
+from jobs.ledger.partitions import Partition, empty_partition, partitions_to_empty, partitions_to_leave
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
@@ -82,6 +86,7 @@ class Purge:
         self._dry_run = dry_run
         self._on_progress = on_progress
         self._seen: set[str] = set()
+        self._left: list[Partition] = []
 
     @property
     def done(self) -> int:
@@ -95,8 +100,11 @@ class Purge:
         """
         with self._ledger.reading() as connection:
             job_ids = finished_jobs(connection, days=days)
+            self._left = partitions_to_leave(connection, days=days)
         for job_id in job_ids:
             self._purge_job(job_id)
+        if not self._dry_run:
+            self._empty_partitions()
 
     def one_job(self, job_id: str) -> None:
         """Remove this job with everything that belongs to it, whenever it finished.
@@ -219,19 +227,31 @@ class Purge:
     def _delete_job_rows(self, job_id: str) -> None:
         with self._ledger.reading() as connection:
             shadows = shadows_of(connection, job_id)
-        for each in (*shadows, job_id):
-            self._delete_results(each)
+        left = sum(self._delete_results(each) for each in (*shadows, job_id))
         if not self._dry_run:
             with self._ledger.transaction() as connection:
-                delete_job(connection, job_id)  # and its shadows
+                deleted = delete_job(connection, job_id)  # and its shadows
+            if deleted:  # not by another purge
+                self.purged.predictions += left
 
-    def _delete_results(self, job_id: str) -> None:
-        """Delete the job's chunks and predictions."""
+    def _empty_partitions(self) -> None:
+        """Remove the predictions of the weeks whose jobs are all purged."""
         with self._ledger.reading() as connection:
-            ranges = prediction_ranges(connection, job_id)
+            partitions = partitions_to_empty(connection)
+        for partition in partitions:
+            # If somebody reads it for long, the next purge does it.
+            with contextlib.suppress(Unavailable), self._ledger.transaction() as connection:
+                empty_partition(connection, partition)
+
+    def _delete_results(self, job_id: str) -> int:
+        """Delete the job's chunks and predictions. Return how many are left to `_empty_partitions`."""
+        with self._ledger.reading() as connection:
             if self._dry_run:
-                self.purged.predictions += job_status(connection, job_id).done
-                return
+                self.purged.predictions += count_predictions(connection, job_id)
+                return 0
+            is_left = any(partition.holds(job_id) for partition in self._left)
+            left = count_predictions(connection, job_id) if is_left else 0
+            ranges = [] if is_left else prediction_ranges(connection, job_id)
         gone = 1
         while gone:
             with self._ledger.transaction() as connection:
@@ -243,3 +263,4 @@ class Purge:
             self._on_progress(self.purged)
             # SQLite has one write lock and no queue for it: without a pause, others would never get it.
             time.sleep(time.monotonic() - started)
+        return left

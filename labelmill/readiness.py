@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -25,6 +26,9 @@ class Part(StrEnum):
     BEAT = "beat"
     PRODUCER = "producer"
 
+
+#: How long a main loop may take for one turn, which waits for ledger and broker for some seconds each.
+ALIVE_SECONDS: Final = 60.0
 
 _QUEUES: Final = {
     Part.WORKER: CLASSIFY_QUEUE,
@@ -66,6 +70,21 @@ def readiness(settings: Settings, part: Part) -> Readiness:
             if finding.level is Level.PROBLEM:
                 return Readiness(False, f"the store cannot be used: {finding.what}")
     return found
+
+
+def liveness(settings: Settings, part: Part) -> Readiness:
+    """Return whether the main loop of this process runs, whatever it can reach. Never raise an error.
+
+    That of a producer is the command itself.
+    """
+    if part not in _QUEUES:
+        return Readiness(True, "nothing runs between two commands")
+    file = settings.alive_file(_QUEUES[part])
+    try:
+        seconds = max(0.0, time.time() - file.stat().st_mtime)
+    except OSError as error:
+        return Readiness(False, f"no {part} has started here: {file}: {error.strerror}")
+    return Readiness(seconds <= ALIVE_SECONDS, f"its main loop ran {seconds:.0f} s ago")
 
 
 def _broker_problem(settings: Settings) -> str | None:

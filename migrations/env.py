@@ -14,8 +14,11 @@ LOCK_TIMEOUT = "5s"
 def _is_compared(_object: object, name: str | None, type_: str, *_: object) -> bool:
     """Return whether to compare an object with the schema.
 
-    SQLite does not report DESC in an index, so ix_chunks_due is compared on PostgreSQL only.
+    SQLite does not report DESC in an index, so ix_chunks_due is compared on PostgreSQL only. The schema does
+    not list the partitions of `predictions`.
     """
+    if type_ == "table":
+        return not str(name).startswith("predictions_")
     sqlite = context.config.attributes["connection"].dialect.name == "sqlite"
     return not (sqlite and type_ == "index" and name == "ix_chunks_due")
 

@@ -36,7 +36,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
 from jobs.ids import new_id
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, partitions
 from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.models import CHAMPION, point_alias
@@ -370,7 +370,8 @@ def plans_of(ledger: Ledger, ask: Callable[[Connection], object]) -> list[tuple[
 
 
 def _migrate(url: str) -> None:
-    with contextlib.closing(Ledger(url)) as ledger:
+    with contextlib.closing(Ledger(url)) as ledger, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partitions, "_WEEKS_AHEAD", 4)  # a database with partitions for a year is copied slowly
         upgrade(ledger)
 
 

@@ -2,7 +2,8 @@
 
 The row shows that the main loop runs and reaches the ledger, and which children have started. A child that
 classifies has tried to load the champion by then (`worker.app`). Health checks read this row
-(`jobs.ledger.workers`), and ask the broker themselves.
+(`jobs.ledger.workers`), and ask the broker themselves. A file shows only that the main loop runs, for a probe
+that restarts the process if it does not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jobs.files import make_private_folder
 from jobs.ledger import Ledger
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.disks import Disk, report_disk
@@ -33,12 +35,15 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """The heartbeat of one main process."""
 
-    def __init__(self, *, queue: str, disks: Mapping[str, Path | None] | None = None) -> None:
+    def __init__(
+        self, *, queue: str, alive_file: Path, disks: Mapping[str, Path | None] | None = None
+    ) -> None:
         """Write nothing yet.
 
         `queue` is the one from which this worker takes messages. `disks` are paths on the disks whose free
         space it reports, by name; None if a disk cannot be seen here.
         """
+        self._alive_file = alive_file
         self._queue = queue
         self._disks = {name: path for name, path in (disks or {}).items() if path is not None}
         self._name = owner_name(os.getpid())
@@ -49,6 +54,12 @@ class Heartbeat:
         self._children: tuple[str, ...] = ()
         self._problem: str | None = None
         self._written_at = -math.inf
+
+    def show_alive(self) -> None:
+        """Show that the main loop runs, whether or not the ledger can be reached."""
+        with suppress(OSError):  # a disk in trouble must not end the process
+            make_private_folder(self._alive_file.parent)
+            self._alive_file.touch(mode=0o600)
 
     def tick(self, ledger: Ledger, pids: Sequence[int], exit_codes: Sequence[int] = ()) -> bool:
         """Write the row if it is due or something has changed. Return whether it was written.

@@ -122,11 +122,12 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             reconciler = Reconciler(ledger, publisher, holder=holder, lease_seconds=settings.lease_seconds)
             queue = next(iter(worker.app.amqp.queues.consume_from))
             disks = {"ledger": settings.ledger_file, "store": settings.store_folder}
-            heartbeat = Heartbeat(queue=queue, disks=disks)
+            heartbeat = Heartbeat(queue=queue, alive_file=settings.alive_file(queue), disks=disks)
             problem = ""
 
             def tick() -> None:
                 nonlocal problem
+                heartbeat.show_alive()
                 found = _tick(ledger, heartbeat, reconciler, worker.pool)
                 if found and not problem:
                     logger.warning("no heartbeat is sent, and reconciling waits: %s", found)

@@ -128,13 +128,15 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         self._started = datetime.now(UTC)
         self._requested: dict[str, datetime] = {}  # by dataset, the latest slot for which a run was requested
         self._looked_for_drift_at = -DRIFT_SECONDS
-        self._heartbeat = Heartbeat(queue=BEAT)
-        self._retention = Retention(self.app.labelmill_settings)
+        settings = self.app.labelmill_settings
+        self._heartbeat = Heartbeat(queue=BEAT, alive_file=settings.alive_file(BEAT))
+        self._retention = Retention(settings)
         self._trouble = ""  # why the latest tick failed; it is logged once
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Request due runs, send a heartbeat, purge, report drift. Return the seconds until the next call."""
         settings = self.app.labelmill_settings
+        self._heartbeat.show_alive()
         troubles: list[str] = []
         try:
             with closing(Ledger(settings.ledger, pooled=False)) as ledger:

@@ -10,8 +10,7 @@ import typer
 from benchmarks.databases import Work, databases
 from benchmarks.report import write_measured
 from benchmarks.scale.backlog import measure_backlog
-from benchmarks.scale.ledgers import CHUNK_IMAGES, prepared_ledger
-from benchmarks.scale.retention import measure_partitions, measure_purge
+from benchmarks.scale.ledgers import prepared_ledger
 from benchmarks.scale.rows import measure_hot_row, measure_rows
 from benchmarks.scale.traffic import count_requests, measure_commands, measure_messages
 from benchmarks.setup import (
@@ -25,7 +24,6 @@ from benchmarks.setup import (
     settings_in,
     short_folder,
 )
-from jobs.store import Store
 from labelmill.console import report_errors, say
 
 #: Images of the chunks whose messages are counted: small, so that there are many.
@@ -41,7 +39,6 @@ def main(
     ] = 2_400,
     pending: Annotated[int, typer.Option(min=5_000, help="Chunks that wait.")] = 500_000,
     finished: Annotated[int, typer.Option(min=1, help="Jobs that finished before.")] = 1_000_000,
-    removed: Annotated[int, typer.Option(min=1_000, help="Rows of the job that is removed.")] = 1_000_000,
     images: Annotated[
         int, typer.Option(min=1_000, help="Images of the job that takes real workers.")
     ] = 20_000,
@@ -56,14 +53,10 @@ def main(
     measured: dict[str, Any] = {}
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
         measured["database"] = both.facts
-        store = Store(settings_in(home, both.pipeline, processes).store)
         with prepared_ledger(both, both.pipeline) as prepared:
             measured["rows"] = measure_rows(prepared, first=first_rows, more=rows)
-            measured["retention"] = measure_purge(prepared, store, images=removed)
         with prepared_ledger(both, both.bare_loop) as prepared:
             measured["hot_row"] = measure_hot_row(prepared, chunks=hot_chunks)
-            chunks = max(1, first_rows // 10 // CHUNK_IMAGES)
-            measured["partitions"] = measure_partitions(prepared, images=removed, chunks=chunks)
     measured["backlog"] = {}
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
         for url, waits, ended in ((both.bare_loop, 5_000, 1_000), (both.pipeline, pending, finished)):

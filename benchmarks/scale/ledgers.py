@@ -93,11 +93,12 @@ def sizes(ledger: Ledger) -> dict[str, float]:
     with ledger.reading() as connection:
         rows, table, index = connection.execute(
             sa.text(
-                "SELECT (SELECT count(*) FROM predictions), pg_table_size('predictions'),"
-                " pg_indexes_size('predictions')"
+                "SELECT (SELECT count(*) FROM predictions), sum(pg_table_size(relid)),"
+                " sum(pg_indexes_size(relid))"
+                " FROM pg_partition_tree('predictions')"
             )
         ).one()
-    return {"rows": rows, "table": round(table / rows, 2), "primary_key": round(index / rows, 2)}
+    return {"rows": rows, "table": round(int(table) / rows, 2), "primary_key": round(int(index) / rows, 2)}
 
 
 @contextlib.contextmanager

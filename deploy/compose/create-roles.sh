@@ -40,12 +40,15 @@ SET LOCAL lock_timeout = '5s';
 REASSIGN OWNED BY labelmill TO labelmill_owner;
 REVOKE ALL ON DATABASE labelmill FROM PUBLIC;
 GRANT CONNECT ON DATABASE labelmill TO labelmill, labelmill_reader;
-GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO labelmill;
+GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO labelmill;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO labelmill;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO labelmill_reader;
+-- It holds secrets. At the first start it does not exist yet, so `labelmill db upgrade` revokes the same.
+SELECT 'REVOKE SELECT ON webhook_endpoints FROM labelmill_reader' WHERE to_regclass('webhook_endpoints') IS NOT NULL
+\gexec
 -- The same rights on what later versions add.
 ALTER DEFAULT PRIVILEGES FOR ROLE labelmill_owner IN SCHEMA public
-    GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO labelmill;
+    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO labelmill;
 ALTER DEFAULT PRIVILEGES FOR ROLE labelmill_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO labelmill;
 ALTER DEFAULT PRIVILEGES FOR ROLE labelmill_owner IN SCHEMA public GRANT SELECT ON TABLES TO labelmill_reader;
 END

@@ -87,7 +87,7 @@ _WAL_REMOVED: Final = (
 )
 
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
-REVISION: Final = "0020"
+REVISION: Final = "0021"
 
 #: The REVISION of the oldest code that can use a ledger of this REVISION. Migrating writes it to the ledger,
 #: so that an older version knows if it can use the ledger of a newer one.

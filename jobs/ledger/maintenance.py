@@ -2,7 +2,8 @@
 
 A purge is a series of small transactions that can stop after any of them. It marks the job before it removes
 files and deletes the job's row last, so the next purge finds what is left. It deletes the chunks before the
-predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.queries`).
+predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.queries`). Predictions outlive
+their job only where a whole partition is about to be emptied (`jobs.ledger.partitions`).
 """
 
 from __future__ import annotations
@@ -154,6 +155,11 @@ def payload_owners(connection: Connection, job_ids: Iterable[str]) -> dict[str, 
     """Return those of these jobs that exist, each with whether its payloads are marked as removed."""
     query = sa.select(jobs.c.id, jobs.c.purged_at.is_not(None)).where(jobs.c.id.in_(list(job_ids)))
     return {job_id: bool(purged) for job_id, purged in connection.execute(query)}
+
+
+def count_predictions(connection: Connection, job_id: str) -> int:
+    """Return how many predictions the job has, by its counters; 0 if there is no such job."""
+    return connection.scalar(sa.select(jobs.c.succeeded + jobs.c.failed).where(jobs.c.id == job_id)) or 0
 
 
 def prediction_ranges(connection: Connection, job_id: str) -> list[range]:

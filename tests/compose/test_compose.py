@@ -370,6 +370,8 @@ def test_without_its_password_nobody_is_let_in(deployment: Deployment, program: 
         ("labelmill", "CREATE TABLE mine (id int)", "permission denied"),
         ("labelmill_reader", "SELECT * FROM later, results LIMIT 1", None),
         ("labelmill_reader", "DELETE FROM later", "permission denied"),
+        ("labelmill_reader", "SELECT secret FROM webhook_endpoints", "permission denied"),
+        ("labelmill", "SELECT secret FROM webhook_endpoints", None),
         ("labelmill_reader", "CREATE TEMPORARY TABLE mine (id int)", "permission denied"),
         ("labelmill_owner", "CREATE ROLE another", "permission denied"),
     ],

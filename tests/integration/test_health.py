@@ -281,7 +281,7 @@ def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None
 
     # then it uses the primary key
     table = [line for line in plan if "predictions" in line and ("SCAN" in line.upper() or "SEARCH" in line)]
-    words = "USING PRIMARY KEY" if ledger.is_sqlite else "pk_predictions"
+    words = "USING PRIMARY KEY" if ledger.is_sqlite else "_pkey on predictions_"
     assert table
     assert all(words in line for line in table if "Bitmap Heap" not in line), plan
     assert not any("Seq Scan" in line for line in plan), plan

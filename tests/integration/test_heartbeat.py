@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,12 @@ from jobs.ledger.workers import (
     list_workers,
     report_worker,
 )
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.schema import db_now, disks
 from jobs.schema import workers as table
 from jobs.settings import Settings
-from labelmill.readiness import Part, readiness
+from labelmill.readiness import ALIVE_SECONDS, Part, liveness, readiness
+from tests.console import Home, until
 from worker import heartbeat as heartbeat_module
 from worker.context import owner_name
 from worker.deaths import MANY_DEATHS
@@ -40,7 +43,7 @@ from worker.reconcile import Reconciler
 @pytest.fixture
 def heartbeat(settings) -> Heartbeat:
     disks = {"ledger": settings.ledger_file, "store": settings.store_folder}
-    return Heartbeat(queue=CLASSIFY_QUEUE, disks=disks)
+    return Heartbeat(queue=CLASSIFY_QUEUE, alive_file=settings.alive_file(CLASSIFY_QUEUE), disks=disks)
 
 
 def listed(ledger: Ledger) -> list[WorkerStatus]:
@@ -265,6 +268,41 @@ def test_a_health_check_makes_no_ledger(settings, short_folder):
     away = settings.model_copy(update={"ledger_url": f"sqlite:///{nobodys}"})
     answer(away, Part.PRODUCER, ready=False)
     assert not nobodys.parent.exists()
+
+
+# ---- liveness -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_worker_is_alive_while_its_main_loop_runs_whatever_it_can_reach(
+    settings: Settings, ledger: Ledger, home: Home, tmp_path: Path
+) -> None:
+    def is_alive() -> bool:
+        return liveness(settings, Part.WEBHOOKS).ready
+
+    def make_old() -> None:
+        long_ago = time.time() - ALIVE_SECONDS - 1
+        os.utime(settings.alive_file(WEBHOOK_QUEUE), (long_ago, long_ago))
+
+    # Given a worker that has started
+    assert not is_alive()
+    with home.started("worker", "--webhooks", "--processes", "1", log=tmp_path / "log") as worker:
+        until(is_alive, "its main loop has run")
+        assert home.ok("ready", "webhooks", "--alive").startswith("alive: its main loop ran ")
+        # When it cannot write to the ledger, Then its main loop still runs
+        with ledger.transaction():
+            make_old()
+            until(is_alive, "its main loop has run without the ledger", seconds=30)
+        # When its main process hangs, Then it is not alive
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+            make_old()
+            hangs = home.run("ready", "webhooks", "--alive")
+            assert (hangs.returncode, hangs.stdout[:10]) == (1, "not alive:")
+        finally:
+            worker.send_signal(signal.SIGCONT)
+        until(is_alive, "its main loop runs again")
 
 
 def answer(settings: Settings, part: Part, *, ready: bool) -> str:

@@ -239,6 +239,14 @@ def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(finished,
         purge(job=job.id)
 
 
+@pytest.fixture
+def running(submitted) -> Job:
+    """A job that has not finished: no partition can be emptied, so a purge deletes predictions in parts."""
+    job: Job = submitted(1)
+    return job
+
+
+@pytest.mark.usefixtures("running")
 def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, finished, purge):
     # Given jobs that finished just before and just after the oldest allowed limit
     old, young = finished(4, days=MAX_DAYS + 1), finished(4, days=MAX_DAYS - 1)
@@ -249,6 +257,7 @@ def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger,
     assert rows_of(ledger, young) == (1, 2, 4)
 
 
+@pytest.mark.usefixtures("running")
 def test_a_large_job_is_removed_part_by_part(ledger, finished, purge, monkeypatch):
     # Given a job with more predictions than one transaction may delete
     monkeypatch.setattr(retention_module, "DELETE_ROWS", 4)
@@ -429,6 +438,7 @@ def test_who_has_all_they_asked_for_does_not_care(purge, read_to_the_end):
     assert read_to_the_end(lambda: purge(jobs=30), Filter(), limit=4) == list(range(4))
 
 
+@pytest.mark.usefixtures("running")
 def test_an_export_of_a_job_that_is_half_gone_fails(settings, finished, monkeypatch, capsys, tmp_path):
     # Given a purge that was killed after it deleted a part of a job's predictions
     job = finished(10, days=40)

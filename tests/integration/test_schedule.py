@@ -31,6 +31,7 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import make_app
 from jobs.schema import RunState, db_now, schedules, training_runs
 from jobs.settings import Settings
+from labelmill.readiness import Part, liveness
 from tests.conftest import Broker
 from tests.console import until
 from worker import schedule
@@ -245,6 +246,8 @@ def test_a_ledger_that_is_unavailable_for_a_moment_costs_no_slot(
     beat.tick()
     beat.tick()
     assert states(ledger) == []
+    # which is no reason to restart it
+    assert liveness(settings, Part.BEAT).ready
 
     # when the ledger is back minutes later, then the slot has its run, and only one
     beat.app.labelmill_settings = settings

@@ -29,6 +29,7 @@ from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]
 KUBERNETES: Final = PROJECT / "deploy" / "kubernetes"
+MONITORING: Final = PROJECT / "deploy" / "monitoring"
 COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 
 #: The components that users add themselves; each of the others is a part of an overlay.
@@ -40,11 +41,14 @@ INSTALLATIONS: Final = list(product(("local", "production"), [(), WANTED]))
 #: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest with a schema.
 VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
 
+#: The dashboard's ConfigMap. A name with a hash would leave the dashboard of an earlier version behind.
+DASHBOARD: Final = "labelmill-dashboard"
+
 #: The measured memory of a worker process on MNIST.
 PROCESS_BYTES: Final = 650 * 2**20
 
 #: Custom resources, whose schemas are not among Kubernetes' own.
-CUSTOM: Final = ("ScaledObject", "ServiceMonitor")
+CUSTOM: Final = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
 
 Object = dict[str, Any]
 
@@ -102,6 +106,12 @@ def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
 
 def named(objects: list[Object], kind: str, name: str) -> Object:
     [found] = [each for each in of_kind(objects, kind) if each["metadata"]["name"] == name]
+    return found
+
+
+def settings_map(objects: list[Object]) -> Object:
+    """Return the ConfigMap of the settings; the other one is the dashboard."""
+    [found] = [each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] != DASHBOARD]
     return found
 
 
@@ -268,16 +278,15 @@ def test_a_worker_that_is_told_to_stop_has_time_for_its_chunk(
 def test_all_have_the_same_settings_and_they_are_sound(
     objects: list[Object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maps = of_kind(objects, "ConfigMap")
-    assert len(maps) == 1
-    for name, value in maps[0]["data"].items():
+    shared = settings_map(objects)
+    for name, value in shared["data"].items():
         monkeypatch.setenv(name, value)
     Settings.load()
     for pod in ours(objects).values():
         [container] = pod["spec"]["containers"]
-        assert {"configMapRef": {"name": maps[0]["metadata"]["name"]}} in container["envFrom"]
+        assert {"configMapRef": {"name": shared["metadata"]["name"]}} in container["envFrom"]
     # A changed setting changes the name, and so restarts the pods.
-    assert re.fullmatch(r"labelmill-\w{10}", maps[0]["metadata"]["name"])
+    assert re.fullmatch(r"labelmill-\w{10}", shared["metadata"]["name"])
 
 
 def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
@@ -288,19 +297,15 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
         if name == "producer":  # it only runs what a user types
             assert not probes
             continue
-        # Beat need not reach ledger and broker to be alive, and a training run goes on without a broker.
-        liveness = set() if name in ("beat", "trainer") else {"livenessProbe"}
-        assert set(probes) == {"startupProbe", "readinessProbe"} | liveness, name
+        assert set(probes) == {"startupProbe", "readinessProbe", "livenessProbe"}, name
         for kind, probe in probes.items():
             if name in ("worker", "trainer", "webhooks", "beat"):
-                assert probe["exec"]["command"] == ["labelmill", "ready", name]
+                # Nothing that a restart does not mend may restart it.
+                only_alive = [] if kind == "readinessProbe" else ["--alive"]
+                assert probe["exec"]["command"] == ["labelmill", "ready", name, *only_alive]
                 # Python starts in a second, or in several seconds if all cores are busy.
                 assert probe["timeoutSeconds"] >= 10
                 assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
-        if name in ("worker", "webhooks"):
-            # While ledger or broker is unavailable no worker is ready, but that must not restart workers.
-            probe = probes["livenessProbe"]
-            assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
 
 
 def test_one_beat_and_one_trainer_at_a_time(objects: list[Object]) -> None:
@@ -356,18 +361,21 @@ def test_every_setting_that_is_named_exists(objects: list[Object]) -> None:
             assert name in known_variables() or not name.startswith(ENV_PREFIX), name
 
 
+def command_lines(container: Object) -> Iterator[list[str]]:
+    """Yield all that Kubernetes runs in a container: its process, its probes, and its lifecycle's hooks."""
+    yield container.get("command", ["labelmill"]) + container.get("args", [])
+    handlers = [each for kind, each in container.items() if kind.endswith("Probe")]
+    for handler in [*handlers, *container.get("lifecycle", {}).values()]:
+        if "exec" in handler:
+            yield handler["exec"]["command"]
+
+
 def _typed(objects: list[Object]) -> Iterator[list[str]]:
     """Yield every command line of ours that runs in a pod, without `labelmill`."""
     for _, container in containers(objects):
         if not container["image"].startswith("labelmill-"):
             continue
-        lines = [container.get("command", ["labelmill"]) + container.get("args", [])]
-        lines += [
-            container[kind]["exec"]["command"]
-            for kind in container
-            if kind.endswith("Probe") and "exec" in container[kind]
-        ]
-        for line in lines:
+        for line in command_lines(container):
             if line[0] == "labelmill":
                 yield line[1:]
             elif line[:2] == ["sh", "-c"]:
@@ -401,14 +409,52 @@ def test_no_secret_is_here(objects: list[Object]) -> None:
                 )
 
 
+def test_no_password_is_on_a_command_line(objects: list[Object], tmp_path: Path) -> None:
+    # Given the files of all secrets, and programs that record their arguments and what they read
+    programs, secrets = tmp_path / "programs", tmp_path / "secrets"
+    arguments, read = tmp_path / "arguments", tmp_path / "read"
+    for folder in (programs, secrets):
+        folder.mkdir()
+    for name in ("cat", "grep", "labelmill", "redis-cli", "redis-server"):
+        record = f'printf "%s\\n" "$@" >>{arguments}'
+        then = 'exec /bin/cat "$@"' if name == "cat" else f"/bin/cat >>{read}"
+        (programs / name).write_text(f"#!/bin/sh\n{record}\n{then}\n")
+        (programs / name).chmod(0o755)
+    for pod in workloads(objects).values():
+        for _, key in _secret_keys(pod):
+            (secrets / key).write_text("pass-word")
+
+    # When every shell script runs
+    scripts = set()
+    for _, container in containers(objects):
+        for line in command_lines(container):
+            # Kubernetes would replace this by the variable, which may be a password.
+            assert not re.search(r"\$\(\w+\)", " ".join(line)), line
+            if line[0] == "sh":
+                scripts.add(re.sub(r"/run/secrets/\w+", str(secrets), line[2]))
+    for script in scripts:
+        subprocess.run(
+            ["/bin/sh", "-euc", script],
+            env={"PATH": str(programs)},
+            stdin=subprocess.DEVNULL,
+            check=True,
+            timeout=30,
+        )
+
+    # Then no program got a password as an argument, and Redis got its own in another way
+    assert "pass-word" not in arguments.read_text()
+    assert ("requirepass pass-word" in read.read_text()) is bool(of_kind(objects, "StatefulSet"))
+
+
 def _secret_keys(pod: Object) -> set[tuple[str, str]]:
     """Return the secrets and keys that a pod needs."""
-    return {
-        (volume["secret"]["secretName"], item["key"])
-        for volume in pod["spec"]["volumes"]
-        if "secret" in volume
-        for item in volume["secret"]["items"]
-    }
+    found = set()
+    for volume in pod["spec"]["volumes"]:
+        secrets = [each["secret"] for each in volume.get("projected", {}).get("sources", [])]
+        for secret in [*secrets, *([volume["secret"]] if "secret" in volume else [])]:
+            name = secret.get("secretName") or secret["name"]
+            found |= {(name, item["key"]) for item in secret["items"]}
+    return found
 
 
 def test_every_file_that_is_named_is_a_key_of_a_secret(objects: list[Object]) -> None:
@@ -421,14 +467,16 @@ def test_every_file_that_is_named_is_a_key_of_a_secret(objects: list[Object]) ->
 
 def test_who_needs_less_gets_less(installation: tuple[str, tuple[str, ...]], objects: list[Object]) -> None:
     overlay, _ = installation
-    owner = "labelmill-owner" if overlay == "production" else "labelmill"
+    owner, reader = (
+        ("labelmill-owner", "labelmill-reader") if overlay == "production" else ("labelmill", "labelmill")
+    )
     urls = {("labelmill", "ledger-url"), ("labelmill", "broker-url")}
     everything = urls | ({("labelmill", "store-url")} if overlay == "production" else set())
     assert {name: _secret_keys(pod) for name, pod in ours(objects).items()} == {
         "migrate": {(owner, "ledger-url")},
-        "beat": urls,
-        "metrics": urls,
+        "metrics": {(reader, "ledger-url"), ("labelmill", "broker-url")},
         "webhooks": urls,
+        "beat": everything,
         "worker": everything,
         "trainer": everything,
         "api": everything,
@@ -515,7 +563,7 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
     internet = {("outside", 80), ("outside", 443)}
     assert {name: reachable(objects, name, "egress") for name in ours(objects)} == {
         "migrate": names | ledger,
-        "beat": names | ledger | broker,
+        "beat": names | ledger | broker | store,
         "metrics": names | ledger | broker,
         "worker": names | ledger | broker | store,
         "trainer": names | ledger | broker | store | internet,
@@ -568,6 +616,44 @@ def test_the_number_of_workers_is_said_once(objects: list[Object]) -> None:
     assert ("replicas" in worker) is not bool(of_kind(objects, "ScaledObject"))
 
 
+# ---- monitoring ---------------------------------------------------------------------------------------
+
+
+def test_prometheus_scrapes_every_exporter(objects: list[Object]) -> None:
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        spec = monitor["spec"]
+        [endpoint] = spec["endpoints"]
+        services = [
+            service
+            for service in of_kind(objects, "Service")
+            if selects(spec["selector"], service["metadata"].get("labels", {}))
+        ]
+        exporters = [name for name, pod in workloads(objects).items() if endpoint["port"] in _ports(pod)]
+        assert sorted(service["metadata"]["name"] for service in services) == sorted(exporters)
+        for service in services:
+            assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+        [metrics] = workloads(objects)["metrics"]["spec"]["containers"]
+        assert endpoint["path"] == metrics["readinessProbe"]["httpGet"]["path"]
+        # The exporter waits five seconds for ledger and broker; the operator refuses a longer timeout.
+        assert 5 < int(endpoint["scrapeTimeout"][:-1]) <= int(endpoint["interval"][:-1])
+
+
+def test_the_alerts_are_those_for_prometheus_alone(objects: list[Object]) -> None:
+    # promtool has checked those, and each of them was made to fire (tests/integration/test_monitoring.py).
+    alerts = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    for rule in of_kind(objects, "PrometheusRule"):
+        assert rule["spec"] == alerts, "stale: make alerts"
+
+
+def test_grafana_finds_the_dashboard(objects: list[Object]) -> None:
+    dashboards = [each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] == DASHBOARD]
+    assert len(dashboards) == len(of_kind(objects, "PrometheusRule"))
+    for each in dashboards:
+        assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
+        source = MONITORING / "grafana" / "dashboards" / "labelmill.json"
+        assert each["data"] == {source.name: source.read_text()}
+
+
 # ---- the document -------------------------------------------------------------------------------------
 
 
@@ -576,7 +662,7 @@ def test_the_document_names_every_secret_overlay_and_component(objects: list[Obj
     for pod in workloads(objects).values():
         for secret, key in _secret_keys(pod):
             assert f"secret generic {secret} " in text, secret
-            assert f"--from-file={key}=" in text or f"--from-literal={key}=" in text, key
+            assert f"--from-file={key}=" in text or f"\n    {key}=" in text, key
     for folder in [*(KUBERNETES / "overlays").iterdir(), *(KUBERNETES / "components").iterdir()]:
         assert f"{folder.parent.name}/{folder.name}" in text, folder
     for name in workloads(objects):
@@ -589,7 +675,7 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?ms)^ *```yaml\n(.*?)^ *```$", text)]
     [shown] = [block for block in blocks if block.startswith("# kustomization.yaml")]
     patches = [block for block in blocks if block.startswith("patches:")]
-    assert len(patches) == 2
+    assert len(patches) == 3
     own = yaml.safe_load(shown.replace("labelmill/deploy/kubernetes", _way_to_ours(tmp_path)))
     own["patches"] = [patch for block in patches for patch in yaml.safe_load(block)["patches"]]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
@@ -600,8 +686,7 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     # Then the images come from the registry, and the settings and the patches are applied
     for _, container in containers(objects):
         assert container["image"].startswith("registry.example.org/labelmill-")
-    [settings] = of_kind(objects, "ConfigMap")
-    assert settings["data"] == {
+    assert settings_map(objects)["data"] == {
         "LABELMILL_LEASE_SECONDS": "60",
         "LABELMILL_LOG_FORMAT": "json",
         "LABELMILL_RETRAIN_CRON": "30 2 * * 6",
@@ -609,4 +694,5 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     [scaled] = of_kind(objects, "ScaledObject")
     assert scaled["spec"]["triggers"][0]["metadata"]["targetValue"] == "20000"
     assert workloads(objects)["worker"]["spec"]["terminationGracePeriodSeconds"] == 270
-    assert of_kind(objects, "ServiceMonitor")
+    for custom in of_kind(objects, "ServiceMonitor", "PrometheusRule"):
+        assert custom["metadata"]["labels"] == {"release": "kube-prometheus-stack"}

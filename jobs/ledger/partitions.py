@@ -1,0 +1,117 @@
+"""The partitions of `predictions` on PostgreSQL: one for each week, by the time in their job's id.
+
+When all jobs of a week are purged, their predictions are removed at once, and nothing is left to vacuum. On
+SQLite there are no partitions.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ids import first_id, id_seconds
+from jobs.schema import FINISHED, db_now, jobs
+
+_DAY_SECONDS: Final = 86_400.0
+_WEEK_SECONDS: Final = 7 * 86_400
+
+#: For so many weeks a migration adds partitions. Later predictions go to the default partition, which a purge
+#: cannot empty at once.
+_WEEKS_AHEAD: Final = 53
+
+#: How long rows may outlive their purged jobs until the last job of their week is old enough to be purged.
+SOON_DAYS: Final = 14.0
+
+#: How long emptying a partition waits for those who read it: others wait behind it.
+_LOCK_TIMEOUT: Final = "2s"
+
+
+class Partition(NamedTuple):
+    """The predictions of the jobs whose ids lie in a range."""
+
+    name: str
+    first: str  # the lowest id
+    beyond: str  # the next partition's lowest id
+    can_be_emptied: bool  # it has rows, and this user may remove all
+
+    def holds(self, job_id: str) -> bool:
+        """Return whether the job's predictions are in it."""
+        return self.first <= job_id < self.beyond
+
+
+#: All but the default partition. Only the first has no lowest id.
+_PARTITIONS: Final = sa.text(r"""
+    SELECT relname, coalesce(substring(bounds from 'FROM \(''(\w+)''\)'), ''),
+        substring(bounds from 'TO \(''(\w+)''\)'),
+        pg_relation_size(pg_class.oid) > 0 AND has_table_privilege(pg_class.oid, 'TRUNCATE')
+    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid,
+        pg_get_expr(relpartbound, pg_class.oid) AS bounds
+    WHERE inhparent = to_regclass('predictions') AND bounds <> 'DEFAULT'
+    ORDER BY 3
+""")
+
+
+def partitions(connection: Connection) -> list[Partition]:
+    """Return the partitions, the earliest first, without the default partition."""
+    if connection.dialect.name != "postgresql":
+        return []
+    return [Partition(*row) for row in connection.execute(_PARTITIONS)]
+
+
+def add_partitions(connection: Connection) -> None:
+    """Add those partitions that are missing for the next year. Only the owner of the table can do this.
+
+    Readers and writers go on meanwhile.
+    """
+    found = partitions(connection)
+    if not found:
+        return
+    this_week = int(time.time() // _WEEK_SECONDS)
+    next_week = max(round(id_seconds(found[-1].beyond) / _WEEK_SECONDS), this_week)
+    for week in range(next_week, this_week + _WEEKS_AHEAD):
+        seconds = week * _WEEK_SECONDS
+        first, beyond = first_id(seconds), first_id(seconds + _WEEK_SECONDS)
+        # PostgreSQL would refuse a partition whose rows are in the default partition.
+        rows = f"SELECT FROM predictions_default WHERE job_id >= '{first}' AND job_id < '{beyond}'"
+        if connection.scalar(sa.text(f"SELECT EXISTS ({rows})")):
+            continue
+        name = f"predictions_{time.strftime('%Y_%m_%d', time.gmtime(seconds))}"
+        # Not CREATE TABLE ... PARTITION OF, which would lock the whole table.
+        connection.execute(sa.text(f"CREATE TABLE {name} (LIKE predictions INCLUDING ALL)"))
+        bounds = f"FROM ('{first}') TO ('{beyond}')"
+        connection.execute(sa.text(f"ALTER TABLE predictions ATTACH PARTITION {name} FOR VALUES {bounds}"))
+
+
+def partitions_to_leave(connection: Connection, *, days: float) -> list[Partition]:
+    """Return the partitions whose rows a purge of jobs older than `days` days need not delete one by one.
+
+    All their jobs have finished and will be old enough within `SOON_DAYS`.
+    """
+    late = sa.or_(
+        jobs.c.state.not_in(FINISHED), jobs.c.finished_at > db_now((SOON_DAYS - days) * _DAY_SECONDS)
+    )
+    found = [each for each in partitions(connection) if each.can_be_emptied]
+    return [each for each in found if not _has_job(connection, each, late)]
+
+
+def partitions_to_empty(connection: Connection) -> list[Partition]:
+    """Return the partitions that have rows, but no job any more."""
+    return [each for each in partitions(connection) if each.can_be_emptied and not _has_job(connection, each)]
+
+
+def empty_partition(connection: Connection, partition: Partition) -> None:
+    """Remove all rows of a partition, unless it has a job again. Raises Unavailable if it stays locked."""
+    connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
+    # First the lock: then a job whose first predictions are being recorded has its row already.
+    connection.execute(sa.text(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE"))
+    if not _has_job(connection, partition):
+        connection.execute(sa.text(f"TRUNCATE {partition.name}"))
+
+
+def _has_job(connection: Connection, partition: Partition, *conditions: sa.ColumnElement[bool]) -> bool:
+    ids = jobs.c.id
+    found = sa.select(ids).where(ids >= partition.first, ids < partition.beyond, *conditions)
+    return connection.scalar(found.limit(1)) is not None

@@ -1,0 +1,77 @@
+"""Check before migration 0021 what PostgreSQL would otherwise check in it, while all readers wait.
+
+A table of any size becomes a partition at once if a validated constraint says that its rows are within the
+partition's bounds. Validating it reads all rows, but readers and writers go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ids import first_id
+from jobs.ledger import Ledger
+
+#: The constraint's name.
+BOUND = "bound_until_upgraded"
+
+#: The weeks from now in which new jobs still go to the partition with the old ones. Until the migration is
+#: done, the constraint refuses predictions of jobs that are submitted later. That would matter only if the
+#: migration was killed, and nobody tried again.
+WEEKS = 5
+
+WEEK_SECONDS = 7 * 86_400
+
+
+def bound_of(connection: Connection) -> str:
+    """Return the first id that does not belong to the first partition: of this week if there is no row."""
+    rows = connection.scalar(sa.text("SELECT EXISTS (SELECT FROM predictions)"))
+    week = time.time() // WEEK_SECONDS + (WEEKS if rows else 0)
+    return first_id(week * WEEK_SECONDS)
+
+
+@contextmanager
+def bounded(ledger: Ledger) -> Iterator[None]:
+    """Run the body, which migrates, with the constraint in place if it is needed. Raises Unavailable."""
+    if not _has_one_table(ledger):
+        yield
+        return
+    _drop(ledger)  # an interrupted upgrade left it
+    with _altering(ledger) as connection:
+        bound = bound_of(connection)
+        connection.execute(
+            sa.text(f"ALTER TABLE predictions ADD CONSTRAINT {BOUND} CHECK (job_id < '{bound}') NOT VALID")
+        )
+    try:
+        with _altering(ledger) as connection:
+            connection.execute(sa.text(f"ALTER TABLE predictions VALIDATE CONSTRAINT {BOUND}"))
+        yield
+    finally:
+        if _has_one_table(ledger):  # it was not migrated
+            _drop(ledger)
+
+
+def _has_one_table(ledger: Ledger) -> bool:
+    """Return whether the predictions are in a table of PostgreSQL that is not partitioned."""
+    if ledger.is_sqlite:
+        return False
+    kind = sa.text("SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass('predictions')")
+    with ledger.reading() as connection:
+        return bool(connection.scalar(kind))
+
+
+def _drop(ledger: Ledger) -> None:
+    with _altering(ledger) as connection:
+        connection.execute(sa.text(f"ALTER TABLE predictions DROP CONSTRAINT IF EXISTS {BOUND}"))
+
+
+@contextmanager
+def _altering(ledger: Ledger) -> Iterator[Connection]:
+    with ledger.transaction() as connection:
+        # Workers' queries wait behind a statement that waits for its lock.
+        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+        yield connection

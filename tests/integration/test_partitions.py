@@ -1,0 +1,227 @@
+"""On PostgreSQL a purge removes a week of predictions at once; readers do not wait for the migration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+
+from jobs import ids
+from jobs.errors import Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.partitions import add_partitions, empty_partition, partitions
+from jobs.ledger.queries import Filter, page_of_predictions
+from jobs.schema import jobs, predictions
+from labelmill.migrating import alembic_config, upgrade
+from labelmill.purging import Purge, Purged
+from migrations.bounding import BOUND
+from tests.conftest import Job, JobMaker
+
+pytestmark = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+
+DAY = 86_400
+WEEK = 7 * DAY
+
+#: The migration before the partitions.
+BEFORE = "0020"
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """Return a function: after `at(days)`, new ids are made so many days from now."""
+    now = time.time_ns()
+    yield lambda days: monkeypatch.setattr(ids.time, "time_ns", lambda: now + int(days * DAY * 1e9))
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def finished(ledger, make_job, worker, at) -> Callable[..., Job]:
+    """Return a function: `finished(8, 7)` makes a job in 8 days, of four images, that finished 7 days ago."""
+
+    def finished(created: float, ago: float) -> Job:
+        at(created)
+        job: Job = make_job([4])
+        worker.work(job.chunks[0])
+        with ledger.transaction() as connection:
+            ended = sa.func.now() - sa.func.make_interval(0, 0, 0, ago)
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(finished_at=ended))
+        return job
+
+    return finished
+
+
+def purge(ledger: Ledger, store: Any, days: float) -> Purged:
+    one = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
+    one.whole_jobs(days=days)
+    return one.purged
+
+
+def rows(ledger: Ledger, job: Job) -> tuple[int, int]:
+    """Return how many rows the job has in `jobs` and in `predictions`."""
+    with ledger.reading() as connection:
+        return tuple(  # type: ignore[return-value]
+            connection.scalar(sa.select(sa.func.count()).where(column == job.id))
+            for column in (jobs.c.id, predictions.c.job_id)
+        )
+
+
+def dead_rows(ledger: Ledger) -> int:
+    """Return how many rows of all partitions were deleted, and wait for a vacuum."""
+    with ledger.reading() as connection:
+        connection.execute(sa.text("SELECT pg_stat_force_next_flush()"))
+        deleted = "SELECT sum(n_tup_del) FROM pg_stat_user_tables WHERE relname LIKE 'predictions%'"
+        return int(connection.scalar(sa.text(deleted)) or 0)
+
+
+def test_a_week_whose_jobs_are_all_old_is_removed_at_once(ledger, store, finished):
+    # Given two old jobs of one week, and one of another week that is not old enough
+    old = [finished(8, ago=40), finished(8.001, ago=31)]
+    other = finished(18, ago=20)
+
+    # When old jobs are purged, Then they are gone, nothing is left to vacuum, and the other is there
+    assert purge(ledger, store, days=30).predictions == 8
+    assert [rows(ledger, job) for job in old] == [(0, 0), (0, 0)]
+    assert dead_rows(ledger) == 0
+    assert rows(ledger, other) == (1, 4)
+
+
+def test_rows_outlive_their_job_until_the_rest_of_the_week_is_old(ledger, store, finished):
+    # Given a job that is old enough, and one of the same week that will be soon
+    old, young = finished(8, ago=31), finished(8.001, ago=25)
+
+    # When old jobs are purged, Then the old one is gone, and its rows wait where nobody sees them
+    assert purge(ledger, store, days=30).jobs == 1
+    assert rows(ledger, old) == (0, 4)
+    with ledger.reading() as connection:
+        assert page_of_predictions(connection, old.id, Filter(), after=-1, limit=10) == []
+        assert connection.scalar(sa.text("SELECT count(*) FROM results")) == 4
+
+    # And when the other one is old enough, too, all are removed at once
+    purge(ledger, store, days=24)
+    assert (rows(ledger, old), rows(ledger, young), dead_rows(ledger)) == ((0, 0), (0, 0), 0)
+
+
+def test_a_week_with_a_job_that_stays_for_long_is_purged_job_by_job(ledger, store, finished):
+    # Given an old job, and one of the same week that finished much later
+    old, young = finished(8, ago=40), finished(8.001, ago=1)
+
+    # When old jobs are purged, Then its rows are deleted at once
+    assert purge(ledger, store, days=30).predictions == 4
+    assert (rows(ledger, old), rows(ledger, young)) == ((0, 0), (1, 4))
+
+
+def test_a_partition_that_has_a_job_again_is_not_emptied(ledger, finished):
+    job = finished(8, ago=1)
+    with ledger.transaction() as connection:
+        [partition] = [each for each in partitions(connection) if each.holds(job.id)]
+        empty_partition(connection, partition)
+    assert rows(ledger, job) == (1, 4)
+
+
+def test_a_purge_does_not_wait_for_those_who_read(ledger, store, finished):
+    # Given somebody who reads a week for long
+    job = finished(8, ago=40)
+    with ledger.engine.connect() as reader:
+        reader.execute(sa.select(predictions).where(predictions.c.job_id == job.id))
+
+        # When its job is purged, Then the job is gone, and its rows are there
+        purge(ledger, store, days=30)
+        assert rows(ledger, job) == (0, 4)
+
+    # And the next purge removes them
+    purge(ledger, store, days=30)
+    assert rows(ledger, job) == (0, 0)
+
+
+def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, finished, monkeypatch):
+    # Given a job that is submitted in two years, for which there is no partition yet
+    with ledger.reading() as connection:
+        before = partitions(connection)
+    assert all(one.beyond == other.first for one, other in pairwise(before))
+    late = finished(730, ago=0)
+    assert late.id > before[-1].beyond
+
+    # When the ledger is upgraded then, Then there is one for each week but for that of the job
+    now = time.time() + 730 * DAY
+    monkeypatch.setattr(time, "time", lambda: now)
+    with ledger.transaction() as connection:
+        add_partitions(connection)
+    with ledger.reading() as connection:
+        added = partitions(connection)[len(before) :]
+    assert len(added) == 52
+    assert all(each.first > late.id for each in added)
+    assert rows(ledger, late) == (1, 4)
+
+
+# ---- the migration ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def before(ledger: Ledger, make_job: JobMaker, worker: Any) -> Ledger:
+    """A ledger before the partitions, with a job."""
+    worker.work(make_job([4]).chunks[0])
+    with ledger.transaction() as connection:
+        command.downgrade(alembic_config(connection), BEFORE)
+    return ledger
+
+
+def test_the_migration_reads_no_row_while_it_has_its_lock(before):
+    # Given what PostgreSQL notes about each statement
+    notes: list[str] = []
+    with before.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.add_notice_handler(lambda note: notes.append(note.message_primary))
+    level = sa.event.listens_for(before.engine, "begin")(
+        lambda connection: connection.exec_driver_sql("SET LOCAL client_min_messages = debug1")
+    )
+
+    # When the ledger is migrated
+    upgrade(before)
+    sa.event.remove(before.engine, "begin", level)
+
+    # Then it knew without reading that the old rows belong to the first partition, and no constraint is left
+    implied = 'partition constraint for table "predictions_first" is implied by existing constraints'
+    assert implied in notes
+    with before.reading() as connection:
+        constraints = sa.inspect(connection).get_check_constraints("predictions_first")
+    assert constraints == []
+
+
+def test_rows_and_rights_survive_both_ways(before):
+    # Given a role that may read
+    with before.transaction() as connection:
+        connection.execute(sa.text("GRANT SELECT ON predictions TO PUBLIC"))
+    may = sa.text("SELECT has_table_privilege('pg_read_all_stats', 'predictions', 'SELECT')")
+
+    # When the ledger is migrated there and back, Then the rows are there, and the role may still read
+    for move in (upgrade, downgrade):
+        move(before)
+        with before.reading() as connection:
+            assert connection.scalar(sa.text("SELECT count(*) FROM results")) == 4
+            assert connection.scalar(may) is True
+
+
+def downgrade(ledger: Ledger) -> None:
+    with ledger.transaction() as connection:
+        command.downgrade(alembic_config(connection), BEFORE)
+
+
+def test_an_upgrade_that_fails_leaves_no_constraint(before):
+    # Given somebody who reads predictions for longer than a migration waits
+    with before.engine.connect() as reader:
+        reader.execute(sa.text("SET idle_in_transaction_session_timeout = 0"))
+        reader.execute(sa.text("SELECT count(*) FROM predictions"))
+
+        # When the ledger is upgraded, Then it fails
+        with pytest.raises(Unavailable, match="lock timeout"):
+            upgrade(before)
+
+    # And nothing keeps workers of the old version from recording
+    with before.reading() as connection:
+        found = sa.inspect(connection).get_check_constraints("predictions")
+    assert BOUND not in [each["name"] for each in found]
