@@ -65,6 +65,11 @@ ENV PATH=/opt/labelmill/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     LABELMILL_HOME=/var/lib/labelmill/home
+ARG REVISION=
+LABEL org.opencontainers.image.title=labelmill \
+      org.opencontainers.image.licenses=Apache-2.0 \
+      org.opencontainers.image.version=0.1.0 \
+      org.opencontainers.image.revision=$REVISION
 USER 10001:10001
 WORKDIR /var/lib/labelmill
 ENTRYPOINT ["labelmill"]

@@ -11,6 +11,8 @@ from sqlalchemy.engine import Connection
 import migrations
 from jobs.errors import LedgerNotReady
 from jobs.ledger import Ledger
+from jobs.ledger.database import COMPATIBLE_SINCE, REVISION
+from jobs.ledger.database import revision as revision_of
 from jobs.ledger.partitions import add_partitions
 from jobs.settings import Settings
 from migrations.bounding import bounded
@@ -31,8 +33,8 @@ _HIDE_SECRETS: Final = sa.text("""
 def open_ledger(settings: Settings) -> Ledger:
     """Open the ledger, ready to use. Create and migrate an embedded ledger if necessary.
 
-    Raises LedgerNotReady if a deployed ledger is not at this version, or an embedded one is at a newer
-    version; Unavailable.
+    Raises LedgerNotReady if this version cannot use the ledger, and it is a deployed one or a newer one;
+    Unavailable.
     """
     ledger = Ledger(settings.ledger)
     try:
@@ -52,23 +54,35 @@ def open_ledger(settings: Settings) -> Ledger:
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
     """Run the missing migrations in one transaction, and add the predictions' partitions of the next year.
 
-    Raises LedgerNotReady if a newer Labelmill has migrated the ledger, Unavailable.
+    A newer ledger that this version can use stays as it is. Raises LedgerNotReady if this version cannot use
+    a newer one, Unavailable.
     """
     # Imported here: every command opens the ledger, but hardly any has to migrate it.
     from alembic import command
-    from alembic.util import CommandError
 
-    try:
-        with bounded(ledger), ledger.transaction() as connection:
-            command.upgrade(alembic_config(connection), revision)
-            add_partitions(connection)
-            if not ledger.is_sqlite:
-                # Not a migration: a role may be granted all tables at any time, even before they exist.
-                for statement in connection.scalars(_HIDE_SECRETS).all():
-                    connection.exec_driver_sql(statement)
-    except CommandError:
-        ledger.check()  # its error is clearer: it names the ledger's version and ours
-        raise
+    with ledger.reading() as connection:
+        found = revision_of(connection)
+    if found is not None and found > REVISION:  # Alembic does not know that migration
+        ledger.check()
+        return
+    with bounded(ledger), ledger.transaction() as connection:
+        command.upgrade(alembic_config(connection), revision)
+        add_partitions(connection)
+        if not ledger.is_sqlite:
+            # Not a migration: a role may be granted all tables at any time, even before they exist.
+            for statement in connection.scalars(_HIDE_SECRETS).all():
+                connection.exec_driver_sql(statement)
+        _declare_compatible(connection)
+
+
+def _declare_compatible(connection: Connection) -> None:
+    """Write to the ledger which older code can use it."""
+    # In Alembic's own table, which no migration of ours can alter before Alembic has made it.
+    columns = {column["name"] for column in sa.inspect(connection).get_columns("alembic_version")}
+    if "compatible_since" not in columns:
+        connection.execute(sa.text("ALTER TABLE alembic_version ADD COLUMN compatible_since VARCHAR(32)"))
+    statement = sa.text("UPDATE alembic_version SET compatible_since = :since")
+    connection.execute(statement, {"since": COMPATIBLE_SINCE})
 
 
 def alembic_config(connection: Connection) -> Config:

@@ -55,8 +55,7 @@ def readiness(settings: Settings, part: Part) -> Readiness:
     found = Readiness(True, "ledger and broker answer")
     try:
         with existing_ledger(settings) as ledger:
-            # Workers and beat keep working after a migration, until those of the next version start.
-            ledger.check(or_newer=part in _QUEUES)
+            ledger.check()
             if part in _QUEUES:
                 with ledger.reading() as connection:
                     found = _worker(part, list_workers(connection, host=socket.gethostname()))

@@ -26,7 +26,8 @@ WHERE name NOT IN (SELECT rolname FROM pg_roles)
 \gexec
 ALTER ROLE labelmill_owner PASSWORD :'owner_password';
 ALTER ROLE labelmill PASSWORD :'password';
-ALTER ROLE labelmill_reader PASSWORD :'reader_password';
+-- People who query must not take the connections of workers.
+ALTER ROLE labelmill_reader PASSWORD :'reader_password' CONNECTION LIMIT 50;
 SELECT 'CREATE DATABASE labelmill OWNER labelmill_owner'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'labelmill')
 \gexec

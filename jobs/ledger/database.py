@@ -89,6 +89,10 @@ _WAL_REMOVED: Final = (
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
 REVISION: Final = "0021"
 
+#: The REVISION of the oldest code that can use a ledger of this REVISION. Migrating writes it to the ledger,
+#: so that an older version knows if it can use the ledger of a newer one.
+COMPATIBLE_SINCE: Final = "0020"
+
 
 _Value = TypeVar("_Value")
 
@@ -173,21 +177,23 @@ class Ledger:
         with _translating_errors(self._url), self.engine.connect() as connection:
             yield connection.execution_options(**{_READONLY: True}, **isolation)
 
-    def check(self, *, or_newer: bool = False) -> None:
-        """Check that the ledger's schema is the one this code is written for. Raises LedgerNotReady.
+    def check(self) -> None:
+        """Check that this code can use the ledger's schema. Raises LedgerNotReady.
 
-        With `or_newer`, a newer schema passes too: processes that are already running keep working, because
-        migrations only add.
+        It must be the schema this code is written for, or a newer one that declares this code compatible.
         """
         with self.reading() as connection:
             found = revision(connection)
-        if found is None:
-            raise LedgerNotReady
-        if found != REVISION and not (or_newer and found > REVISION):  # numbered 0001, 0002, ...
-            raise LedgerNotReady(
-                f"The ledger is at migration {found}, this Labelmill at {REVISION}: "
-                "run `labelmill db upgrade` with the newer of the two."
-            )
+            if found is None:
+                raise LedgerNotReady
+            if found == REVISION or is_newer_and_compatible(connection):
+                return
+        remedy = (
+            "run `labelmill db upgrade`."
+            if found < REVISION  # numbered 0001, 0002, ...
+            else "use the newer version, or restore a backup of this one's ledger (docs/how-to/upgrade.md)."
+        )
+        raise LedgerNotReady(f"The ledger is at migration {found}, this Labelmill at {REVISION}: {remedy}")
 
     def close(self) -> None:
         """Close all pooled connections."""
@@ -200,6 +206,13 @@ def revision(connection: Connection) -> str | None:
         return None
     found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
     return found
+
+
+def is_newer_and_compatible(connection: Connection) -> bool:
+    """Return whether a newer version has migrated the ledger, and this code can still use it."""
+    [row] = connection.execute(sa.text("SELECT * FROM alembic_version")).mappings()
+    since = row.get("compatible_since")
+    return bool(row["version_num"] > REVISION and since is not None and since <= REVISION)
 
 
 def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:

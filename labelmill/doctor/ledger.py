@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, metrics
-from jobs.ledger.database import REVISION, revision
+from jobs.ledger.database import REVISION, is_newer_and_compatible, revision
 from jobs.ledger.room import prove_room
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
@@ -48,7 +48,7 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
     try:
         with existing_ledger(settings) as ledger:
             with ledger.reading() as connection:
-                yield _migrated(revision(connection), settings)
+                yield _migrated(connection, settings)
                 if ledger.is_sqlite:
                     yield _sqlite_version(metrics.sqlite_version(connection))
             yield _can_be_written(ledger)
@@ -80,9 +80,12 @@ def check_in_ledger(
         yield warning("not checked, because the ledger cannot be used", fix="see ledger")
 
 
-def _migrated(found: str | None, settings: Settings) -> Finding:
+def _migrated(connection: Connection, settings: Settings) -> Finding:
+    found = revision(connection)
     if found == REVISION:
         return ok(f"answers, and is at migration {found}")
+    if found and is_newer_and_compatible(connection):
+        return ok(f"answers; a newer Labelmill migrated it to {found}, and this one can use it")
     what = f"is at migration {found}, this Labelmill at {REVISION}" if found else "was never migrated"
     if found and found > REVISION:
         return problem(what, fix="upgrade Labelmill on this machine")

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,10 @@ _COPIED: Final = (
     ),
     *("LICENSE", "labelmill", "producer", "worker", "jobs", "migrations"),
 )
+
+#: This version, and the one that `check_out_newer` makes.
+VERSION: Final = metadata.version("labelmill")
+NEWER: Final = "99.0.0"
 
 #: How long an image may take to build: the packages of a worker are 2 GB.
 BUILD_SECONDS: Final = 1500
@@ -64,11 +69,7 @@ class Deployment:
     def __init__(self, folder: Path, *, mnist: Path, images: Path) -> None:
         """`mnist` is for the trainer, `images` for the producer, as /images."""
         self.folder = folder
-        for name in _COPIED:
-            copy: Callable[[Path, Path], object] = (
-                shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
-            )
-            copy(PROJECT / name, folder / name)
+        self.check_out()
         subprocess.run(["sh", "deploy/compose/make-secrets"], cwd=folder, check=True)
         override = {
             "services": {
@@ -88,6 +89,7 @@ class Deployment:
             # A worker that vanished is noticed after a lease.
             "LABELMILL_LEASE_SECONDS": "20",
             "LABELMILL_CHUNK_IMAGES": "500",
+            "LABELMILL_PROCESSES": "2",
             "LABELMILL_RETRAIN_CRON": "never",
         }
 
@@ -127,24 +129,48 @@ class Deployment:
             raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stderr[-4000:]}")
         return done
 
-    def add_migration(self, statement: str) -> str:
-        """Make the checkout a newer version, whose last migration runs this statement. Return its number."""
-        number, database = "9999", self.folder / "jobs" / "ledger" / "database.py"
-        database.write_text(database.read_text().replace(f'"{REVISION}"', f'"{number}"'))
+    # ---- versions ---------------------------------------------------------------------------------------
+
+    def check_out(self) -> None:
+        """Make the checkout the version of this project."""
+        for name in _COPIED:
+            if (PROJECT / name).is_dir():
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                shutil.copytree(PROJECT / name, self.folder / name)
+            else:
+                shutil.copy(PROJECT / name, self.folder / name)
+
+    def check_out_newer(self, statement: str) -> str:
+        """Make the checkout version `NEWER`, whose last migration runs this statement. Return its number."""
+        self.check_out()
+        number = "9999"
+        self._replace(
+            "jobs/ledger/database.py", f'REVISION: Final = "{REVISION}"', f'REVISION: Final = "{number}"'
+        )
+        for name in ("docker-compose.yml", "Dockerfile", "pyproject.toml"):
+            self._replace(name, VERSION, NEWER)
         (self.folder / "migrations" / "versions" / f"{number}_newer.py").write_text(
             f"from alembic import op\nrevision, down_revision = {number!r}, {REVISION!r}\n"
             f"def upgrade():\n    op.execute({statement!r})\n"
         )
         return number
 
+    def _replace(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text()
+        assert old in text, name
+        (self.folder / name).write_text(text.replace(old, new))
+
+    # ---- more commands ----------------------------------------------------------------------------------
+
     def told(self, *arguments: str) -> Any:
         """`labelmill ... --json`."""
         return json.loads(self.labelmill(*arguments, "--json").stdout)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, entrypoint: str = "labelmill") -> subprocess.Popen[str]:
         """`labelmill ...` in a container, at work beside the test."""
+        run = ("docker", "compose", "run", "--rm", "--no-TTY", "--entrypoint", entrypoint)
         return subprocess.Popen(
-            ["docker", "compose", "run", "--rm", "--no-TTY", "producer", *arguments],
+            [*run, "producer", *arguments],
             cwd=self.folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,

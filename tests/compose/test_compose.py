@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ import pytest
 from openai import OpenAI
 
 from jobs.ledger.database import REVISION
-from tests.compose.deployment import BUILD_SECONDS, Container, Deployment, docker
+from tests.compose.deployment import BUILD_SECONDS, NEWER, VERSION, Container, Deployment, docker
 from tests.console import stop, until
 
 #: MNIST's test images.
@@ -35,6 +36,9 @@ BASE: Final = "python:3.13-slim-trixie"
 
 #: So many times over they take long enough to be caught in the middle.
 COPIES: Final = 10
+
+#: A day's job has 70,000 images.
+DAY_COPIES: Final = 7
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +83,10 @@ def wait_for(deployment: Deployment, job: str, state: str = "done", *, seconds: 
     until(lambda: deployment.told("status", job)["state"] == state, f"job {job} is {state}", seconds=seconds)
 
 
-def submit(deployment: Deployment, *, copies: int = 1) -> str:
-    """Submit all images this many times. Return the job's id."""
-    return deployment.labelmill("submit", *["/images"] * copies).stdout.split()[-1]
+def submit(deployment: Deployment, *, copies: int = 1, chunk: int = 500) -> str:
+    """Submit all images this many times, in chunks of this many images. Return the job's id."""
+    run = ("run", "--rm", "--no-TTY", "--env", f"LABELMILL_CHUNK_IMAGES={chunk}")
+    return deployment.compose(*run, "producer", "submit", *["/images"] * copies).stdout.split()[-1]
 
 
 @contextlib.contextmanager
@@ -162,6 +167,7 @@ def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
     with job_in_work(deployment) as job:
         worker = next(iter(deployment.containers("worker")))
         [broker] = deployment.containers("redis")
+        killed_at = datetime.now(UTC).isoformat()
         for container in (worker, broker):
             kill(container)
         [[state]] = deployment.ask(f"SELECT state FROM jobs WHERE id = '{job}'")
@@ -180,6 +186,13 @@ def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
         assert began[container.id] != container.inspected["State"]["StartedAt"], (
             f"{container.service} was never down"
         )
+    # and none of those that had no other work wrote more than a few lines about it
+    for service in ("redis", "trainer", "webhooks", "beat", "api", "metrics"):
+        lines = deployment.compose(
+            "logs", "--no-log-prefix", "--since", killed_at, service
+        ).stdout.splitlines()
+        assert len(lines) <= 10, lines
+        assert not [line for line in lines if "Traceback" in line]
     (deployment.folder / ".env").write_text("WORKERS=1\n")
     deployment.up()
     assert len(deployment.containers("worker")) == 1
@@ -274,10 +287,46 @@ def test_nothing_is_published_to_the_world(deployment: Deployment) -> None:
     assert on_network(deployment, "broker") == services - {"db"}
 
 
-def test_a_client_that_does_not_log_in_is_cut_off(deployment: Deployment) -> None:
-    program = "import socket; s = socket.create_connection(('db', 5432)); s.settimeout(30); print(s.recv(1))"
-    arguments = ("run", "--rm", "--no-TTY", "--no-deps", "--entrypoint", "python", "producer", "-c", program)
-    assert deployment.compose(*arguments).stdout.strip() == "b''"
+#: Holds 300 connections each to database and broker, never logs in, and connects again when it is cut off.
+FLOOD: Final = """
+import select, socket
+def connect(address):
+    silent[socket.create_connection(address)] = address
+silent, cut_off, told = {}, 0, False
+for address in (("db", 5432), ("redis", 6379)):
+    for _ in range(300):
+        connect(address)
+print("connected", flush=True)
+while True:
+    poll = select.poll()
+    by_number = {one.fileno(): one for one in silent}
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    for number, _ in poll.poll():
+        cut_off += 1
+        connect(silent.pop(by_number[number]))
+        by_number[number].close()
+    if cut_off >= 300 and not told:
+        told = True
+        print("cut off", flush=True)
+"""
+
+
+def test_a_flood_of_silent_clients_keeps_nobody_out(deployment: Deployment) -> None:
+    # Given a neighbour that takes many connections and does not log in
+    flood = deployment.start("-c", FLOOD, entrypoint="python")
+    try:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == "connected\n"
+        # When a job is submitted, then it is done
+        job = submit(deployment)
+        wait_for(deployment, job)
+        check_outcomes(deployment, job)
+        # and the database cuts the neighbour off
+        assert flood.stdout.readline() == "cut off\n"
+        assert flood.poll() is None
+    finally:
+        stop(flood, seconds=60)
 
 
 def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment) -> None:
@@ -370,103 +419,168 @@ def test_celery_is_what_the_init_watches(deployment: Deployment) -> None:
 @pytest.mark.usefixtures("deployment")
 def test_the_images_without_a_model_are_small() -> None:
     sizes = {
-        name: size_of(name) for name in (BASE, "labelmill-producer", "labelmill-api", "labelmill-worker")
+        name: size_of(name)
+        for name in (BASE, *(f"labelmill-{part}:{VERSION}" for part in ("producer", "api", "worker")))
     }
     for name, size in sizes.items():
         print(f"\n{name}: {size:.0f} MB")  # noqa: T201 -- for who reads the run
     # The base is what this machine has by that name; the official one has no more than 130 MB.
-    for image in ("labelmill-producer", "labelmill-api"):
+    for image in (f"labelmill-producer:{VERSION}", f"labelmill-api:{VERSION}"):
         assert sizes[image] - sizes[BASE] < 300 - 130, image
 
 
-# ---- upgrade, backup, restore ---------------------------------------------------------------------------
+# ---- the operator's day ---------------------------------------------------------------------------------
 
 
-def test_a_migration_that_fails_stops_the_upgrade_and_nothing_else(deployment: Deployment) -> None:
-    # Given a job in work, and a newer version whose migration fails
-    before = ids(deployment)
-    with job_in_work(deployment):
-        deployment.add_migration("SELECT 1 / 0")
-
-        # When the upgrade is tried
-        done = deployment.script("upgrade", check=False)
-
-        # Then it says so, the same containers keep running, and the job ends
-        assert done.returncode == 1
-        assert "The old version is still running" in done.stderr
-        assert ids(deployment) == before
-    assert deployment.ask("SELECT version_num FROM alembic_version") == [[REVISION]]
-    # and console commands keep working
-    job = submit(deployment)
-    wait_for(deployment, job)
-    check_outcomes(deployment, job)
-
-
-def test_an_upgrade_in_the_middle_of_a_job(deployment: Deployment) -> None:
-    # Given a ledger that `labelmill` still owns, a job in work, and a newer version that is built
+def test_an_operators_day(deployment: Deployment, tmp_path: Path) -> None:
+    """One job of 70,000 images runs through all of it, and at the end each image has one outcome."""
+    # Given a job that takes minutes, and a ledger that `labelmill` still owns
+    deployment.execute(SLOW_CLAIMS, role="labelmill_owner")
     deployment.ask("REASSIGN OWNED BY labelmill_owner TO labelmill")
+    job = submit(deployment, copies=DAY_COPIES, chunk=100)
+    check_it_goes_on(deployment, job)
+
+    # When a newer version's migration fails, then the upgrade says so, and the same containers go on
     before = ids(deployment)
-    with job_in_work(deployment):
-        number = deployment.add_migration("CREATE TABLE newer (id int)")
-        deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
+    deployment.check_out_newer("SELECT 1 / 0")
+    done = deployment.script("upgrade", check=False)
+    assert done.returncode == 1
+    assert "The running version was not touched" in done.stderr
+    assert ids(deployment) == before
+    assert migration(deployment) == REVISION
+    check_it_goes_on(deployment, job)
+    # and with the old files, so do its console commands
+    deployment.check_out()
+    assert deployment.told("status", job)["state"] == "running"
 
-        # When a console command of it is run, then it migrates nothing, and says what to do
-        for service in ("producer", "trainer"):
-            done = deployment.compose("run", "--rm", "--no-TTY", service, "models", "list", check=False)
-            assert done.returncode == 2, done.stderr
-            assert "labelmill db upgrade" in done.stderr
-        assert deployment.ask("SELECT version_num FROM alembic_version") == [[REVISION]]
-        assert ids(deployment) == before
+    # Given a newer version whose migration is good
+    # When a console command of it is run, then it migrates nothing, and says what to do
+    number = deployment.check_out_newer("CREATE TABLE newer (id int)")
+    deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
+    for service in ("producer", "trainer"):
+        done = deployment.compose("run", "--rm", "--no-TTY", service, "models", "list", check=False)
+        assert done.returncode == 2, done.stderr
+        assert "labelmill db upgrade" in done.stderr
+    assert migration(deployment) == REVISION
+    assert ids(deployment) == before
 
-        # and when it is upgraded, then the ledger is migrated, and the job ends
-        deployment.script("upgrade")
-        assert deployment.ask("SELECT version_num FROM alembic_version") == [[number]]
-        deployment.execute("SELECT * FROM newer", role="labelmill_reader")
-    assert not set(ids(deployment, "worker", "api")) & set(before)
+    # When the deployment is upgraded, then the ledger is migrated, and all is of the new version
+    deployment.script("upgrade")
+    assert migration(deployment) == number
+    deployment.execute("SELECT * FROM newer", role="labelmill_reader")
+    assert versions(deployment) == {NEWER}
+    check_it_goes_on(deployment, job)
 
+    # When it goes back, then the previous version works with the ledger of the newer one
+    deployment.check_out()
+    deployment.script("upgrade")
+    assert versions(deployment) == {VERSION}
+    assert migration(deployment) == number
+    check_it_goes_on(deployment, job)
 
-def test_everything_is_lost_and_restored(deployment: Deployment, tmp_path: Path) -> None:
-    # Given a job, and a backup made in the middle of it
-    (deployment.folder / ".env").write_text("WORKERS=1\n")
-    deployment.compose("stop", "worker")
-    job = submit(deployment, copies=COPIES)
-    deployment.compose("start", "worker")
-    until(lambda: in_work(deployment), "chunks are being worked on", seconds=60)
+    # When it is scaled
+    (deployment.folder / ".env").write_text("WORKERS=2\n")
+    deployment.up()
+    assert len(deployment.containers("worker")) == 2
+    check_it_goes_on(deployment, job)
+
+    # When the passwords are changed, then the old ones are refused
+    old = {name: secret(deployment, name) for name in ("labelmill", "postgres", "redis")}
+    database = [each.id for each in deployment.containers("db")]
+    deployment.script("rotate")
+    assert [each.id for each in deployment.containers("db")] == database
+    assert "WRONGPASS" in redis_auth(deployment, old["redis"])
+    assert "OK" in redis_auth(deployment, secret(deployment, "redis"))
+    for role in ("labelmill", "postgres"):
+        login = f"host=db dbname=labelmill user={role} password="
+        assert "authentication failed" in psql(deployment, login + old[role])
+        assert psql(deployment, login + secret(deployment, role)) == ""
+    check_it_goes_on(deployment, job)
+    [[burnt]] = deployment.ask(f"SELECT sum(crashes) FROM chunks WHERE job_id = '{job}'")
+    assert burnt == "0"
+
+    # When it is backed up
     backup = tmp_path / "backup"
     deployment.script("backup", str(backup))
     assert {path.stat().st_mode & 0o077 for path in (backup, *backup.iterdir())} == {0}
-    wait_for(deployment, job)
-    finished_at = deployment.told("status", job)["finished_at"]
     jobs, models = listed_jobs(deployment), deployment.told("models", "list")
+    check_it_goes_on(deployment, job)
 
-    # When it is restored over a ledger with jobs, then it is refused
+    # and is to be restored over a ledger with jobs, then that is refused
     done = deployment.script("restore", str(backup), check=False)
     assert done.returncode == 2
     assert f"The ledger has {len(jobs)} jobs" in done.stderr
 
-    # and when all is lost, and the backup is restored
+    # When all is lost, and the backup is restored
     deployment.compose("--profile", "producer", "down", "--volumes")
     shutil.rmtree(deployment.folder / "secrets")
     for name in (".env", "docker-compose.override.yml"):
         (deployment.folder / name).unlink()
     deployment.script("restore", str(backup))
-
-    # Then everything is there again, and the job ends
+    assert (deployment.folder / ".env").read_text() == "WORKERS=2\n"
     assert deployment.told("models", "list") == models
-    assert [each["id"] for each in listed_jobs(deployment)] == [each["id"] for each in jobs]
+    found = listed_jobs(deployment)
+    assert [each["id"] for each in found] == [each["id"] for each in jobs]
+    assert [each for each in found if each["id"] != job] == [each for each in jobs if each["id"] != job]
+
+    # Then the job ends, and each image has one outcome
+    check_it_goes_on(deployment, job)
+    deployment.execute("DELETE FROM pace", role="labelmill_owner")
     wait_for(deployment, job)
-    check_outcomes(deployment, job, copies=COPIES)
-    assert deployment.told("status", job)["finished_at"] > finished_at, "it was done before the backup"
-    assert [each for each in listed_jobs(deployment) if each["id"] != job] == [
-        each for each in jobs if each["id"] != job
-    ]
-    assert (deployment.folder / ".env").read_text() == "WORKERS=1\n"
+    check_outcomes(deployment, job, copies=DAY_COPIES)
 
     # and --overwrite replaces a ledger with jobs
     later = submit(deployment)
     deployment.script("restore", "--overwrite", str(backup))
     assert later not in {each["id"] for each in listed_jobs(deployment)}
     assert deployment.told("models", "list") == models
+
+
+#: Makes each claim take four seconds, without work: a job then lasts as long as the test needs.
+SLOW_CLAIMS: Final = """
+CREATE TABLE pace AS SELECT 4 AS seconds;
+CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(seconds) FROM pace; RETURN NEW; END';
+CREATE TRIGGER take_time BEFORE UPDATE ON chunks FOR EACH ROW
+    WHEN (NEW.state = 'claimed' AND OLD.state <> 'claimed') EXECUTE FUNCTION take_time();
+"""
+
+
+def check_it_goes_on(deployment: Deployment, job: str) -> None:
+    """Another chunk of the job is soon done, and others are left."""
+    count = f"SELECT count(*) FILTER (WHERE state = 'done') FROM chunks WHERE job_id = '{job}'"
+    before = deployment.ask(count)
+    until(lambda: deployment.ask(count) != before, f"job {job} goes on", seconds=120)
+    [[state]] = deployment.ask(f"SELECT state FROM jobs WHERE id = '{job}'")
+    assert state == "running", "it was done too early: nothing was shown"
+
+
+def migration(deployment: Deployment) -> str:
+    [[number]] = deployment.ask("SELECT version_num FROM alembic_version")
+    return number
+
+
+def versions(deployment: Deployment) -> set[str]:
+    """Return the versions in the names and labels of our running images."""
+    configs = [each.inspected["Config"] for each in deployment.containers()]
+    ours = [each for each in configs if each["Image"].startswith("labelmill-")]
+    return {each["Image"].partition(":")[2] for each in ours} | {
+        each["Labels"]["org.opencontainers.image.version"] for each in ours
+    }
+
+
+def secret(deployment: Deployment, name: str) -> str:
+    return (deployment.folder / "secrets" / f"{name}_password").read_text().strip()
+
+
+def redis_auth(deployment: Deployment, password: str) -> str:
+    arguments = ("exec", "--no-TTY", "redis", "redis-cli", "AUTH", "labelmill", password)
+    return deployment.compose(*arguments).stdout
+
+
+def psql(deployment: Deployment, login: str) -> str:
+    """Return what goes wrong with this login, or an empty string."""
+    return deployment.compose("exec", "--no-TTY", "db", "psql", login, "--command=", check=False).stderr
 
 
 # ---- helpers --------------------------------------------------------------------------------------------

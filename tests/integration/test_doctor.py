@@ -299,6 +299,9 @@ def test_an_embedded_ledger_that_is_not_migrated_will_be(fresh):
 def test_a_ledger_of_a_newer_labelmill(ledger, settings):
     with ledger.transaction() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    find(check_ledger, settings, "migrated it to 9999, and this one can use it", OK)
+    with ledger.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET compatible_since = '9998'"))
     find(check_ledger, settings, "is at migration 9999", PROBLEM, "upgrade Labelmill")
 
 

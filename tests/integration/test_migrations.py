@@ -13,7 +13,7 @@ from jobs.errors import LedgerNotReady
 from jobs.evaluation import NO_ANSWER
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.database import REVISION, revision
+from jobs.ledger.database import COMPATIBLE_SINCE, REVISION, revision
 from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
 from jobs.ledger.queries import Filter, job_status, page_of_predictions
 from jobs.schema import evaluations, jobs, metadata, models
@@ -199,30 +199,94 @@ def test_a_migration_that_is_interrupted_leaves_nothing(empty_ledger):
     empty_ledger.check()
 
 
-def test_a_ledger_of_another_version_is_refused(ledger):
-    # Given a ledger with another version
-    with ledger.transaction() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+def migrated_by_another(ledger, number, *, compatible_since):
+    """Make the ledger as another version leaves it."""
+    statement = "UPDATE alembic_version SET version_num = :number, compatible_since = :since"
+    with contextlib.closing(ledger), ledger.transaction() as connection:
+        connection.execute(sa.text(statement), {"number": number, "since": compatible_since})
+
+
+def test_a_ledger_of_an_older_version_is_refused(ledger):
+    # Given a ledger of an older version
+    migrated_by_another(ledger, "0000", compatible_since="0000")
 
     # When it is opened, Then the error names both versions and the remedy
-    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*labelmill db upgrade"):
+    with pytest.raises(LedgerNotReady, match=rf"0000.*{REVISION}: run `labelmill db upgrade`"):
         ledger.check()
 
 
-def test_what_a_newer_labelmill_has_migrated_is_refused_in_words_and_left_as_it_is(ledger, tmp_path):
-    # Given a deployed and an embedded ledger that a newer Labelmill has migrated
+@pytest.mark.parametrize("compatible_since", ["9998", None])
+def test_an_incompatible_newer_ledger_is_refused_and_left_as_it_is(ledger, tmp_path, compatible_since):
+    # Given a deployed and an embedded ledger that a newer Labelmill migrated, and that this one cannot use
     settings = Settings(home=tmp_path / "home")
     for each in (ledger, open_ledger(settings)):
-        with contextlib.closing(each), each.transaction() as connection:
-            connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        migrated_by_another(each, "9999", compatible_since=compatible_since)
 
-    # When the first is upgraded and the second opened, Then each error names both versions
-    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*the newer of the two"):
+    # When the first is upgraded and the second opened, Then each error names both versions and the remedy
+    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}: use the newer version, or restore"):
         upgrade(ledger)
-    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*the newer of the two"):
+    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}: use the newer version, or restore"):
         open_ledger(settings)
     with ledger.reading() as connection:
         assert revision(connection) == "9999"
+
+
+@pytest.mark.fast
+def test_a_compatible_newer_ledger_is_used_and_left_as_it_is(ledger, tmp_path):
+    # Given a deployed and an embedded ledger that a newer Labelmill migrated, and that this one can use
+    settings = Settings(home=tmp_path / "home")
+    for each in (ledger, open_ledger(settings)):
+        migrated_by_another(each, "9999", compatible_since=REVISION)
+
+    # When the first is upgraded and the second opened, Then both can be used and keep their version
+    upgrade(ledger)
+    for each in (ledger, open_ledger(settings)):
+        with contextlib.closing(each), each.reading() as connection:
+            each.check()
+            assert revision(connection) == "9999"
+
+
+def test_the_migrations_since_then_leave_older_code_its_tables(empty_ledger):
+    """`COMPATIBLE_SINCE` promises that code of that migration can still use the ledger."""
+    # Given the tables of the oldest compatible code
+    upgrade(empty_ledger, COMPATIBLE_SINCE)
+    before = columns_of(empty_ledger)
+
+    # When the ledger is migrated, Then they keep their columns, and new columns need no value
+    upgrade(empty_ledger)
+    assert lost_by_older_code(before, columns_of(empty_ledger)) == []
+
+
+def test_what_older_code_cannot_live_with_is_found(empty_ledger):
+    upgrade(empty_ledger, "0008")
+    before = columns_of(empty_ledger)
+    upgrade(empty_ledger, "0009")
+    assert "chunks.rung_at is gone" in lost_by_older_code(before, columns_of(empty_ledger))
+
+
+def columns_of(ledger):
+    """Return the columns of each table."""
+    with ledger.reading() as connection:
+        inspector = sa.inspect(connection)
+        return {
+            table: {column["name"]: column for column in inspector.get_columns(table)}
+            for table in inspector.get_table_names()
+        }
+
+
+def lost_by_older_code(before, after):
+    """Return what code that knows only the tables `before` cannot use any more."""
+    found = []
+    for table, columns in before.items():
+        now = after.get(table, {})
+        found += [f"{table}.{name} is gone" for name in columns if name not in now]
+        for name, column in now.items():
+            is_new_duty = name not in columns or columns[name]["nullable"]
+            if is_new_duty and not column["nullable"] and column["default"] is None:
+                found.append(f"{table}.{name} needs a value")
+            if name in columns and str(column["type"]) != str(columns[name]["type"]):
+                found.append(f"{table}.{name} has another type")
+    return found
 
 
 def test_a_statement_on_an_unmigrated_ledger_says_what_to_do(empty_ledger):

@@ -36,7 +36,7 @@ def run(checkout: Path, name: str, *arguments: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("name", ["upgrade", "backup", "restore", "check"])
+@pytest.mark.parametrize("name", ["upgrade", "backup", "restore", "check", "rotate"])
 def test_a_wrong_call_says_how_it_is_called(checkout: Path, name: str) -> None:
     done = run(checkout, name, "--nonsense", "--more")
     assert (done.returncode, done.stderr.split()[:2]) == (2, ["usage:", "sh"])
@@ -58,6 +58,20 @@ def test_urls_hold_passwords_in_percent_form(checkout: Path) -> None:
     assert unquote(urlsplit((secrets / "broker_url").read_text().strip()).password or "") == password
     generated = (secrets / "labelmill_owner_password").read_text()
     assert make_url((secrets / "ledger_owner_url").read_text().strip()).password == generated
+
+
+def test_an_empty_secret_is_made_in_place(checkout: Path) -> None:
+    # Given a password that a running container has mounted, which is the file, not its name
+    assert run(checkout, "make-secrets").returncode == 0
+    password = checkout / "secrets" / "redis_password"
+    before = password.stat().st_ino
+    password.chmod(0o644)
+    password.write_text("")
+
+    # When it is made again, then it is the same file, and nobody can write it
+    assert run(checkout, "make-secrets").returncode == 0
+    assert len(password.read_text()) == 48
+    assert (password.stat().st_ino, password.stat().st_mode & 0o777) == (before, 0o444)
 
 
 def test_the_check_names_all_problems_at_once(checkout: Path) -> None:

@@ -338,7 +338,7 @@ def test_images_and_commands_are_those_of_the_compose_file(
     for name, service in services.items():
         [container] = there[name]["spec"]["containers"]
         variant = "-gpu" if name == "worker" and "gpu" in components else ""
-        assert container["image"].partition(":")[0] == service["image"] + variant, name
+        assert container["image"] == service["image"].replace(":", f"{variant}:"), name
         if name != "trainer":  # in compose, it waits for the migration itself; here an init container does
             assert container.get("command") == service.get("entrypoint"), name
         assert container.get("args") == service["command"], name
