@@ -119,6 +119,7 @@ def list_workers(session: SubmitSession) -> Listing[WorkerObject]:
                 seen_at=int(worker.seen_at.timestamp()),
                 chunks=len(worker.chunks),
                 run=worker.run,
+                problem=worker.problem,
             )
             for worker in session.client.workers()
         ]

@@ -415,3 +415,4 @@ class WorkerObject(BaseModel):
     seen_at: int
     chunks: int
     run: str | None
+    problem: str | None
