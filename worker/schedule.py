@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -25,6 +26,8 @@ from jobs.errors import LabelmillError, SettingsError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.health import report_drift
+from jobs.ledger.metrics import latest_requests
+from jobs.ledger.metrics import now as database_now
 from jobs.ledger.runs import clear_expired_run, request_run
 from jobs.ledger.schedules import Schedule, list_schedules, new_corrections
 from jobs.ledger.workers import BEAT
@@ -43,6 +46,9 @@ GRACE: Final = timedelta(minutes=10)
 
 #: How often beat reads the schedules.
 POLL_SECONDS: Final = 5.0
+
+#: A slot without a run is overdue after this time.
+OVERDUE: Final = timedelta(minutes=1)
 
 #: Seconds between two checks for drift, each of which can take seconds.
 DRIFT_SECONDS: Final = 600.0
@@ -105,6 +111,39 @@ def next_slot(schedule: crontab, now: datetime) -> datetime | None:
                 slot = day.replace(hour=hour, minute=minute)
                 if slot > now:
                     return slot
+    return None
+
+
+def overdue_slots(connection: Connection, schedules: Iterable[Schedule]) -> dict[str, datetime]:
+    """Return the latest scheduled time of each dataset for which no run was requested.
+
+    A run that was requested after it, for whatever reason, settles it.
+    """
+    until = database_now(connection) - OVERDUE
+    slots = {
+        schedule.dataset: last_slot(parse_cron(schedule.cron), since=schedule.changed_at, until=until)
+        for schedule in schedules
+        if schedule.cron
+    }
+    requested = latest_requests(connection)
+    return {
+        dataset: slot
+        for dataset, slot in slots.items()
+        if slot is not None and (dataset not in requested or requested[dataset] < slot)
+    }
+
+
+def last_slot(schedule: crontab, *, since: datetime, until: datetime) -> datetime | None:
+    """Return the last scheduled time from `since` to `until`, in UTC, or None."""
+    day = until.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    while day > since - timedelta(days=1):
+        if _is_on(schedule, day):
+            slots = (
+                day.replace(hour=hour, minute=minute) for hour in schedule.hour for minute in schedule.minute
+            )
+            if past := [slot for slot in slots if since <= slot <= until]:
+                return max(past)
+        day -= timedelta(days=1)
     return None
 
 

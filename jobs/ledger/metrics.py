@@ -107,6 +107,17 @@ def last_run_seconds(connection: Connection) -> dict[str, float]:
     return {dataset: max(0.0, _seconds(ended, now)) for dataset, ended, now in rows}
 
 
+def latest_requests(connection: Connection) -> dict[str, datetime]:
+    """Return when the latest training run of each dataset was requested, or its slot, if that is later.
+
+    A slot is by beat's clock.
+    """
+    runs = training_runs.c
+    query = sa.select(runs.dataset, sa.func.max(runs.requested_at), sa.func.max(runs.slot))
+    rows = connection.execute(query.group_by(runs.dataset))
+    return {dataset: max(filter(None, times)) for dataset, *times in rows if any(times)}
+
+
 # ---- checks for `labelmill doctor` ----------------------------------------------------------------
 
 
