@@ -9,9 +9,12 @@ or hangs, only its own metrics are missing. `labelmill.exporter` serves them.
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -25,6 +28,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from sqlalchemy.engine import Connection
 
+from jobs.certificates import broker_certificate_end, ledger_certificate_end
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
@@ -38,18 +42,21 @@ from jobs.ledger.counters import (
     WebhookResult,
     totals,
 )
-from jobs.ledger.disks import list_disks
+from jobs.ledger.disks import Disk, list_disks
 from jobs.ledger.metrics import backlog, last_run_seconds
+from jobs.ledger.metrics import now as database_now
 from jobs.ledger.models import champions
 from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN, active_runs
-from jobs.ledger.workers import BEAT, QueueWorkers, workers_by_queue
+from jobs.ledger.schedules import Schedule
+from jobs.ledger.workers import BEAT, Problem, QueueWorkers, workers_by_queue
 from jobs.messages import QUEUES
 from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console import say
 from labelmill.probes import broker_client, check_ledger_exists, ledger_with_timeouts, redacted_message
+from worker.schedule import all_schedules, default_schedule, overdue_slots
 
 #: How long a scrape waits for ledger and broker. Prometheus waits ten seconds by default.
 TIMEOUT_SECONDS: Final = 5.0
@@ -80,6 +87,7 @@ class LabelmillCollector(Collector):
             _Part("ledger", settings, _LedgerMetrics(settings).read),
             _Part("broker", settings, lambda: list(_broker_metrics(settings))),
         ]
+        self._certificates = _Part("certificates", settings, lambda: list(_certificates(settings)))
 
     def describe(self) -> list[Metric]:
         """Return nothing, so that the registry does not read ledger and broker before there is a scrape."""
@@ -88,7 +96,7 @@ class LabelmillCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; for a service that does not answer, only that it is down."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        for part in self._parts:
+        for part in (*self._parts, self._certificates):
             part.begin()
         for part in self._parts:
             found = part.end(deadline)
@@ -96,10 +104,11 @@ class LabelmillCollector(Collector):
                 f"labelmill_{part.name}_up", f"Whether the {part.name} answers.", value=found is not None
             )
             yield from found or ()
+        yield from self._certificates.end(deadline) or ()
 
 
 class _Part:
-    """One service's metrics, read in a thread of their own.
+    """Metrics from one source, read in a thread of their own.
 
     A thread that hangs is left alone until it ends, and no second one is started meanwhile.
     """
@@ -156,6 +165,7 @@ class _LedgerMetrics:
         self._settings = settings
         self._ledger: Ledger | None = None
         self._live: dict[str, tuple[float, LiveAccuracy]] = {}
+        self._began = datetime.now(UTC)  # the schedule from the settings applies from here, as in beat
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
@@ -171,7 +181,8 @@ class _LedgerMetrics:
                 *_history(totals(connection)),
                 *_workers(connection),
                 *_training(connection),
-                *_disks(connection),
+                *_schedules(connection, default_schedule(self._settings, self._began)),
+                *_disks(connection, self._settings.ledger_file),
                 *self._champions(connection),
             ]
 
@@ -266,13 +277,14 @@ def _workers(connection: Connection) -> Iterator[Metric]:
     labels = ["queue"]
     alive = _gauge("workers", "Workers with a heartbeat within 30 seconds.", labels=labels)
     processes = _gauge("worker_processes", "Their processes that have started.", labels=labels)
-    problems = _gauge("worker_problems", "Workers that report a problem.", labels=labels)
+    problems = _gauge("worker_problems", "Workers that report a problem.", labels=[*labels, "problem"])
     found = workers_by_queue(connection)
     for queue in (*QUEUES.values(), BEAT):
         now = found.get(queue, QueueWorkers())
         alive.add_metric([queue], now.workers)
         processes.add_metric([queue], now.processes)
-        problems.add_metric([queue], now.problems)
+        for problem in Problem:
+            problems.add_metric([queue, problem.name.lower()], now.problems.get(problem, 0))
     yield from (alive, processes, problems)
 
 
@@ -287,10 +299,28 @@ def _training(connection: Connection) -> Iterator[Metric]:
     yield last
 
 
-def _disks(connection: Connection) -> Iterator[Metric]:
+def _schedules(connection: Connection, default: Schedule) -> Iterator[Metric]:
+    overdue = _gauge(
+        "schedule_overdue_seconds",
+        "Time since a scheduled training for which no run was requested; 0 if none is overdue.",
+        labels=["dataset"],
+    )
+    schedules, now = all_schedules(connection, default), database_now(connection)
+    slots = overdue_slots(connection, schedules)
+    for schedule in schedules:
+        slot = slots.get(schedule.dataset, now)
+        overdue.add_metric([schedule.dataset], max(0.0, (now - slot).total_seconds()))
+    yield overdue
+
+
+def _disks(connection: Connection, ledger_file: Path | None) -> Iterator[Metric]:
     free = _gauge("disk_free_bytes", "Free space of a disk.", labels=["disk"])
     total = _gauge("disk_bytes", "Size of a disk.", labels=["disk"])
-    for disk in list_disks(connection):
+    disks = {disk.name: disk for disk in list_disks(connection)}
+    if ledger_file is not None:  # on this machine; if its disk is full, no worker can report that
+        usage = shutil.disk_usage(ledger_file)
+        disks["ledger"] = Disk("ledger", free_bytes=usage.free, total_bytes=usage.total)
+    for disk in disks.values():
         free.add_metric([disk.name], disk.free_bytes)
         total.add_metric([disk.name], disk.total_bytes)
     yield from (free, total)
@@ -328,3 +358,23 @@ def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
         "Keys that the broker evicted for lack of memory, messages among them.",
         value=stats["evicted_keys"],
     )
+
+
+# ---- the certificates ---------------------------------------------------------------------------------
+
+
+def _certificates(settings: Settings) -> Iterator[Metric]:
+    """Yield how long the certificates are valid, also if their service cannot be used because of them."""
+    left = _gauge(
+        "certificate_valid_seconds",
+        "Time until the certificate of a service expires; negative afterwards.",
+        labels=["service"],
+    )
+    ends = {
+        "ledger": ledger_certificate_end(settings.ledger),
+        "broker": broker_certificate_end(settings.broker),
+    }
+    for service, end in ends.items():
+        if end is not None:
+            left.add_metric([service], (end - datetime.now(UTC)).total_seconds())
+    yield left

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from jobs.errors import LabelmillError
+from jobs.ledger.room import prove_room
 from jobs.ledger.workers import BEAT, WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import Settings
@@ -38,6 +39,10 @@ _QUEUES: Final = {
 }
 
 
+#: They need free space on the disks of ledger and store.
+_NEED_ROOM: Final = (Part.WORKER, Part.TRAINER)
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether a process can do its work, and why."""
@@ -50,12 +55,15 @@ def readiness(settings: Settings, part: Part) -> Readiness:
     """Return whether this process is ready, and why. Never raise an error.
 
     Ledger and broker must answer. All but a producer must have sent a recent heartbeat from this host that
-    names a started process and no problem. Worker and trainer must be able to write to the store.
+    names a started process and no problem. Worker and trainer must be able to write to ledger and store.
     """
     found = Readiness(True, "ledger and broker answer")
     try:
         with existing_ledger(settings) as ledger:
             ledger.check()
+            if part in _NEED_ROOM:
+                with ledger.transaction() as connection:
+                    prove_room(connection)
             if part in _QUEUES:
                 with ledger.reading() as connection:
                     found = _worker(part, list_workers(connection, host=socket.gethostname()))
@@ -65,7 +73,7 @@ def readiness(settings: Settings, part: Part) -> Readiness:
         return found
     if (problem := _broker_problem(settings)) is not None:
         return Readiness(False, f"the broker does not answer: {problem}")
-    if part in (Part.WORKER, Part.TRAINER):
+    if part in _NEED_ROOM:
         for finding in check_store(settings):
             if finding.level is Level.PROBLEM:
                 return Readiness(False, f"the store cannot be used: {finding.what}")

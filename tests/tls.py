@@ -12,6 +12,7 @@ import contextlib
 import ssl
 import threading
 from collections.abc import Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -38,10 +39,15 @@ class Certificates:
         client.cert_chain_pems[0].write_to_path(str(self.client_cert))
         client.private_key_pem.write_to_path(str(self.client_key))
 
-    def server(self, name: str = "localhost", *, wants_client: bool = False) -> ssl.SSLContext:
-        """The end of a server that calls itself `name`."""
+    def server(
+        self, name: str = "localhost", *, wants_client: bool = False, days: float = 365
+    ) -> ssl.SSLContext:
+        """The end of a server that calls itself `name`, with a certificate for so many days from now."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._ca.issue_cert(name).configure_cert(context)
+        until = datetime.now(UTC) + timedelta(days=days)
+        self._ca.issue_cert(name, not_before=until - timedelta(days=400), not_after=until).configure_cert(
+            context
+        )
         if wants_client:
             self._ca.configure_trust(context)
             context.verify_mode = ssl.CERT_REQUIRED

@@ -23,7 +23,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.models import champions, get_model
-from jobs.ledger.workers import report_model_problem
+from jobs.ledger.workers import Problem, report_model_problem
 from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher, make_app
 from jobs.references import Roots
@@ -174,7 +174,7 @@ class WorkerContext:
             try:
                 self.classifier(champion.id)
             except LabelmillError as error:
-                problem = f"the champion of dataset {champion.dataset} was not loaded: {error}"
+                problem = f"{Problem.MODEL} of dataset {champion.dataset} was not loaded: {error}"
                 self._not_loaded[champion.id] = problem
                 logger.warning("%s", problem)
         self._report_problem()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.ledger.counters import DEATHS
+from jobs.ledger.workers import Problem
 
 #: So many deaths within so many seconds are a problem. One image that kills its process causes two or three
 #: deaths in a short time, and is then isolated.
@@ -51,16 +52,16 @@ class Deaths:
 
     def problem(self) -> str | None:
         """Return what the children keep dying of and what to do, if many died in a short time."""
-        return f"its processes keep dying, {self._cause}" if len(self._recent) >= MANY_DEATHS else None
+        return self._cause if len(self._recent) >= MANY_DEATHS else None
 
 
 def _cause(name: str, *, is_oom: bool) -> str:
     more = "give it more memory, or run fewer processes"
     if is_oom:
-        return f"killed for lack of memory: {more}"
+        return f"{Problem.MEMORY}: {more}"
     if name == "SIGKILL":
-        return f"killed by SIGKILL, perhaps for lack of memory: {more}"
-    return f"the latest of {name}: its log says more"
+        return f"{Problem.DEATHS}, killed by SIGKILL, perhaps for lack of memory: {more}"
+    return f"{Problem.DEATHS}, the latest of {name}: its log says more"
 
 
 def death_name(exit_code: int) -> str:

@@ -19,17 +19,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from sqlalchemy.engine import Connection
 
 from jobs.files import make_private_folder
 from jobs.ledger import Ledger
+from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.disks import Disk, report_disk
-from jobs.ledger.workers import HEARTBEAT_SECONDS, WorkerRow, forget_worker, report_worker
+from jobs.ledger.workers import HEARTBEAT_SECONDS, Problem, WorkerRow, forget_worker, report_worker
 from worker.context import owner_name
 from worker.deaths import Deaths, death_name
 
 logger = logging.getLogger(__name__)
+
+#: With less free space than this share, a disk is nearly full. The alert `LabelmillDiskFillsUp` agrees.
+FREE_SHARE: Final = 0.1
 
 
 class Heartbeat:
@@ -53,6 +59,8 @@ class Heartbeat:
         self._uncounted: Counter[str] = Counter()  # deaths that are not in the ledger yet
         self._children: tuple[str, ...] = ()
         self._problem: str | None = None
+        self._clock: str | None = None
+        self._nearly_full: set[str] = set()  # disks
         self._written_at = -math.inf
 
     def show_alive(self) -> None:
@@ -70,30 +78,55 @@ class Heartbeat:
         """
         self._deaths.add(exit_codes)
         self._uncounted.update(map(death_name, exit_codes))
-        children, problem = tuple(map(owner_name, pids)), self._deaths.problem()
+        children, problem = tuple(map(owner_name, pids)), self._deaths.problem() or self._clock
         now = time.monotonic()
         is_due = now - self._written_at >= HEARTBEAT_SECONDS
         if not is_due and not self._uncounted and (children, problem) == (self._children, self._problem):
             return False
-        if problem and problem != self._problem:
-            logger.error("%s", problem)
-        self._children, self._problem = children, problem
-        row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version, problem)
+        self._log(problem)
+        self._children = children
         with ledger.transaction() as connection:
+            self._clock = _clock_problem(connection)
+            problem = self._deaths.problem() or self._clock
+            row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version, problem)
             report_worker(connection, row, up_seconds=now - self._began)
             for name, path in self._disks.items():
                 with suppress(OSError):  # it does not exist yet
-                    usage = shutil.disk_usage(path)
-                    report_disk(connection, Disk(name, free_bytes=usage.free, total_bytes=usage.total))
+                    report_disk(connection, self._disk(name, path))
             count(connection, {(CounterName.CHILD_DEATHS, name): n for name, n in self._uncounted.items()})
+        self._log(problem)
         self._uncounted.clear()
         self._written_at = now
         return True
+
+    def _log(self, problem: str | None) -> None:
+        if problem and problem != self._problem:
+            logger.error("%s", problem)
+        self._problem = problem
+
+    def _disk(self, name: str, path: Path) -> Disk:
+        """Return the disk's free space, and log when it becomes short. Raises OSError."""
+        usage = shutil.disk_usage(path)
+        is_nearly_full = usage.free < FREE_SHARE * usage.total
+        if is_nearly_full and name not in self._nearly_full:
+            mebibytes = usage.free // 2**20, usage.total // 2**20
+            logger.warning("the disk of the %s is nearly full: %d of %d MiB are free", name, *mebibytes)
+        (self._nearly_full.add if is_nearly_full else self._nearly_full.discard)(name)
+        return Disk(name, free_bytes=usage.free, total_bytes=usage.total)
 
     def end(self, ledger: Ledger) -> None:
         """Delete the row, because this worker takes no more work. Raises Unavailable."""
         with ledger.transaction() as connection:
             forget_worker(connection, self._name)
+
+
+def _clock_problem(connection: Connection) -> str | None:
+    # Without the exact difference, which changes all the time.
+    error = clock_error(connection)
+    if abs(error) < CLOCK_SECONDS:
+        return None
+    ahead = "ahead of" if error > 0 else "behind"
+    return f"{Problem.CLOCK}, more than {CLOCK_SECONDS:g} s {ahead} the database's: set both by a time server"
 
 
 def ready_children(pool: Any) -> list[int]:

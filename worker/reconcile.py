@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from celery import bootsteps
@@ -34,8 +35,8 @@ from jobs.ledger.maintenance import (
     take_lock,
 )
 from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
-from jobs.ledger.workers import forget_lost_workers
-from jobs.messages import RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
+from jobs.ledger.workers import GONE_SECONDS, WorkerRow, forget_lost_workers, lost_workers
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
 from jobs.queue import MAX_WAITING, Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -60,6 +61,7 @@ class Reconciler:
         self._lease_seconds = lease_seconds
         self._outage_at = -math.inf
         self._detector = FailureDetector()
+        self._lost: set[str] = set()  # workers that were logged as gone
 
     def note_outage(self) -> None:
         """Note that the ledger is unavailable: for a lease from now, an expired claim is nobody's fault."""
@@ -82,16 +84,18 @@ class Reconciler:
                 logger.warning("released %d chunks whose lease had run out", expired)
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id, extra={"job": job_id})
+            lost = lost_workers(connection)
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)
-            for lost in end_lost_runs(connection, self._detector):
+            for run in end_lost_runs(connection, self._detector):
                 logger.warning(
-                    "training run %s is %s: %s", lost.id, lost.state, lost.error, extra={"run": lost.id}
+                    "training run %s is %s: %s", run.id, run.state, run.error, extra={"run": run.id}
                 )
             pending = [run.id for run in active_runs(connection) if run.state == RunState.PENDING]
             due = count_due(connection, limit=MAX_WAITING)
             webhooks = count_due_deliveries(connection, limit=MAX_WAITING)
+        self._log_lost(lost if not after_outage else [])  # in an outage, nobody could send a heartbeat
         publisher = self._publisher.reset()
         if pending and not publisher.waiting(RETRAIN_QUEUE):
             for run_id in pending:
@@ -100,6 +104,17 @@ class Reconciler:
             publisher.wake_up(webhooks - publisher.waiting(WEBHOOK_QUEUE), task=WEBHOOK_TASK)
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
+
+    def _log_lost(self, lost: list[WorkerRow]) -> None:
+        for worker in lost:
+            if worker.name not in self._lost:
+                logger.warning(
+                    "%s (%s) has sent no heartbeat for %g s: it died, or cannot reach the ledger",
+                    worker.name,
+                    worker.queue,
+                    GONE_SECONDS,
+                )
+        self._lost = {worker.name for worker in lost}
 
 
 def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
@@ -121,7 +136,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder, lease_seconds=settings.lease_seconds)
             queue = next(iter(worker.app.amqp.queues.consume_from))
-            disks = {"ledger": settings.ledger_file, "store": settings.store_folder}
+            disks = reported_disks(settings, queue)
             heartbeat = Heartbeat(queue=queue, alive_file=settings.alive_file(queue), disks=disks)
             problem = ""
 
@@ -158,6 +173,15 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
                     interrupt_runs_of(connection, owners, error="its trainer was stopped")
 
     return Reconcile
+
+
+def reported_disks(settings: Settings, queue: str) -> dict[str, Path | None]:
+    """Return paths on the disks that this queue's workers report.
+
+    A sender of webhooks does not use the store: on its machine, the path may be on another disk.
+    """
+    store = settings.store_folder if queue in (CLASSIFY_QUEUE, RETRAIN_QUEUE) else None
+    return {"ledger": settings.ledger_file, "store": store}
 
 
 def _tick(ledger: Ledger, heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -17,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from jobs.certificates import ledger_certificate_end
 from jobs.errors import LabelmillError, LedgerFull, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import PENDING_COUNTS, write_counts
@@ -345,6 +347,12 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
         is_full = reason == "disk I/O error" and (
             shutil.disk_usage(Path(str(url.database)).parent).free < _SQLITE_INDEX_BYTES
         )
+        if "certificate verify failed" in reason:  # libpq does not say why
+            end = ledger_certificate_end(url)
+            if end is not None and end < datetime.now(UTC):
+                return Unavailable(
+                    f"The ledger cannot be reached: {reason}: it has expired on {end:%Y-%m-%d}"
+                )
         return as_unavailable(error.orig or error, is_full=is_full)
     # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
     if is_sqlite and type(error.orig) is driver().DatabaseError:

@@ -7,9 +7,11 @@ were ready then. `worker.heartbeat` and `worker.schedule` write the rows; `label
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Final
 
 import sqlalchemy as sa
@@ -28,8 +30,20 @@ HEARTBEAT_SECONDS: Final = 10.0
 #: A worker without a heartbeat for this long counts as gone. Two may be late, as on a very busy machine.
 GONE_SECONDS: Final = 30.0
 
+#: A worker that died is logged within this time after it counts as gone.
+LOST_SECONDS: Final = 30.0
+
 #: The row of a worker without a heartbeat is deleted after a day; until then people can see that it existed.
 FORGOTTEN_SECONDS: Final = 86_400.0
+
+
+class Problem(StrEnum):
+    """How the description of a worker's problem begins. The first that matches is the kind of the problem."""
+
+    MEMORY = "its processes keep dying, killed for lack of memory"
+    DEATHS = "its processes keep dying"
+    CLOCK = "its clock is wrong"
+    MODEL = "the champion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,14 @@ def forget_lost_workers(connection: Connection) -> None:
     connection.execute(workers.delete().where(workers.c.seen_at < db_now(-FORGOTTEN_SECONDS)))
 
 
+def lost_workers(connection: Connection) -> list[WorkerRow]:
+    """Return the workers that lately counted as gone: they died, or cannot reach the ledger."""
+    is_lost = workers.c.seen_at.between(db_now(-GONE_SECONDS - LOST_SECONDS), db_now(-GONE_SECONDS))
+    columns = (workers.c[name] for name in ("name", "host", "queue", "children", "version", "problem"))
+    rows = connection.execute(sa.select(*columns).where(is_lost).order_by(workers.c.name))
+    return [WorkerRow(*row) for row in rows]
+
+
 def list_workers(connection: Connection, *, host: str | None = None) -> list[WorkerStatus]:
     """Return all workers with a heartbeat within a day, or those of one host, by queue, host and name."""
     query = sa.select(workers, db_now().label("now")).order_by(
@@ -145,15 +167,23 @@ class QueueWorkers:
 
     workers: int = 0
     processes: int = 0
-    problems: int = 0  # workers that report a problem
+    problems: Mapping[Problem, int] = field(default_factory=dict)  # how many report this problem
 
 
 def workers_by_queue(connection: Connection) -> dict[str, QueueWorkers]:
     """Return the workers that are alive, by queue."""
-    counts = sa.func.count(), sa.func.sum(workers.c.processes), sa.func.count(_PROBLEM)
-    rows = connection.execute(
-        sa.select(workers.c.queue, *counts)
-        .where(workers.c.seen_at >= db_now(-GONE_SECONDS))
-        .group_by(workers.c.queue)
-    )
-    return {queue: QueueWorkers(*map(int, numbers)) for queue, *numbers in rows}
+    alive = connection.execute(
+        sa.select(workers.c.queue, workers.c.processes, _PROBLEM.label("problem")).where(
+            workers.c.seen_at >= db_now(-GONE_SECONDS)
+        )
+    ).all()
+    found = {}
+    for queue in {row.queue for row in alive}:
+        rows = [row for row in alive if row.queue == queue]
+        problems = Counter(_kind(row.problem) for row in rows if row.problem is not None)
+        found[queue] = QueueWorkers(len(rows), sum(row.processes for row in rows), problems)
+    return found
+
+
+def _kind(problem: str) -> Problem:
+    return next((kind for kind in Problem if problem.startswith(kind)), Problem.MODEL)

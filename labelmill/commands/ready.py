@@ -27,8 +27,8 @@ def ready(
 
     Every part needs a ledger and a broker that answer. All but a producer must have sent a heartbeat from
     this host within 30 seconds. A worker, trainer or sender of webhooks must have started a process, and its
-    processes must not keep dying. A worker or trainer must be able to write to the store. A worker must have
-    loaded the champions, if there are any. Exit code 0: ready. 1: not ready.
+    processes must not keep dying. A worker or trainer must be able to write to ledger and store. A worker
+    must have loaded the champions, if there are any. Exit code 0: ready. 1: not ready.
 
     With --alive, a worker, trainer, sender of webhooks or beat must only have run its main loop within 60
     seconds, with the same LABELMILL_HOME: no restart brings back a ledger, broker or store.

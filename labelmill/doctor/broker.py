@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 import redis
 from kombu.exceptions import OperationalError
 
+from jobs.certificates import broker_certificate_end
 from jobs.ids import new_id
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
+from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import broker_client, redacted_message
 
@@ -21,6 +23,7 @@ _FIXES: Final = (
     (r"maxmemory", "raise maxmemory on the server; FLUSHDB is safe if only Labelmill uses the database"),
     (r"read only replica", "LABELMILL_BROKER_URL=the primary's URL"),
     (r"authentication required|username-password", "LABELMILL_BROKER_URL=redis://USER:PASSWORD@HOST:PORT/0"),
+    (r"certificate has expired", "renew the certificate of the broker's server"),
     (r"certificate|ssl", "LABELMILL_BROKER_URL=rediss://...?ssl_ca_certs=FILE, the CA of the server"),
     (r"db index", "end LABELMILL_BROKER_URL in a database that the server has, such as /0"),
     (r"misconf", "free space on the server's disk, and read its log"),
@@ -35,6 +38,7 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
             client.ping()
             yield _accepts_messages(client, settings)
             yield _policy(client, settings)
+            yield from check_certificate(broker_certificate_end(settings.broker), "broker")
     except (OperationalError, redis.RedisError, OSError) as error:
         reason = redacted_message(error, settings)
         if settings.embedded_broker and "connecting to" in reason:

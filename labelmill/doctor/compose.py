@@ -20,6 +20,7 @@ _COMMANDS: Final = (
     ),
     (r"labelmill worker --trainer", "docker compose up --detach trainer"),
     (r"labelmill worker\b(?!s)", "docker compose up --detach worker"),
+    (r"celery -A worker.app beat", "docker compose up --detach beat"),
     (r"labelmill serve", "docker compose up --detach api"),
     (r"labelmill db upgrade", "sh deploy/compose/upgrade"),
     (r"labelmill train\b", "docker compose run --rm trainer train"),

@@ -10,12 +10,16 @@ from typing import Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from jobs.certificates import ledger_certificate_end
 from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, metrics
+from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.database import REVISION, is_newer_and_compatible, revision
 from jobs.ledger.room import prove_room
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
+from labelmill.console import format_duration
+from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
 
@@ -33,6 +37,11 @@ _SQLITE_FIXES: Final = (
 )
 _POSTGRESQL_FIXES: Final = (
     (r"permission denied", _GRANT),
+    (r"certificate.*expired", "renew the certificate of the ledger's server"),
+    (
+        r"certificate",
+        "LABELMILL_LEDGER_URL=postgresql://...?sslmode=verify-full&sslrootcert=FILE, the CA of the server",
+    ),
     (r"password|authentication|role", "LABELMILL_LEDGER_URL=postgresql://USER:PASSWORD@HOST/DATABASE"),
     (r"does not exist", "createdb it, or correct LABELMILL_LEDGER_URL; then labelmill db upgrade"),
     (
@@ -51,6 +60,9 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
                 yield _migrated(connection, settings)
                 if ledger.is_sqlite:
                     yield _sqlite_version(metrics.sqlite_version(connection))
+                else:
+                    yield _clock(clock_error(connection))
+                    yield from check_certificate(ledger_certificate_end(settings.ledger), "ledger")
             yield _can_be_written(ledger)
     except NoLedgerYet:
         if settings.embedded_ledger:
@@ -92,6 +104,16 @@ def _migrated(connection: Connection, settings: Settings) -> Finding:
     if settings.embedded_ledger:
         return warning(f"{what}; the next command migrates it", fix="labelmill db upgrade")
     return problem(what, fix="labelmill db upgrade")
+
+
+def _clock(error: float) -> Finding:
+    if abs(error) < CLOCK_SECONDS:
+        return ok("this machine's clock agrees with the database's")
+    where = "ahead of" if error > 0 else "behind"
+    return problem(
+        f"this machine's clock is {format_duration(abs(error))} {where} the database's",
+        fix="set the clocks of both machines by a time server: timedatectl set-ntp true",
+    )
 
 
 def _sqlite_version(found: tuple[int, ...]) -> Finding:

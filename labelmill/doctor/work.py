@@ -10,12 +10,14 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import metrics
 from jobs.ledger.metrics import OpenJob
 from jobs.ledger.runs import active_runs
-from jobs.ledger.workers import list_workers
+from jobs.ledger.workers import BEAT, list_workers, workers_by_queue
+from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState
 from jobs.settings import Settings
 from labelmill.console import format_duration, pluralize
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.doctor.ledger import check_in_ledger
+from worker.schedule import all_schedules, default_schedule, overdue_slots
 
 #: Workers take over an expired lease within seconds. After this many lease times, none will.
 _STUCK_LEASES: Final = 3
@@ -98,16 +100,36 @@ def check_training(settings: Settings) -> Iterator[Finding]:
         runs = active_runs(connection)
         if not runs:
             yield ok("no training run is waiting or running")
+        alive = workers_by_queue(connection)
         for run in runs:
             waited = 0.0
             if run.state == RunState.PENDING and run.requested_at is not None:
                 waited = (metrics.now(connection) - run.requested_at).total_seconds()
-            if waited > _LONG_WAIT_SECONDS and not any(run.state == RunState.RUNNING for run in runs):
+            if run.state == RunState.PENDING and RETRAIN_QUEUE not in alive:
+                yield warning(
+                    f"no trainer is running, and training run {run.id} waits",
+                    fix=f"{start}, or labelmill runs cancel {run.id}",
+                )
+            elif waited > _LONG_WAIT_SECONDS and not any(run.state == RunState.RUNNING for run in runs):
                 yield warning(
                     f"training run {run.id} has waited for a trainer for {format_duration(waited)}",
                     fix=f"{start}, or labelmill runs cancel {run.id}",
                 )
             else:
                 yield ok(f"training run {run.id} of dataset {run.dataset} is {run.state}")
+        yield from _schedules(connection, settings, has_beat=BEAT in alive)
 
     yield from check_in_ledger(settings, check, if_none=ok("there was no training run yet"))
+
+
+def _schedules(connection: Connection, settings: Settings, *, has_beat: bool) -> Iterator[Finding]:
+    """Yield whether beat is running, if there is anything to request, and which trainings are overdue."""
+    start = "labelmill up" if settings.embedded_broker else "celery -A worker.app beat"
+    schedules = all_schedules(connection, default_schedule(settings, metrics.now(connection)))
+    if not has_beat and any(schedule.cron or schedule.after_corrections for schedule in schedules):
+        yield warning("beat is not running, so no scheduled training starts", fix=start)
+    for dataset, slot in overdue_slots(connection, schedules).items():
+        yield warning(
+            f"the training of {dataset} at {slot:%Y-%m-%d %H:%M} UTC was not requested",
+            fix=f"labelmill retrain --dataset {dataset}; if beat is running, read its log",
+        )

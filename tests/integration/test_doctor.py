@@ -21,11 +21,26 @@ from jobs.ledger import Ledger, metrics
 from jobs.ledger.api_keys import Role, create_key, revoke_key
 from jobs.ledger.batches import INTAKE_LEASE_SECONDS, add_batch, claim_intake
 from jobs.ledger.runs import request_run
+from jobs.ledger.schedules import set_schedule
 from jobs.ledger.submission import open_job
+from jobs.ledger.workers import BEAT, WorkerRow, report_worker
+from jobs.messages import RETRAIN_QUEUE
 from jobs.model import Model
 from jobs.queue import KEY_PREFIX
 from jobs.registry import fetch_model, model_key
-from jobs.schema import ChunkState, JobState, RunState, batches, chunks, db_now, jobs, locks, training_runs
+from jobs.schema import (
+    ChunkState,
+    JobState,
+    RunState,
+    batches,
+    chunks,
+    db_now,
+    jobs,
+    locks,
+    schedules,
+    training_runs,
+    workers,
+)
 from jobs.schema import models as models_table
 from jobs.settings import Settings
 from jobs.store import Store
@@ -460,14 +475,42 @@ def test_the_model_of_an_unfinished_job_is_needed(settings, ledger, make_model, 
 # ---- training -----------------------------------------------------------------------------------------
 
 
+def alive(ledger: Ledger, queue: str) -> None:
+    with ledger.transaction() as connection:
+        report_worker(connection, WorkerRow(f"host/{queue}", "host", queue, ["host/3"], "0"), up_seconds=1)
+
+
 def test_a_training_run_that_waits_for_a_trainer(settings, ledger):
+    alive(ledger, BEAT)
     run = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run, recipe={})
+    find(check_training, settings, f"no trainer is running, and training run {run}", WARNING, "--trainer")
+    alive(ledger, RETRAIN_QUEUE)
     assert is_well(check_training, settings)
     change(ledger, training_runs, requested_at=db_now(-1_000))
     find(check_training, settings, "waited for a trainer for 16 min 4", WARNING, f"runs cancel {run}")
     change(ledger, training_runs, state=RunState.RUNNING, owner="host/3", lease_until=db_now(60))
+    assert is_well(check_training, settings)
+
+
+def test_scheduled_trainings_without_beat(settings, ledger):
+    # Given a schedule, no beat, and a slot that passed without a run
+    with ledger.transaction() as connection:
+        set_schedule(connection, "mnist", cron="* * * * *", after_corrections=None, request={})
+    change(ledger, schedules, changed_at=db_now(-180))
+    find(check_training, settings, "beat is not running", WARNING, "beat")
+    find(check_training, settings, "UTC was not requested", WARNING, "labelmill retrain --dataset mnist")
+
+    # When a run is requested and beat is running, then all is well; nor is beat missed without a schedule
+    with ledger.transaction() as connection:
+        request_run(connection, new_id(), recipe={})
+    change(ledger, training_runs, requested_at=db_now(60))
+    alive(ledger, RETRAIN_QUEUE)
+    alive(ledger, BEAT)
+    assert is_well(check_training, settings)
+    change(ledger, schedules, cron=None)
+    change(ledger, workers, workers.c.queue == BEAT, seen_at=db_now(-60))
     assert is_well(check_training, settings)
 
 

@@ -37,12 +37,12 @@ from worker import heartbeat as heartbeat_module
 from worker.context import owner_name
 from worker.deaths import MANY_DEATHS
 from worker.heartbeat import Heartbeat
-from worker.reconcile import Reconciler
+from worker.reconcile import Reconciler, reported_disks
 
 
 @pytest.fixture
 def heartbeat(settings) -> Heartbeat:
-    disks = {"ledger": settings.ledger_file, "store": settings.store_folder}
+    disks = reported_disks(settings, CLASSIFY_QUEUE)
     return Heartbeat(queue=CLASSIFY_QUEUE, alive_file=settings.alive_file(CLASSIFY_QUEUE), disks=disks)
 
 
@@ -174,6 +174,9 @@ def test_a_worker_reports_the_disks_that_it_sees(ledger, settings, heartbeat):
         found = {disk.name: disk for disk in list_disks(connection)}
     assert set(found) == ({"store", "ledger"} if ledger.is_sqlite else {"store"})
     assert found["store"].total_bytes == shutil.disk_usage(settings.store).total
+
+    # a sender of webhooks may have another disk at the store's path
+    assert reported_disks(settings, WEBHOOK_QUEUE)["store"] is None
 
     # and an old report is not shown
     with ledger.transaction() as connection:

@@ -291,8 +291,8 @@ def test_the_url_that_is_said_can_be_opened(settings, address):
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_the_document_has_every_metric_and_no_other(settings, ledger, champion, look):
-    # Given a ledger in which every metric has a value
+def test_the_document_has_every_metric_and_no_other(settings, ledger, champion, look, tls_broker):
+    # Given a ledger in which every metric has a value, and a broker with a certificate
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
@@ -305,7 +305,8 @@ def test_the_document_has_every_metric_and_no_other(settings, ledger, champion, 
     rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}
     of_the_api = Scrape(generate_latest(create_app(settings).registry).decode())
-    assert documented == {*_told(look()), *_told(of_the_api)}
+    with_tls = LabelmillCollector(settings.model_copy(update={"broker_url": tls_broker.url()}))
+    assert documented == {*_told(collected(with_tls)), *_told(of_the_api)}
     # And both describe the worker processes in the same words
     [family] = [each for each in look().families if each.name == "labelmill_worker_processes"]
     words = family.documentation.rstrip(".").lower()

@@ -102,7 +102,9 @@ WELL: Final = {
     'labelmill_workers{queue="labelmill.retrain"}': "1x120",
     'labelmill_worker_processes{queue="labelmill.classify"}': "8x120",
     'labelmill_workers{queue="labelmill.beat"}': "1x120",
-    'labelmill_worker_problems{queue="labelmill.classify"}': "0x120",
+    'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "0x120",
+    'labelmill_schedule_overdue_seconds{dataset="mnist"}': "0x120",
+    'labelmill_certificate_valid_seconds{service="ledger"}': "5000000x120",
     "labelmill_pending_training_runs": "0x120",
     'labelmill_child_deaths_total{signal="SIGKILL"}': "0x120",
     'labelmill_jobs_finished_total{state="failed"}': "0x120",
@@ -130,8 +132,8 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillBrokerAway": ({"labelmill_broker_up": "0x120"}, {"labelmill_broker_up": "1x98 0 1x20"}),
     "LabelmillNoWorker": ({**NO_WORKER}, {**NO_WORKER, **NOTHING_WAITS}),
     "LabelmillWorkerProblem": (
-        {'labelmill_worker_problems{queue="labelmill.classify"}': "1x120"},
-        {'labelmill_worker_problems{queue="labelmill.classify"}': "0x98 1 0x20"},
+        {'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "1x120"},
+        {'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "0x98 1 0x20"},
     ),
     "LabelmillNoTrainer": (
         {**RUN_WAITS, 'labelmill_workers{queue="labelmill.retrain"}': "0x120"},
@@ -140,6 +142,10 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillNoBeat": (
         {'labelmill_workers{queue="labelmill.beat"}': "0x120"},
         {'labelmill_workers{queue="labelmill.beat"}': "1x95 0x5 1x20"},
+    ),
+    "LabelmillScheduleOverdue": (
+        {'labelmill_schedule_overdue_seconds{dataset="mnist"}': "0x93 0+60x20"},
+        {'labelmill_schedule_overdue_seconds{dataset="mnist"}': "0x94 0+60x20"},
     ),
     "LabelmillBacklogStandsStill": ({**NO_OUTCOMES}, {**NO_OUTCOMES, **NOTHING_WAITS}),
     "LabelmillBacklogIsOld": (
@@ -165,6 +171,14 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillDiskFillsUp": (
         {'labelmill_disk_free_bytes{disk="store"}': "9x120"},
         {'labelmill_disk_free_bytes{disk="store"}': "11x120"},
+    ),
+    "LabelmillCertificateExpired": (
+        {'labelmill_certificate_valid_seconds{service="ledger"}': "-10x120"},
+        {'labelmill_certificate_valid_seconds{service="ledger"}': "10x120"},
+    ),
+    "LabelmillCertificateExpires": (
+        {'labelmill_certificate_valid_seconds{service="ledger"}': "1200000x120"},
+        {'labelmill_certificate_valid_seconds{service="ledger"}': "1300000x120"},
     ),
     "LabelmillBrokerIsFull": (
         {"labelmill_broker_memory_bytes": "95x120"},

@@ -187,16 +187,24 @@ def _copy_champion(origin: Home, url: str, home: Home) -> None:
 # ---- wrong settings -----------------------------------------------------------------------------------
 
 
+#: What is wrong with the certificate of a server.
+WRONG_SERVERS: dict[str, dict[str, Any]] = {
+    "host": {"name": "elsewhere.example.org"},
+    "expired": {"days": -1},
+}
+
+
 @pytest.fixture
 def wrong_broker_url(request: pytest.FixtureRequest, tls_broker: TlsBroker) -> Iterator[str]:
-    """Return a URL that does not fit the server: with another `ca`, `host` or `password`."""
+    """Return a URL that does not fit the server: with another `ca` or `password`, or a wrong server."""
     certificates = tls_broker.certificates
     if request.param == "ca":
         yield tls_broker.url(ssl_ca_certs=certificates.other_ca)
     elif request.param == "password":
         yield replace(tls_broker, password="another-s3cret").url()
     else:
-        with tls_before(tls_broker.socket, certificates.server("elsewhere.example.org"), "redis") as port:
+        server = certificates.server(**WRONG_SERVERS[request.param])
+        with tls_before(tls_broker.socket, server, "redis") as port:
             yield replace(tls_broker, port=port).url()
 
 
@@ -205,6 +213,7 @@ def wrong_broker_url(request: pytest.FixtureRequest, tls_broker: TlsBroker) -> I
     [
         ("ca", "certificate verify failed: unable to get local issuer certificate"),
         ("host", "certificate verify failed: Hostname mismatch"),
+        ("expired", "certificate verify failed: certificate has expired"),
         ("password", "invalid username-password pair"),
     ],
     indirect=["wrong_broker_url"],
@@ -234,7 +243,7 @@ def test_a_broker_that_does_not_fit_is_told_in_a_line(
 
 @pytest.fixture
 def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: TlsLedger) -> Iterator[str]:
-    """Return a URL that does not fit the server: with another `ca`, `host` or `password`."""
+    """Return a URL that does not fit the server: with another `ca` or `password`, or a wrong server."""
     certificates = tls_ledger.certificates
     if request.param == "ca":
         yield tls_ledger.url(sslrootcert=certificates.other_ca)
@@ -242,7 +251,8 @@ def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: 
         yield replace(tls_ledger, password="another-s3cret").url()
     else:
         socket = Path(str(guest.query["host"])) / ".s.PGSQL.5432"
-        with tls_before(socket, certificates.server("elsewhere.example.org"), "postgresql") as port:
+        server = certificates.server(**WRONG_SERVERS[request.param])
+        with tls_before(socket, server, "postgresql") as port:
             yield replace(tls_ledger, port=port).url()
 
 
@@ -251,6 +261,7 @@ def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: 
     [
         ("ca", "certificate verify failed"),
         ("host", "does not match host name"),
+        ("expired", "certificate verify failed: it has expired on "),
         ("password", "password authentication failed"),
     ],
     indirect=["wrong_ledger_url"],

@@ -1,0 +1,30 @@
+"""Compare this machine's clock with the database's.
+
+The ledger's own times all come from the database. But beat finds a schedule's slots by its machine's clock,
+and TLS, object stores and receivers of webhooks compare times as well.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.metrics import now
+
+#: Clocks that a time server sets differ by far less. Receivers of webhooks tolerate some minutes.
+CLOCK_SECONDS: Final = 30.0
+
+
+def clock_error(connection: Connection) -> float:
+    """Return the seconds by which this machine's clock is ahead of the database's, negative if it is behind.
+
+    The time that the database took to answer does not count.
+    """
+    before = datetime.now(UTC)
+    there = now(connection)
+    after = datetime.now(UTC)
+    if there > after:
+        return (after - there).total_seconds()
+    return max(0.0, (before - there).total_seconds())
