@@ -31,7 +31,7 @@ class SmallDisk:
 @contextlib.contextmanager
 def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk]:
     """Mount a disk at this path, which any user can reach. Skip the test if mounting is not permitted."""
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o711)
     size = f"size={megabytes}m"
     mounted = subprocess.run(
