@@ -157,6 +157,11 @@ def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tm
     check_outcomes(deployment, batch.id)
 
 
+def test_the_doctor_has_no_warning_in_a_healthy_deployment(deployment: Deployment) -> None:
+    findings = deployment.told("doctor")["findings"]
+    assert [each for each in findings if each["level"] != "ok"] == []
+
+
 def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
     # Given three workers, set in `.env` so that a plain `up` keeps them
     (deployment.folder / ".env").write_text("WORKERS=3\n")
