@@ -1,7 +1,7 @@
-"""When the TLS certificate of broker or ledger expires: read in a handshake of its own.
+"""Read when the TLS certificate of the broker or the ledger expires, in a separate handshake.
 
-PostgreSQL's client library only says "certificate verify failed", whatever the cause, and neither library
-warns before the day.
+PostgreSQL's client library only says "certificate verify failed", whatever the cause, and neither client
+library warns in time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _ANSWER_SECONDS: Final = 3.0
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME: also show a certificate that has expired.
 _NO_CHECK_TIME: Final = 0x200000
 
-#: PostgreSQL's request for TLS: its length, and a number in the place of the protocol's version.
+#: PostgreSQL's request for TLS: its length, and a number instead of the protocol's version.
 _SSL_REQUEST: Final = bytes.fromhex("0000000804d2162f")
 
 
 def broker_certificate_end(url: str) -> datetime | None:
-    """Return when the broker's certificate expires. None: it is not checked, or cannot be read."""
+    """Return when the broker's certificate expires, or None if it is not checked or cannot be read."""
     parts = urlsplit(url)
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if parts.scheme != "rediss" or options.get("ssl_cert_reqs") == "none":
@@ -36,7 +36,7 @@ def broker_certificate_end(url: str) -> datetime | None:
 
 
 def ledger_certificate_end(url: str | URL) -> datetime | None:
-    """Return when PostgreSQL's certificate expires. None: it is not checked, or cannot be read."""
+    """Return when PostgreSQL's certificate expires, or None if it is not checked or cannot be read."""
     parsed = make_url(url)
     if parsed.query.get("sslmode") not in ("verify-ca", "verify-full"):
         return None
@@ -53,7 +53,7 @@ def _certificate_end(host: str, port: int, ca_file: str | None, request: bytes =
         with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as plain:
             if request:
                 plain.sendall(request)
-                plain.recv(1)  # it agrees
+                plain.recv(1)  # the server agrees
             with context.wrap_socket(plain, server_hostname=host) as tls:
                 found = tls.getpeercert() or {}
         return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(found["notAfter"])), UTC)

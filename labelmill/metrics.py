@@ -165,7 +165,7 @@ class _LedgerMetrics:
         self._settings = settings
         self._ledger: Ledger | None = None
         self._live: dict[str, tuple[float, LiveAccuracy]] = {}
-        self._began = datetime.now(UTC)  # the schedule from the settings applies from here, as in beat
+        self._began = datetime.now(UTC)  # the settings' schedule applies from now on, as in beat
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
@@ -364,7 +364,7 @@ def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
 
 
 def _certificates(settings: Settings) -> Iterator[Metric]:
-    """Yield how long the certificates are valid, also if their service cannot be used because of them."""
+    """Yield how long the certificates are valid, even if one has expired and its service cannot be used."""
     left = _gauge(
         "certificate_valid_seconds",
         "Time until the certificate of a service expires; negative afterwards.",

@@ -33,8 +33,8 @@ _HIDE_SECRETS: Final = sa.text("""
 def open_ledger(settings: Settings) -> Ledger:
     """Open the ledger, ready to use. Create and migrate an embedded ledger if necessary.
 
-    Raises LedgerNotReady if this version cannot use the ledger, and it is a deployed one or a newer one;
-    Unavailable.
+    Raises LedgerNotReady if this version cannot use a deployed ledger, or an embedded one that is newer.
+    Raises Unavailable.
     """
     ledger = Ledger(settings.ledger)
     try:
@@ -54,8 +54,7 @@ def open_ledger(settings: Settings) -> Ledger:
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
     """Run the missing migrations in one transaction, and add the predictions' partitions of the next year.
 
-    A newer ledger that this version can use stays as it is. Raises LedgerNotReady if this version cannot use
-    a newer one, Unavailable.
+    Leave a newer ledger as it is. Raises LedgerNotReady if this version cannot use it, Unavailable.
     """
     # Imported here: every command opens the ledger, but hardly any has to migrate it.
     from alembic import command
@@ -76,8 +75,8 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
 
 
 def _declare_compatible(connection: Connection) -> None:
-    """Write to the ledger which older code can use it."""
-    # In Alembic's own table, which no migration of ours can alter before Alembic has made it.
+    """Write into the ledger which older code can use it."""
+    # Not a migration: the column is in Alembic's own table, which Alembic makes when it first migrates.
     columns = {column["name"] for column in sa.inspect(connection).get_columns("alembic_version")}
     if "compatible_since" not in columns:
         connection.execute(sa.text("ALTER TABLE alembic_version ADD COLUMN compatible_since VARCHAR(32)"))

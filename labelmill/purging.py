@@ -3,7 +3,7 @@
 A job's row says that its payloads are gone before the first file is removed. If files of such a job remain,
 the next purge removes them. A job that is removed as a whole loses its chunks first, then its predictions in
 parts, and its row last. If a job still has chunks, its readers know that no prediction is missing. On
-PostgreSQL, the predictions of a week are removed at once if its last job will soon be old enough.
+PostgreSQL, the predictions of a week are removed at once if its last job can soon be purged.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Purge:
         with self._ledger.reading() as connection:
             partitions = partitions_to_empty(connection)
         for partition in partitions:
-            # If somebody reads it for long, the next purge does it.
+            # If a reader holds it for too long, the next purge empties it.
             with contextlib.suppress(Unavailable), self._ledger.transaction() as connection:
                 empty_partition(connection, partition)
 

@@ -28,7 +28,7 @@ class Part(StrEnum):
     PRODUCER = "producer"
 
 
-#: How long a main loop may take for one turn, which waits for ledger and broker for some seconds each.
+#: How long one turn of a main loop may take. It waits some seconds each for ledger and broker.
 ALIVE_SECONDS: Final = 60.0
 
 _QUEUES: Final = {
@@ -39,7 +39,7 @@ _QUEUES: Final = {
 }
 
 
-#: They need free space on the disks of ledger and store.
+#: The parts that need free space on the disks of ledger and store.
 _NEED_ROOM: Final = (Part.WORKER, Part.TRAINER)
 
 
@@ -83,7 +83,7 @@ def readiness(settings: Settings, part: Part) -> Readiness:
 def liveness(settings: Settings, part: Part) -> Readiness:
     """Return whether the main loop of this process runs, whatever it can reach. Never raise an error.
 
-    That of a producer is the command itself.
+    A producer has no main loop between two commands, so it is always alive.
     """
     if part not in _QUEUES:
         return Readiness(True, "nothing runs between two commands")

@@ -1,7 +1,7 @@
-"""Check before migration 0021 what PostgreSQL would otherwise check in it, while all readers wait.
+"""Check before migration 0021 what PostgreSQL would otherwise check during it, while all readers wait.
 
 A table of any size becomes a partition at once if a validated constraint says that its rows are within the
-partition's bounds. Validating it reads all rows, but readers and writers go on.
+partition's bounds. Validating it reads all rows, but readers and writers continue.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from jobs.ledger import Ledger
 #: The constraint's name.
 BOUND = "bound_until_upgraded"
 
-#: The weeks from now in which new jobs still go to the partition with the old ones. Until the migration is
-#: done, the constraint refuses predictions of jobs that are submitted later. That would matter only if the
-#: migration was killed, and nobody tried again.
+#: For this many weeks, new jobs still go to the partition with the old ones. The constraint refuses
+#: predictions of later jobs, which matters only if an upgrade was killed and nobody repeats it.
 WEEKS = 5
 
 WEEK_SECONDS = 7 * 86_400
 
 
 def bound_of(connection: Connection) -> str:
-    """Return the first id that does not belong to the first partition: of this week if there is no row."""
+    """Return the lowest id beyond the first partition: this week's lowest if there are no rows."""
     rows = connection.scalar(sa.text("SELECT EXISTS (SELECT FROM predictions)"))
     week = time.time() // WEEK_SECONDS + (WEEKS if rows else 0)
     return first_id(week * WEEK_SECONDS)

@@ -34,7 +34,7 @@ from worker.deaths import Deaths, death_name
 
 logger = logging.getLogger(__name__)
 
-#: With less free space than this share, a disk is nearly full. The alert `LabelmillDiskFillsUp` agrees.
+#: A disk with less than this share of free space is nearly full, as for the alert `LabelmillDiskFillsUp`.
 FREE_SHARE: Final = 0.1
 
 
@@ -105,7 +105,7 @@ class Heartbeat:
         self._problem = problem
 
     def _disk(self, name: str, path: Path) -> Disk:
-        """Return the disk's free space, and log when it becomes short. Raises OSError."""
+        """Return the disk's free space, and log once if it becomes short. Raises OSError."""
         usage = shutil.disk_usage(path)
         is_nearly_full = usage.free < FREE_SHARE * usage.total
         if is_nearly_full and name not in self._nearly_full:
@@ -121,7 +121,7 @@ class Heartbeat:
 
 
 def _clock_problem(connection: Connection) -> str | None:
-    # Without the exact difference, which changes all the time.
+    # Without the exact difference: each change of the text would be logged.
     error = clock_error(connection)
     if abs(error) < CLOCK_SECONDS:
         return None

@@ -178,7 +178,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
 def reported_disks(settings: Settings, queue: str) -> dict[str, Path | None]:
     """Return paths on the disks that this queue's workers report.
 
-    A sender of webhooks does not use the store: on its machine, the path may be on another disk.
+    A sender of webhooks does not use the store, so on its machine the path may be on another disk.
     """
     store = settings.store_folder if queue in (CLASSIFY_QUEUE, RETRAIN_QUEUE) else None
     return {"ledger": settings.ledger_file, "store": store}

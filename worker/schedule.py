@@ -47,7 +47,7 @@ GRACE: Final = timedelta(minutes=10)
 #: How often beat reads the schedules.
 POLL_SECONDS: Final = 5.0
 
-#: A slot without a run is overdue after this time.
+#: After this time, a slot without a run is overdue.
 OVERDUE: Final = timedelta(minutes=1)
 
 #: Seconds between two checks for drift, each of which can take seconds.
@@ -115,9 +115,9 @@ def next_slot(schedule: crontab, now: datetime) -> datetime | None:
 
 
 def overdue_slots(connection: Connection, schedules: Iterable[Schedule]) -> dict[str, datetime]:
-    """Return the latest scheduled time of each dataset for which no run was requested.
+    """Return, by dataset, the latest scheduled time if it is overdue: no run has been requested since.
 
-    A run that was requested after it, for whatever reason, settles it.
+    A run that a person requested counts, too.
     """
     until = database_now(connection) - OVERDUE
     slots = {

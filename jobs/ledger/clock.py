@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.metrics import now
 
-#: Clocks that a time server sets differ by far less. Receivers of webhooks tolerate some minutes.
+#: A clock that differs by more is wrong. Time servers keep clocks far closer, and receivers of webhooks
+#: tolerate some minutes.
 CLOCK_SECONDS: Final = 30.0
 
 

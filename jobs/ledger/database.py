@@ -92,7 +92,7 @@ _WAL_REMOVED: Final = (
 REVISION: Final = "0021"
 
 #: The REVISION of the oldest code that can use a ledger of this REVISION. Migrating writes it to the ledger,
-#: so that an older version knows if it can use the ledger of a newer one.
+#: so that an older version knows whether it can use the ledger of a newer one.
 COMPATIBLE_SINCE: Final = "0020"
 
 

@@ -1,8 +1,8 @@
 """Disks: the free space of the ledger's and the store's disk, as last reported.
 
-The exporter sees neither the store nor a database server's disk. Workers report the store if it is a folder,
-and the ledger if it is a file. The database server's machine can report the ledger's disk with one SQL
-statement (docs/reference/metrics.md).
+The exporter sees neither the store nor a database server's disk. Workers and trainers report the store's disk
+if it is a folder, and all workers report the ledger's disk if it is a file. The database server's machine can
+report the ledger's disk with one SQL statement (docs/reference/metrics.md).
 """
 
 from __future__ import annotations

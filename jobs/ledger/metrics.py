@@ -110,7 +110,7 @@ def last_run_seconds(connection: Connection) -> dict[str, float]:
 def latest_requests(connection: Connection) -> dict[str, datetime]:
     """Return when the latest training run of each dataset was requested, or its slot, if that is later.
 
-    A slot is by beat's clock.
+    A slot is a time of beat's clock, which can be ahead of the database's.
     """
     runs = training_runs.c
     query = sa.select(runs.dataset, sa.func.max(runs.requested_at), sa.func.max(runs.slot))

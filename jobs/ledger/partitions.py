@@ -18,14 +18,14 @@ from jobs.schema import FINISHED, db_now, jobs
 _DAY_SECONDS: Final = 86_400.0
 _WEEK_SECONDS: Final = 7 * 86_400
 
-#: For so many weeks a migration adds partitions. Later predictions go to the default partition, which a purge
-#: cannot empty at once.
+#: `labelmill db upgrade` adds partitions for this many weeks. Later predictions go to the default partition,
+#: which a purge cannot empty at once.
 _WEEKS_AHEAD: Final = 53
 
-#: How long rows may outlive their purged jobs until the last job of their week is old enough to be purged.
+#: How long rows may outlive their purged job, until the last job of their week can be purged.
 SOON_DAYS: Final = 14.0
 
-#: How long emptying a partition waits for those who read it: others wait behind it.
+#: How long emptying a partition waits for its readers. New readers wait behind it.
 _LOCK_TIMEOUT: Final = "2s"
 
 
@@ -38,7 +38,7 @@ class Partition(NamedTuple):
     can_be_emptied: bool  # it has rows, and this user may remove all
 
     def holds(self, job_id: str) -> bool:
-        """Return whether the job's predictions are in it."""
+        """Return whether the job's predictions are in this partition."""
         return self.first <= job_id < self.beyond
 
 
@@ -62,9 +62,9 @@ def partitions(connection: Connection) -> list[Partition]:
 
 
 def add_partitions(connection: Connection) -> None:
-    """Add those partitions that are missing for the next year. Only the owner of the table can do this.
+    """Add the partitions that are missing for the next year. Only the owner of the table can do this.
 
-    Readers and writers go on meanwhile.
+    Readers and writers continue meanwhile.
     """
     found = partitions(connection)
     if not found:
@@ -105,7 +105,7 @@ def partitions_to_empty(connection: Connection) -> list[Partition]:
 def empty_partition(connection: Connection, partition: Partition) -> None:
     """Remove all rows of a partition, unless it has a job again. Raises Unavailable if it stays locked."""
     connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-    # First the lock: then a job whose first predictions are being recorded has its row already.
+    # Lock first: then each job with predictions here has committed its row in `jobs`, and the check sees it.
     connection.execute(sa.text(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE"))
     if not _has_job(connection, partition):
         connection.execute(sa.text(f"TRUNCATE {partition.name}"))

@@ -30,7 +30,7 @@ HEARTBEAT_SECONDS: Final = 10.0
 #: A worker without a heartbeat for this long counts as gone. Two may be late, as on a very busy machine.
 GONE_SECONDS: Final = 30.0
 
-#: A worker that died is logged within this time after it counts as gone.
+#: For this long after a worker counts as gone, a reconciler logs it.
 LOST_SECONDS: Final = 30.0
 
 #: The row of a worker without a heartbeat is deleted after a day; until then people can see that it existed.
@@ -38,7 +38,7 @@ FORGOTTEN_SECONDS: Final = 86_400.0
 
 
 class Problem(StrEnum):
-    """How the description of a worker's problem begins. The first that matches is the kind of the problem."""
+    """The kinds of problems, each with the words that its description begins with. The first match counts."""
 
     MEMORY = "its processes keep dying, killed for lack of memory"
     DEATHS = "its processes keep dying"
@@ -117,7 +117,7 @@ def forget_lost_workers(connection: Connection) -> None:
 
 
 def lost_workers(connection: Connection) -> list[WorkerRow]:
-    """Return the workers that lately counted as gone: they died, or cannot reach the ledger."""
+    """Return the workers that have counted as gone for at most `LOST_SECONDS`."""
     is_lost = workers.c.seen_at.between(db_now(-GONE_SECONDS - LOST_SECONDS), db_now(-GONE_SECONDS))
     columns = (workers.c[name] for name in ("name", "host", "queue", "children", "version", "problem"))
     rows = connection.execute(sa.select(*columns).where(is_lost).order_by(workers.c.name))
@@ -167,7 +167,7 @@ class QueueWorkers:
 
     workers: int = 0
     processes: int = 0
-    problems: Mapping[Problem, int] = field(default_factory=dict)  # how many report this problem
+    problems: Mapping[Problem, int] = field(default_factory=dict)  # how many workers report each
 
 
 def workers_by_queue(connection: Connection) -> dict[str, QueueWorkers]:

@@ -1,4 +1,4 @@
-"""The certificates of broker and ledger: how long they are still valid."""
+"""Check how long the certificates of broker and ledger are still valid."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 from labelmill.console import format_duration
 from labelmill.doctor.findings import Finding, ok, warning
 
-#: A certificate that expires within this time is reported. The alert `LabelmillCertificateExpires` agrees.
+#: A certificate that expires within this time is reported, as by the alert `LabelmillCertificateExpires`.
 SOON: Final = timedelta(days=14)
 
 
 def check_certificate(end: datetime | None, service: str) -> Iterator[Finding]:
     """Yield how long the service's certificate is valid, if it has one that is checked.
 
-    Once it has expired, the service cannot be used, and that finding says so.
+    If it has expired, the service cannot be used, and another finding says so.
     """
     if end is None:
         return

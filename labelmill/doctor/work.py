@@ -123,7 +123,7 @@ def check_training(settings: Settings) -> Iterator[Finding]:
 
 
 def _schedules(connection: Connection, settings: Settings, *, has_beat: bool) -> Iterator[Finding]:
-    """Yield whether beat is running, if there is anything to request, and which trainings are overdue."""
+    """Yield which trainings are overdue, and a warning if beat is needed but not running."""
     start = "labelmill up" if settings.embedded_broker else "celery -A worker.app beat"
     schedules = all_schedules(connection, default_schedule(settings, metrics.now(connection)))
     if not has_beat and any(schedule.cron or schedule.after_corrections for schedule in schedules):

@@ -1,7 +1,8 @@
 """Give `predictions` partitions by week on PostgreSQL, so that a purge removes a week's rows at once.
 
-All rows so far stay in the first partition. `labelmill db upgrade` checks before that their jobs' ids lie
-within its bounds (`migrations.bounding`): the check reads all rows, and here readers would wait for it.
+All existing rows stay in the first partition. `labelmill db upgrade` first checks that their jobs' ids are
+within its bounds (`migrations.bounding`): the check reads all rows, and during the migration readers would
+wait for it.
 Processes of the previous version keep working.
 
 Revision ID: 0021
@@ -66,7 +67,7 @@ def downgrade() -> None:
 
 
 def copy_rights(connection: sa.Connection, *, source: str, target: str) -> None:
-    """Grant all rights on one table on the other, too."""
+    """Grant all rights on the source table on the target table, too."""
     rights = sa.text(
         "SELECT privilege_type, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END"
         " FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(:source) AND grantee <> relowner"
