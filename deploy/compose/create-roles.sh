@@ -43,7 +43,7 @@ GRANT CONNECT ON DATABASE labelmill TO labelmill, labelmill_reader;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO labelmill;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO labelmill;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO labelmill_reader;
--- It holds secrets. At the first start it does not exist yet, so `labelmill db upgrade` revokes the same.
+-- This table holds secrets. At the first start it does not exist yet, so `labelmill db upgrade` revokes the right, too.
 SELECT 'REVOKE SELECT ON webhook_endpoints FROM labelmill_reader' WHERE to_regclass('webhook_endpoints') IS NOT NULL
 \gexec
 -- The same rights on what later versions add.
