@@ -1,7 +1,7 @@
 """`python -m benchmarks.retention`: partition a large table of predictions, and purge a month of it.
 
-PostgreSQL only, which makes the rows itself. What is measured is `labelmill db upgrade`, while others read
-and write, and `labelmill purge --jobs`.
+PostgreSQL only, which makes the rows itself. It measures `labelmill db upgrade` while others read and write,
+and `labelmill purge --jobs`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from labelmill.purging import Purge
 
 PAGE: Final = 100
 
-#: The rows are of jobs of so many images, which finished within the last so many days.
+#: The rows are of jobs of this many images, which finished within this many days. The first month is purged.
 _JOB_IMAGES: Final = 1_000_000
 _DAYS: Final = 365
 _MONTH_DAYS: Final = 30
@@ -148,7 +148,7 @@ def _fill(prepared: PreparedLedger, rows: int) -> list[str]:
 
 
 def _id(days_ago: float) -> str:
-    """Return a new id as it was made so many days ago."""
+    """Return a new id as if it were made so many days ago."""
     then = time.time_ns() - int(days_ago * _DAY_SECONDS * 1e9)
     with patch("jobs.ids.time.time_ns", return_value=then):
         return new_id()

@@ -42,7 +42,7 @@ class Certificates:
     def server(
         self, name: str = "localhost", *, wants_client: bool = False, days: float = 365
     ) -> ssl.SSLContext:
-        """The end of a server that calls itself `name`, with a certificate for so many days from now."""
+        """Return the TLS context of the server `name`, whose certificate expires in so many days."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         until = datetime.now(UTC) + timedelta(days=days)
         self._ca.issue_cert(name, not_before=until - timedelta(days=400), not_after=until).configure_cert(

@@ -1,6 +1,6 @@
-"""What health check, doctor, metrics and alerts say of a trouble.
+"""Compare what health check, doctor, metrics, alerts and log say about a trouble.
 
-The alerts are those that Prometheus derives from what the exporter says: `promtool` gets its scrapes.
+The alerts are those that Prometheus would derive: `promtool` gets the exporter's scrapes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AFTER: Final = 60 // SCRAPE_SECONDS
 
 @dataclass(frozen=True)
 class Signs:
-    """What each source says of a trouble within a minute."""
+    """What each source says about a trouble within a minute."""
 
     health: str  # a pattern in the reason of the health check; empty: it is not asked
     doctor: str  # a pattern in a finding that is not ok
@@ -66,7 +66,7 @@ def missing_signs(
 
 
 def _wrong_alerts(signs: Signs, before: Scrape, now: Scrape, folder: Path) -> list[str]:
-    """Return which alerts do not fit, if the scrapes were like `before`, and then for a minute like `now`."""
+    """Return which alerts are wrong after scrapes like `before`, and then a minute of those like `now`."""
     expected = [
         (f'ALERTS{{alertname="{signs.firing}",alertstate="firing"}}', bool(signs.firing)),
         (f'ALERTS{{alertname="{signs.pending}",alertstate="pending"}}', bool(signs.pending)),

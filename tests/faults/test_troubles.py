@@ -1,4 +1,4 @@
-"""The table of docs/reference/troubles.md: five sources name the cause of each trouble within a minute.
+"""Prove the table of docs/reference/troubles.md: five sources name each trouble's cause within a minute.
 
 Each trouble is real. `test_disk_full.py` has the row of the full database.
 """
@@ -301,7 +301,7 @@ def test_an_expired_certificate_is_named(
     settings = Settings.load(home=tmp_path, broker_url=tls_broker.url(), ledger_url=tls_ledger.url())
     before = scrape(settings)
 
-    # When one of them expires, Then health, doctor, metrics and alert say so
+    # When one of them expires, Then health check, doctor, metrics and alert say so
     expired = tls_broker.certificates.server(days=-1)
     with ExitStack() as stack:
         if service == "broker":

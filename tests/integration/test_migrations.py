@@ -160,7 +160,7 @@ def test_a_role_that_only_reads_cannot_read_the_secrets_of_webhooks(roles, empty
     def may_read(connection, role, table):
         return connection.scalar(sa.text(f"SELECT has_table_privilege('{role}', '{table}', 'SELECT')"))
 
-    # When the ledger is migrated, also if somebody grants all tables and it is migrated again
+    # When the ledger is migrated, and again after somebody granted all tables
     with contextlib.closing(Ledger(empty_postgresql_url)) as ledger:
         for _ in range(2):
             upgrade(ledger)

@@ -33,7 +33,7 @@ BEFORE = "0020"
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Return a function: after `at(days)`, new ids are made so many days from now."""
+    """Return a function: after `at(days)`, new ids are as if made that many days from now."""
     now = time.time_ns()
     yield lambda days: monkeypatch.setattr(ids.time, "time_ns", lambda: now + int(days * DAY * 1e9))
     monkeypatch.undo()
@@ -110,7 +110,7 @@ def test_a_week_with_a_job_that_stays_for_long_is_purged_job_by_job(ledger, stor
     # Given an old job, and one of the same week that finished much later
     old, young = finished(8, ago=40), finished(8.001, ago=1)
 
-    # When old jobs are purged, Then its rows are deleted at once
+    # When old jobs are purged, Then its rows are deleted one by one
     assert purge(ledger, store, days=30).predictions == 4
     assert (rows(ledger, old), rows(ledger, young)) == ((0, 0), (1, 4))
 
@@ -124,7 +124,7 @@ def test_a_partition_that_has_a_job_again_is_not_emptied(ledger, finished):
 
 
 def test_a_purge_does_not_wait_for_those_who_read(ledger, store, finished):
-    # Given somebody who reads a week for long
+    # Given a reader that holds a week's partition
     job = finished(8, ago=40)
     with ledger.engine.connect() as reader:
         reader.execute(sa.select(predictions).where(predictions.c.job_id == job.id))
@@ -146,7 +146,7 @@ def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, finished, mo
     late = finished(730, ago=0)
     assert late.id > before[-1].beyond
 
-    # When the ledger is upgraded then, Then there is one for each week but for that of the job
+    # When the ledger is upgraded at that time, Then there is one for each week except the job's
     now = time.time() + 730 * DAY
     monkeypatch.setattr(time, "time", lambda: now)
     with ledger.transaction() as connection:
@@ -163,7 +163,7 @@ def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, finished, mo
 
 @pytest.fixture
 def before(ledger: Ledger, make_job: JobMaker, worker: Any) -> Ledger:
-    """A ledger before the partitions, with a job."""
+    """Return a ledger without partitions, with a job."""
     worker.work(make_job([4]).chunks[0])
     with ledger.transaction() as connection:
         command.downgrade(alembic_config(connection), BEFORE)

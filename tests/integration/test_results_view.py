@@ -119,7 +119,7 @@ def many_results(ledger: Ledger, champion) -> Ledger:
     return ledger
 
 
-#: PostgreSQL reads all predictions of a partition that is not empty: for an empty one it expects one row.
+#: A scan of a whole partition that has rows. For an empty partition, PostgreSQL expects one row.
 SEQ_SCAN = "Seq Scan on predictions.* rows=(?!1 )"
 
 

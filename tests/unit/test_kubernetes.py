@@ -300,7 +300,7 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
         assert set(probes) == {"startupProbe", "readinessProbe", "livenessProbe"}, name
         for kind, probe in probes.items():
             if name in ("worker", "trainer", "webhooks", "beat"):
-                # Nothing that a restart does not mend may restart it.
+                # Only what a restart mends may restart it.
                 only_alive = [] if kind == "readinessProbe" else ["--alive"]
                 assert probe["exec"]["command"] == ["labelmill", "ready", name, *only_alive]
                 # Python starts in a second, or in several seconds if all cores are busy.
@@ -428,7 +428,7 @@ def test_no_password_is_on_a_command_line(objects: list[Object], tmp_path: Path)
     scripts = set()
     for _, container in containers(objects):
         for line in command_lines(container):
-            # Kubernetes would replace this by the variable, which may be a password.
+            # Kubernetes would replace this with the variable's value, which may be a password.
             assert not re.search(r"\$\(\w+\)", " ".join(line)), line
             if line[0] == "sh":
                 scripts.add(re.sub(r"/run/secrets/\w+", str(secrets), line[2]))
