@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ids import first_id
+from jobs.errors import Unavailable
+from jobs.ids import first_id, id_seconds
 from jobs.ledger import Ledger
 
 #: The constraint's name.
@@ -28,15 +29,17 @@ WEEK_SECONDS = 7 * 86_400
 
 def bound_of(connection: Connection) -> str:
     """Return the lowest id beyond the first partition: this week's lowest if there are no rows."""
-    rows = connection.scalar(sa.text("SELECT EXISTS (SELECT FROM predictions)"))
-    week = time.time() // WEEK_SECONDS + (WEEKS if rows else 0)
+    week = time.time() // WEEK_SECONDS
+    latest = connection.scalar(sa.text("SELECT max(job_id) FROM predictions"))
+    if latest is not None:  # its producer's clock may have been wrong
+        week = max(week + WEEKS, id_seconds(latest) // WEEK_SECONDS + 1)
     return first_id(week * WEEK_SECONDS)
 
 
 @contextmanager
 def bounded(ledger: Ledger) -> Iterator[None]:
     """Run the body, which migrates, with the constraint in place if it is needed. Raises Unavailable."""
-    if not _has_one_table(ledger):
+    if not _has_one_table_with_rows(ledger):
         yield
         return
     _drop(ledger)  # an interrupted upgrade left it
@@ -50,17 +53,20 @@ def bounded(ledger: Ledger) -> Iterator[None]:
             connection.execute(sa.text(f"ALTER TABLE predictions VALIDATE CONSTRAINT {BOUND}"))
         yield
     finally:
-        if _has_one_table(ledger):  # it was not migrated
-            _drop(ledger)
+        # If this fails, too, the first error says what is wrong, and the next upgrade drops it.
+        with suppress(Unavailable):
+            if _has_one_table_with_rows(ledger):  # it was not migrated
+                _drop(ledger)
 
 
-def _has_one_table(ledger: Ledger) -> bool:
-    """Return whether the predictions are in a table of PostgreSQL that is not partitioned."""
+def _has_one_table_with_rows(ledger: Ledger) -> bool:
+    """Return whether PostgreSQL has predictions in a table that is not partitioned."""
     if ledger.is_sqlite:
         return False
     kind = sa.text("SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass('predictions')")
+    rows = sa.text("SELECT EXISTS (SELECT FROM predictions)")
     with ledger.reading() as connection:
-        return bool(connection.scalar(kind))
+        return bool(connection.scalar(kind)) and bool(connection.scalar(rows))
 
 
 def _drop(ledger: Ledger) -> None:

@@ -22,6 +22,9 @@ _WEEK_SECONDS: Final = 7 * 86_400
 #: which a purge cannot empty at once.
 _WEEKS_AHEAD: Final = 53
 
+#: It adds none while so many weeks have theirs: an upgrade need not wait for those who read all partitions.
+_WEEKS_LEFT: Final = 26
+
 #: How long rows may outlive their purged job, until the last job of their week can be purged.
 SOON_DAYS: Final = 14.0
 
@@ -64,13 +67,15 @@ def partitions(connection: Connection) -> list[Partition]:
 def add_partitions(connection: Connection) -> None:
     """Add the partitions that are missing for the next year. Only the owner of the table can do this.
 
-    Readers and writers continue meanwhile.
+    Readers and writers continue meanwhile, but for those of the default partition.
     """
     found = partitions(connection)
     if not found:
         return
     this_week = int(time.time() // _WEEK_SECONDS)
     next_week = max(round(id_seconds(found[-1].beyond) / _WEEK_SECONDS), this_week)
+    if next_week > this_week + _WEEKS_LEFT:
+        return
     for week in range(next_week, this_week + _WEEKS_AHEAD):
         seconds = week * _WEEK_SECONDS
         first, beyond = first_id(seconds), first_id(seconds + _WEEK_SECONDS)

@@ -2,8 +2,7 @@
 
 All existing rows stay in the first partition. `labelmill db upgrade` first checks that their jobs' ids are
 within its bounds (`migrations.bounding`): the check reads all rows, and during the migration readers would
-wait for it.
-Processes of the previous version keep working.
+wait for it. Processes of the previous version keep working.
 
 Revision ID: 0021
 Revises: 0020
@@ -37,19 +36,23 @@ def upgrade() -> None:
     connection = op.get_bind()
     if connection.dialect.name != "postgresql":
         return
+    op.execute("CREATE TABLE predictions_new (LIKE predictions) PARTITION BY RANGE (job_id)")
+    op.execute(f"ALTER TABLE predictions_new ADD {KEY.replace('pk_predictions', 'pk_predictions_new')}")
+    copy_rights(connection, source="predictions", target="predictions_new")
+    # The view first, as its readers do: otherwise a reader and this migration could wait for each other.
+    op.execute(VIEW.format(table="predictions_new"))
+    op.execute("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE")
     bound = bound_of(connection)
     op.execute("ALTER TABLE predictions RENAME TO predictions_first")
     op.execute("ALTER TABLE predictions_first RENAME CONSTRAINT pk_predictions TO pk_predictions_first")
-    op.execute("CREATE TABLE predictions (LIKE predictions_first) PARTITION BY RANGE (job_id)")
-    op.execute(f"ALTER TABLE predictions ADD {KEY}")
+    op.execute("ALTER TABLE predictions_new RENAME TO predictions")
+    op.execute("ALTER TABLE predictions RENAME CONSTRAINT pk_predictions_new TO pk_predictions")
     op.execute(
         "ALTER TABLE predictions ATTACH PARTITION predictions_first"
         f" FOR VALUES FROM (MINVALUE) TO ('{bound}')"
     )
     op.execute(f"ALTER TABLE predictions_first DROP CONSTRAINT IF EXISTS {BOUND}")
     op.execute("CREATE TABLE predictions_default PARTITION OF predictions DEFAULT")
-    copy_rights(connection, source="predictions_first", target="predictions")
-    op.execute(VIEW.format(table="predictions"))
 
 
 def downgrade() -> None:
@@ -67,10 +70,13 @@ def downgrade() -> None:
 
 
 def copy_rights(connection: sa.Connection, *, source: str, target: str) -> None:
-    """Grant all rights on the source table on the target table, too."""
+    """Give everybody but the owner the same rights on the target table as on the source table."""
     rights = sa.text(
         "SELECT privilege_type, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END"
-        " FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(:source) AND grantee <> relowner"
+        " FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(:table) AND grantee <> relowner"
     )
-    for right, role in connection.execute(rights, {"source": source}).all():
+    # A new table has the default rights, which may be more.
+    for right, role in connection.execute(rights, {"table": target}).all():
+        op.execute(f"REVOKE {right} ON {target} FROM {role}")
+    for right, role in connection.execute(rights, {"table": source}).all():
         op.execute(f"GRANT {right} ON {target} TO {role}")

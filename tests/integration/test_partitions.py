@@ -196,7 +196,12 @@ def test_rows_and_rights_survive_both_ways(before):
     # Given a role that may read
     with before.transaction() as connection:
         connection.execute(sa.text("GRANT SELECT ON predictions TO PUBLIC"))
-    may = sa.text("SELECT has_table_privilege('pg_read_all_stats', 'predictions', 'SELECT')")
+        # what was revoked again on this table
+        connection.execute(sa.text("ALTER DEFAULT PRIVILEGES GRANT DELETE ON TABLES TO PUBLIC"))
+    may = sa.text(
+        "SELECT has_table_privilege('pg_monitor', 'predictions', 'SELECT')"
+        " AND NOT has_table_privilege('pg_monitor', 'predictions', 'DELETE')"
+    )
 
     # When the ledger is migrated there and back, Then the rows are there, and the role may still read
     for move in (upgrade, downgrade):
@@ -209,6 +214,20 @@ def test_rows_and_rights_survive_both_ways(before):
 def downgrade(ledger: Ledger) -> None:
     with ledger.transaction() as connection:
         command.downgrade(alembic_config(connection), BEFORE)
+
+
+def test_a_job_of_a_wrong_clock_does_not_stop_the_migration(before, make_job, worker, at):
+    # Given a job that a producer submitted whose clock was half a year ahead
+    at(180)
+    job = make_job([4])
+    worker.work(job.chunks[0])
+
+    # When the ledger is migrated, Then its predictions are in the first partition
+    upgrade(before)
+    with before.reading() as connection:
+        [first, *_] = partitions(connection)
+    assert first.holds(job.id)
+    assert rows(before, job) == (1, 4)
 
 
 def test_an_upgrade_that_fails_leaves_no_constraint(before):
