@@ -165,7 +165,7 @@ class _LedgerMetrics:
         self._settings = settings
         self._ledger: Ledger | None = None
         self._live: dict[str, tuple[float, LiveAccuracy]] = {}
-        self._began = datetime.now(UTC)  # the settings' schedule applies from now on, as in beat
+        self._schedule = default_schedule(settings, datetime.now(UTC))  # it applies from now on, as in beat
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
@@ -181,7 +181,7 @@ class _LedgerMetrics:
                 *_history(totals(connection)),
                 *_workers(connection),
                 *_training(connection),
-                *_schedules(connection, default_schedule(self._settings, self._began)),
+                *_schedules(connection, self._schedule),
                 *_disks(connection, self._settings.ledger_file),
                 *self._champions(connection),
             ]
