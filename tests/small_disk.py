@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ class SmallDisk:
         self.path = path
         self._filling = path / "filling"
 
-    def fill(self) -> None:
-        """Take all the room there is."""
+    def fill(self, *, but: int = 0) -> None:
+        """Take all the room there is, but for so many bytes."""
         with self._filling.open("ab", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
+        if but:
+            os.truncate(self._filling, self._filling.stat().st_size - but)
 
     def make_room(self) -> None:
         """Undo `fill`."""

@@ -31,9 +31,11 @@ from jobs.ledger.maintenance import (
     count_due,
     end_stalled_sessions,
     fail_abandoned_jobs,
+    has_expired_claim,
     release_expired_claims,
     take_lock,
 )
+from jobs.ledger.room import prove_room
 from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
 from jobs.ledger.workers import GONE_SECONDS, WorkerRow, forget_lost_workers, lost_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
@@ -80,6 +82,10 @@ class Reconciler:
         with self._ledger.transaction() as connection:
             if ended := end_stalled_sessions(connection):
                 logger.warning("ended %d sessions that stalled in the middle of writing", ended)
+            if has_expired_claim(connection):
+                # On a full disk a worker cannot release its chunk, though this may be able to: then it waits,
+                # too, and no crash is counted.
+                prove_room(connection)
             if expired := release_expired_claims(connection, after_outage=after_outage):
                 logger.warning("released %d chunks whose lease had run out", expired)
             for job_id in fail_abandoned_jobs(connection):

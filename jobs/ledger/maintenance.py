@@ -58,6 +58,12 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
     return taken is not None
 
 
+def has_expired_claim(connection: Connection) -> bool:
+    """Return whether the lease of a claimed chunk has run out."""
+    expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
+    return connection.scalar(expired.limit(1)) is not None
+
+
 def release_expired_claims(connection: Connection, *, after_outage: bool = False) -> int:
     """Make claimed chunks whose lease has run out pending again. Return how many.
 
