@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -19,7 +18,7 @@ import typer
 from benchmarks.databases import Work, databases
 from benchmarks.large_job import make_large_job
 from benchmarks.model import TrainedModel, make_champion
-from benchmarks.report import milliseconds, write_measured
+from benchmarks.report import milliseconds, seconds_of, write_measured
 from benchmarks.setup import RESULTS, Json, WorkDir, prepare, run, settings_in, settle, short_folder
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
@@ -95,8 +94,8 @@ def _measure(client: Client, job_id: str, rows: int, repeats: int) -> dict[str, 
     taken: dict[str, list[float]] = {name: [] for name in (*depths, "status")}
     for _ in range(repeats):
         for name, depth in depths.items():
-            taken[name].append(_seconds(partial(_read_page, client, job_id, depth)))
-        taken["status"].append(_seconds(partial(client.status, job_id)))
+            taken[name].append(seconds_of(partial(_read_page, client, job_id, depth)))
+        taken["status"].append(seconds_of(partial(client.status, job_id)))
     return {name: milliseconds(seconds) for name, seconds in taken.items()}
 
 
@@ -104,12 +103,6 @@ def _read_page(client: Client, job_id: str, depth: int) -> None:
     page = list(client.predictions(job_id, after=depth - 1, limit=PAGE))
     if [one.index for one in page] != list(range(depth, depth + PAGE)):
         raise LabelmillError(f"The page at {depth:,} does not hold what it should.")
-
-
-def _seconds(question: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    question()
-    return time.perf_counter() - began
 
 
 def _plan(ledger: Ledger, job_id: str, depth: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -137,6 +138,13 @@ def write_json(path: Path, value: dict[str, Any], load_average: float) -> Path:
     temporary.write_text(json.dumps(value | {"load_average_before": round(load_average, 2)}, indent=2) + "\n")
     temporary.replace(path)
     return path
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Return how many seconds this takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from alembic import command
 
 from benchmarks.databases import Databases, Work, databases
 from benchmarks.large_job import fill_predictions, make_large_job
-from benchmarks.report import milliseconds, write_measured
+from benchmarks.report import milliseconds, seconds_of, write_measured
 from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, noting, prepared_ledger
 from benchmarks.setup import RESULTS, Json, drop_developer_settings, run, settings_in, short_folder
 from jobs.ids import new_id
@@ -156,7 +156,7 @@ def _id(days_ago: float) -> str:
 
 def _pages(ledger: Ledger, jobs: list[str], repeats: int) -> dict[str, float]:
     """Return the milliseconds of pages of different jobs."""
-    return milliseconds([_seconds(partial(_read_page, ledger, jobs)) for _ in range(repeats)])
+    return milliseconds([seconds_of(partial(_read_page, ledger, jobs)) for _ in range(repeats)])
 
 
 def _read_page(ledger: Ledger, jobs: list[str]) -> None:
@@ -175,14 +175,8 @@ def _repeat(action: Callable[[], None], stop: Event) -> list[float]:
     """Repeat something until stopped. Return the seconds of each time."""
     taken = []
     while not stop.wait(0.02):
-        taken.append(_seconds(action))
+        taken.append(seconds_of(action))
     return taken
-
-
-def _seconds(action: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def _rows_of(ledger: Ledger, jobs: list[str]) -> int:

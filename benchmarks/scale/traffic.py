@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
-from benchmarks.report import milliseconds
+from benchmarks.report import milliseconds, seconds_of
 from benchmarks.scale.ledgers import PreparedLedger, noting
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE
@@ -60,7 +60,7 @@ def measure_messages(prepared: PreparedLedger, settings: Settings, *, ticks: int
             "bytes_of_memory_per_message": round((_used(client) - before) / MAX_WAITING, 1),
             "bytes_per_message": len(client.lindex(key, 0) or b""),
             "tick_that_sends_1000_ms": round(1000 * first, 2),
-            "tick_ms": milliseconds([_seconds(reconciler.tick) for _ in range(ticks)]),
+            "tick_ms": milliseconds([seconds_of(reconciler.tick) for _ in range(ticks)]),
         }
         publisher.close()
     say(f"messages: {found}")
@@ -182,12 +182,6 @@ def _standing(client: redis.Redis, ledger: Ledger) -> dict[str, float]:
 def _used(client: redis.Redis) -> int:
     info: Any = client.info("memory")
     return int(info["used_memory"])
-
-
-def _seconds(what: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    what()
-    return time.perf_counter() - began
 
 
 @contextlib.contextmanager
