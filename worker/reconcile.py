@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ from jobs.ledger.maintenance import (
 )
 from jobs.ledger.room import prove_room
 from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
-from jobs.ledger.workers import GONE_SECONDS, WorkerRow, forget_lost_workers, lost_workers
+from jobs.ledger.workers import GONE_SECONDS, forget_lost_workers, lost_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
 from jobs.queue import MAX_WAITING, Publisher
 from jobs.schema import RunState
@@ -101,7 +101,7 @@ class Reconciler:
             pending = [run.id for run in active_runs(connection) if run.state == RunState.PENDING]
             due = count_due(connection, limit=MAX_WAITING)
             webhooks = count_due_deliveries(connection, limit=MAX_WAITING)
-        self._log_lost(lost if not after_outage else [])  # in an outage, nobody could send a heartbeat
+        self._log_lost({} if after_outage else lost)  # in an outage, nobody could send a heartbeat
         publisher = self._publisher.reset()
         if pending and not publisher.waiting(RETRAIN_QUEUE):
             for run_id in pending:
@@ -111,16 +111,16 @@ class Reconciler:
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
 
-    def _log_lost(self, lost: list[WorkerRow]) -> None:
-        for worker in lost:
-            if worker.name not in self._lost:
+    def _log_lost(self, lost: Mapping[str, str]) -> None:
+        for name, queue in lost.items():
+            if name not in self._lost:
                 logger.warning(
                     "%s (%s) has sent no heartbeat for %g s: it died, or cannot reach the ledger",
-                    worker.name,
-                    worker.queue,
+                    name,
+                    queue,
                     GONE_SECONDS,
                 )
-        self._lost = {worker.name for worker in lost}
+        self._lost = set(lost)
 
 
 def reconcile_step(settings: Settings) -> type[bootsteps.Step]:

@@ -29,6 +29,9 @@ RECONCILE_LOCK: Final = "reconcile"
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
 
+#: Claimed chunks whose lease has run out.
+_EXPIRED: Final = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
+
 #: Sessions of this ledger and user that have written, and wait for their client within a statement. A client
 #: sends or reads a chunk's rows in less than a second.
 _END_STALLED_SESSIONS: Final = sa.text("""
@@ -60,8 +63,7 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
 
 def has_expired_claim(connection: Connection) -> bool:
     """Return whether the lease of a claimed chunk has run out."""
-    expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
-    return connection.scalar(expired.limit(1)) is not None
+    return connection.scalar(_EXPIRED.limit(1)) is not None
 
 
 def release_expired_claims(connection: Connection, *, after_outage: bool = False) -> int:
@@ -70,8 +72,7 @@ def release_expired_claims(connection: Connection, *, after_outage: bool = False
     Each counts a crash, except `after_outage`: then its worker may have been unable to release it.
     """
     # Skip locked rows: a worker that records late has its chunk locked, and the reconciler must not wait.
-    expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
-    which = chunks.c.id.in_(expired.with_for_update(skip_locked=True))
+    which = chunks.c.id.in_(_EXPIRED.with_for_update(skip_locked=True))
     if after_outage:
         error = "its lease ran out while the ledger was unavailable"
         return release_claims(connection, which, Reason.UNAVAILABLE, error)

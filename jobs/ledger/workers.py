@@ -116,12 +116,11 @@ def forget_lost_workers(connection: Connection) -> None:
     connection.execute(workers.delete().where(workers.c.seen_at < db_now(-FORGOTTEN_SECONDS)))
 
 
-def lost_workers(connection: Connection) -> list[WorkerRow]:
-    """Return the workers that have counted as gone for at most `LOST_SECONDS`."""
+def lost_workers(connection: Connection) -> dict[str, str]:
+    """Return the workers that have counted as gone for at most `LOST_SECONDS`, each with its queue."""
     is_lost = workers.c.seen_at.between(db_now(-GONE_SECONDS - LOST_SECONDS), db_now(-GONE_SECONDS))
-    columns = (workers.c[name] for name in ("name", "host", "queue", "children", "version", "problem"))
-    rows = connection.execute(sa.select(*columns).where(is_lost).order_by(workers.c.name))
-    return [WorkerRow(*row) for row in rows]
+    query = sa.select(workers.c.name, workers.c.queue).where(is_lost).order_by(workers.c.name)
+    return {row.name: row.queue for row in connection.execute(query)}
 
 
 def list_workers(connection: Connection, *, host: str | None = None) -> list[WorkerStatus]:
