@@ -9,7 +9,6 @@ or hangs, only its own metrics are missing. `labelmill.exporter` serves them.
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,7 @@ from jobs.ledger.counters import (
     WebhookResult,
     totals,
 )
-from jobs.ledger.disks import Disk, list_disks
+from jobs.ledger.disks import list_disks, read_disk
 from jobs.ledger.metrics import backlog, last_run_seconds
 from jobs.ledger.metrics import now as database_now
 from jobs.ledger.models import champions
@@ -318,8 +317,7 @@ def _disks(connection: Connection, ledger_file: Path | None) -> Iterator[Metric]
     total = _gauge("disk_bytes", "Size of a disk.", labels=["disk"])
     disks = {disk.name: disk for disk in list_disks(connection)}
     if ledger_file is not None:  # on this machine; if its disk is full, no worker can report that
-        usage = shutil.disk_usage(ledger_file)
-        disks["ledger"] = Disk("ledger", free_bytes=usage.free, total_bytes=usage.total)
+        disks["ledger"] = read_disk("ledger", ledger_file)
     for disk in disks.values():
         free.add_metric([disk.name], disk.free_bytes)
         total.add_metric([disk.name], disk.total_bytes)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import socket
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from jobs.files import make_private_folder
 from jobs.ledger import Ledger
 from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.counters import CounterName, count
-from jobs.ledger.disks import Disk, report_disk
+from jobs.ledger.disks import Disk, read_disk, report_disk
 from jobs.ledger.workers import HEARTBEAT_SECONDS, Problem, WorkerRow, forget_worker, report_worker
 from worker.context import owner_name
 from worker.deaths import Deaths, death_name
@@ -106,13 +105,13 @@ class Heartbeat:
 
     def _disk(self, name: str, path: Path) -> Disk:
         """Return the disk's free space, and log once if it becomes short. Raises OSError."""
-        usage = shutil.disk_usage(path)
-        is_nearly_full = usage.free < FREE_SHARE * usage.total
+        disk = read_disk(name, path)
+        is_nearly_full = disk.free_bytes < FREE_SHARE * disk.total_bytes
         if is_nearly_full and name not in self._nearly_full:
-            mebibytes = usage.free // 2**20, usage.total // 2**20
+            mebibytes = disk.free_bytes // 2**20, disk.total_bytes // 2**20
             logger.warning("the disk of the %s is nearly full: %d of %d MiB are free", name, *mebibytes)
         (self._nearly_full.add if is_nearly_full else self._nearly_full.discard)(name)
-        return Disk(name, free_bytes=usage.free, total_bytes=usage.total)
+        return disk
 
     def end(self, ledger: Ledger) -> None:
         """Delete the row, because this worker takes no more work. Raises Unavailable."""

@@ -7,7 +7,9 @@ report the ledger's disk with one SQL statement (docs/reference/metrics.md).
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from os import PathLike
 from typing import Final
 
 import sqlalchemy as sa
@@ -27,6 +29,12 @@ class Disk:
     name: str
     free_bytes: int
     total_bytes: int
+
+
+def read_disk(name: str, path: str | PathLike[str]) -> Disk:
+    """Return the free space of the disk on which this path is. Raises OSError."""
+    usage = shutil.disk_usage(path)
+    return Disk(name, free_bytes=usage.free, total_bytes=usage.total)
 
 
 def report_disk(connection: Connection, disk: Disk) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobs.ledger.disks import Disk, report_disk
+from jobs.ledger.disks import read_disk, report_disk
 from jobs.schema import chunks
 from jobs.settings import Settings
 from labelmill import Client
@@ -168,9 +167,8 @@ def _fill_the_disk_under_a_job(harness: Harness, disk: SmallDisk, tmp_path: Path
 
 def _report_disk(harness: Harness, disk: SmallDisk) -> None:
     """Report the free space, as the machine of a PostgreSQL server does (docs/reference/metrics.md)."""
-    usage = shutil.disk_usage(disk.path)
     with harness.ledger.transaction() as connection:
-        report_disk(connection, Disk("ledger", free_bytes=usage.free, total_bytes=usage.total))
+        report_disk(connection, read_disk("ledger", disk.path))
 
 
 def _files(folder: Path) -> set[Path]:
