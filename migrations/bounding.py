@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Unavailable
 from jobs.ids import first_id, id_seconds
 from jobs.ledger import Ledger
+from migrations import LOCK_TIMEOUT
 
 #: The constraint's name.
 BOUND = "bound_until_upgraded"
@@ -77,6 +78,5 @@ def _drop(ledger: Ledger) -> None:
 @contextmanager
 def _altering(ledger: Ledger) -> Iterator[Connection]:
     with ledger.transaction() as connection:
-        # Workers' queries wait behind a statement that waits for its lock.
-        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         yield connection

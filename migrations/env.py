@@ -6,9 +6,7 @@ from alembic import context
 from sqlalchemy.engine import Connection
 
 from jobs.schema import metadata
-
-#: A migration that cannot get its lock soon fails, because workers' queries would queue behind it.
-LOCK_TIMEOUT = "5s"
+from migrations import LOCK_TIMEOUT
 
 
 def _is_compared(_object: object, name: str | None, type_: str, *_: object) -> bool:
