@@ -9,13 +9,22 @@ from jobs.ledger.control import end_job
 from jobs.ledger.models import find_champion
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from tests.conftest import Job
 
 
 def status_of(ledger: Ledger, job: Job) -> JobStatus:
     with ledger.reading() as connection:
         return job_status(connection, job.id)
+
+
+def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
+    """Return how many job, chunk and prediction rows the job has."""
+    with ledger.reading() as connection:
+        return tuple(  # type: ignore[return-value]
+            connection.scalar(sa.select(sa.func.count()).where(column == job.id))
+            for column in (jobs.c.id, chunks.c.job_id, predictions.c.job_id)
+        )
 
 
 def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk]:

@@ -166,11 +166,14 @@ def processes_die(deployment: Deployment) -> Iterator[None]:
 def _kill_children(deployment: Deployment, times: int) -> None:
     """Kill both processes of the worker, and those that are started in their place."""
     killed: set[int] = set()
-    while len(killed) < 2 * times:
+
+    def are_all_killed() -> bool:
         for child in set(deployment.worker.children()) - killed:
             os.kill(child, signal.SIGKILL)
             killed.add(child)
-        time.sleep(0.05)
+        return len(killed) >= 2 * times
+
+    until(are_all_killed, f"both processes are killed {times} times")
 
 
 def _let_heartbeat_expire(deployment: Deployment, queue: str) -> None:

@@ -21,6 +21,7 @@ from labelmill.migrating import alembic_config, upgrade
 from labelmill.purging import Purge, Purged
 from migrations.bounding import BOUND
 from tests.conftest import Job, JobMaker
+from tests.ledger_probes import rows_of
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 
@@ -61,15 +62,6 @@ def purge(ledger: Ledger, store: Any, days: float) -> Purged:
     return one.purged
 
 
-def rows(ledger: Ledger, job: Job) -> tuple[int, int]:
-    """Return how many rows the job has in `jobs` and in `predictions`."""
-    with ledger.reading() as connection:
-        return tuple(  # type: ignore[return-value]
-            connection.scalar(sa.select(sa.func.count()).where(column == job.id))
-            for column in (jobs.c.id, predictions.c.job_id)
-        )
-
-
 def dead_rows(ledger: Ledger) -> int:
     """Return how many rows of all partitions were deleted, and wait for a vacuum."""
     with ledger.reading() as connection:
@@ -85,9 +77,9 @@ def test_a_week_whose_jobs_are_all_old_is_removed_at_once(ledger, store, finishe
 
     # When old jobs are purged, Then they are gone, nothing is left to vacuum, and the other is there
     assert purge(ledger, store, days=30).predictions == 8
-    assert [rows(ledger, job) for job in old] == [(0, 0), (0, 0)]
+    assert [rows_of(ledger, job) for job in old] == [(0, 0, 0), (0, 0, 0)]
     assert dead_rows(ledger) == 0
-    assert rows(ledger, other) == (1, 4)
+    assert rows_of(ledger, other) == (1, 1, 4)
 
 
 def test_rows_outlive_their_job_until_the_rest_of_the_week_is_old(ledger, store, finished):
@@ -96,14 +88,14 @@ def test_rows_outlive_their_job_until_the_rest_of_the_week_is_old(ledger, store,
 
     # When old jobs are purged, Then the old one is gone, and its rows wait where nobody sees them
     assert purge(ledger, store, days=30).jobs == 1
-    assert rows(ledger, old) == (0, 4)
+    assert rows_of(ledger, old) == (0, 0, 4)
     with ledger.reading() as connection:
         assert page_of_predictions(connection, old.id, Filter(), after=-1, limit=10) == []
         assert connection.scalar(sa.text("SELECT count(*) FROM results")) == 4
 
     # And when the other one is old enough, too, all are removed at once
     purge(ledger, store, days=24)
-    assert (rows(ledger, old), rows(ledger, young), dead_rows(ledger)) == ((0, 0), (0, 0), 0)
+    assert (rows_of(ledger, old), rows_of(ledger, young), dead_rows(ledger)) == ((0, 0, 0), (0, 0, 0), 0)
 
 
 def test_a_week_with_a_job_that_stays_for_long_is_purged_job_by_job(ledger, store, finished):
@@ -112,7 +104,7 @@ def test_a_week_with_a_job_that_stays_for_long_is_purged_job_by_job(ledger, stor
 
     # When old jobs are purged, Then its rows are deleted one by one
     assert purge(ledger, store, days=30).predictions == 4
-    assert (rows(ledger, old), rows(ledger, young)) == ((0, 0), (1, 4))
+    assert (rows_of(ledger, old), rows_of(ledger, young)) == ((0, 0, 0), (1, 1, 4))
 
 
 def test_a_partition_that_has_a_job_again_is_not_emptied(ledger, finished):
@@ -120,7 +112,7 @@ def test_a_partition_that_has_a_job_again_is_not_emptied(ledger, finished):
     with ledger.transaction() as connection:
         [partition] = [each for each in partitions(connection) if each.holds(job.id)]
         empty_partition(connection, partition)
-    assert rows(ledger, job) == (1, 4)
+    assert rows_of(ledger, job) == (1, 1, 4)
 
 
 def test_a_purge_does_not_wait_for_those_who_read(ledger, store, finished):
@@ -131,11 +123,11 @@ def test_a_purge_does_not_wait_for_those_who_read(ledger, store, finished):
 
         # When its job is purged, Then the job is gone, and its rows are there
         purge(ledger, store, days=30)
-        assert rows(ledger, job) == (0, 4)
+        assert rows_of(ledger, job) == (0, 0, 4)
 
     # And the next purge removes them
     purge(ledger, store, days=30)
-    assert rows(ledger, job) == (0, 0)
+    assert rows_of(ledger, job) == (0, 0, 0)
 
 
 def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, finished, monkeypatch):
@@ -155,7 +147,7 @@ def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, finished, mo
         added = partitions(connection)[len(before) :]
     assert len(added) == 52
     assert all(each.first > late.id for each in added)
-    assert rows(ledger, late) == (1, 4)
+    assert rows_of(ledger, late) == (1, 1, 4)
 
 
 # ---- the migration ------------------------------------------------------------------------------------
@@ -227,7 +219,7 @@ def test_a_job_of_a_wrong_clock_does_not_stop_the_migration(before, make_job, wo
     with before.reading() as connection:
         [first, *_] = partitions(connection)
     assert first.holds(job.id)
-    assert rows(before, job) == (1, 4)
+    assert rows_of(before, job) == (1, 1, 4)
 
 
 def test_an_upgrade_that_fails_leaves_no_constraint(before):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import sqlalchemy as sa
 
 from jobs import ids
 from jobs.errors import Conflict, NotFound
@@ -22,7 +21,7 @@ from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import delete_job, mark_purged
 from jobs.ledger.queries import Filter, job_status, stream_predictions
 from jobs.payloads import payload_key
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
@@ -30,7 +29,7 @@ from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
 from labelmill.purging import Purge, Purged
 from tests.conftest import Job
-from tests.ledger_probes import cancel, status_of
+from tests.ledger_probes import cancel, rows_of, status_of
 from tests.threads import at_once
 
 DAY = 24 * 3600
@@ -85,15 +84,6 @@ def finished(ledger, submitted, worker) -> Callable[..., Job]:
         return job
 
     return finished
-
-
-def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
-    """Return how many job, chunk and prediction rows the job has."""
-    with ledger.reading() as connection:
-        return tuple(  # type: ignore[return-value]
-            connection.scalar(sa.select(sa.func.count()).where(column == job.id))
-            for column in (jobs.c.id, chunks.c.job_id, predictions.c.job_id)
-        )
 
 
 def stray_folder(store: Store, age_days: float, monkeypatch: pytest.MonkeyPatch) -> str:
