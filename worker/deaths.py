@@ -6,6 +6,7 @@ looks busy; only the number of deaths shows it.
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import time
@@ -37,6 +38,7 @@ class Deaths:
         """Remember how many processes the kernel has killed so far."""
         self._oom_counts = oom_counts
         self._oom_kills = count_oom_kills(oom_counts)
+        self._oom_seen_at = -math.inf  # when the number was last found to be higher
         self._recent: deque[float] = deque()
         self._cause = ""
 
@@ -48,7 +50,11 @@ class Deaths:
             self._recent.popleft()
         if exit_codes:
             before, self._oom_kills = self._oom_kills, count_oom_kills(self._oom_counts)
-            self._cause = _cause(death_name(exit_codes[-1]), is_oom=self._oom_kills > before)
+            if self._oom_kills > before:
+                self._oom_seen_at = now
+            # The kernel may have counted this death before an earlier one was added.
+            is_oom = now - self._oom_seen_at <= DEATHS_SECONDS
+            self._cause = _cause(death_name(exit_codes[-1]), is_oom=is_oom)
 
     def problem(self) -> str | None:
         """Return what the children keep dying of and what to do, if many died in a short time."""
@@ -57,9 +63,9 @@ class Deaths:
 
 def _cause(name: str, *, is_oom: bool) -> str:
     more = "give it more memory, or run fewer processes"
-    if is_oom:
-        return f"{Problem.MEMORY}: {more}"
     if name == "SIGKILL":
+        if is_oom:
+            return f"{Problem.MEMORY}: {more}"
         return f"{Problem.DEATHS}, killed by SIGKILL, perhaps for lack of memory: {more}"
     return f"{Problem.DEATHS}, the latest of {name}: its log says more"
 

@@ -30,6 +30,13 @@ def test_the_kernel_says_whether_memory_was_short(tmp_path: Path, text: str) -> 
     found.add([-9])
     assert "killed for lack of memory" in str(found.problem())
 
+    # and so it is if another process was killed before the file was read, and is added later
+    found.add([-9])
+    assert "killed for lack of memory" in str(found.problem())
+    # but not of one that died of something else
+    found.add([-11])
+    assert "the latest of SIGSEGV" in str(found.problem())
+
 
 def test_some_deaths_are_no_problem_and_many_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
