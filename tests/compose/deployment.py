@@ -115,6 +115,19 @@ class Deployment:
         """Run `sh deploy/compose/NAME ...`. Unless `check` is false, it must succeed."""
         return self._run("sh", f"deploy/compose/{name}", *arguments, timeout=BUILD_SECONDS, check=check)
 
+    def start_script(self, name: str) -> subprocess.Popen[str]:
+        """Start `sh deploy/compose/NAME`, as the leader of a process group."""
+        return subprocess.Popen(
+            ["sh", f"deploy/compose/{name}"],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
     def _run(self, *command: str, timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,

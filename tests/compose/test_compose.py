@@ -468,6 +468,10 @@ def test_an_operators_day(deployment: Deployment, tmp_path: Path) -> None:
         done = deployment.compose("run", "--rm", "--no-TTY", service, "models", "list", check=False)
         assert done.returncode == 2, done.stderr
         assert "labelmill db upgrade" in done.stderr
+    # and no password is changed, since that would start the newer version
+    done = deployment.script("rotate", check=False)
+    assert done.returncode == 2
+    assert "upgrade first: sh deploy/compose/upgrade" in done.stderr
     assert migration(deployment) == REVISION
     assert ids(deployment) == before
 
@@ -491,14 +495,17 @@ def test_an_operators_day(deployment: Deployment, tmp_path: Path) -> None:
     assert len(deployment.containers("worker")) == 2
     check_it_goes_on(deployment, job)
 
-    # When the passwords are changed, then the old ones are refused
-    old = {name: secret(deployment, name) for name in ("labelmill", "postgres", "redis")}
+    # When the passwords are changed, but that is interrupted, then the script says to run it again
+    old = {name: secret(deployment, name) for name in ("labelmill", "labelmill_reader", "postgres", "redis")}
+    replace_as_an_editor_does(deployment.folder / "secrets" / "labelmill_reader_password")
+    assert "Run it again" in interrupted_rotation(deployment)
+    # and then the old ones are refused, and the database kept running
     database = [each.id for each in deployment.containers("db")]
     deployment.script("rotate")
     assert [each.id for each in deployment.containers("db")] == database
     assert "WRONGPASS" in redis_auth(deployment, old["redis"])
     assert "OK" in redis_auth(deployment, secret(deployment, "redis"))
-    for role in ("labelmill", "postgres"):
+    for role in ("labelmill", "labelmill_reader", "postgres"):
         login = f"host=db dbname=labelmill user={role} password="
         assert "authentication failed" in psql(deployment, login + old[role])
         assert psql(deployment, login + secret(deployment, role)) == ""
@@ -574,6 +581,24 @@ def versions(deployment: Deployment) -> set[str]:
     return {each["Image"].partition(":")[2] for each in ours} | {
         each["Labels"]["org.opencontainers.image.version"] for each in ours
     }
+
+
+def replace_as_an_editor_does(file: Path) -> None:
+    """Put a new file in the place of this one. Containers have still mounted the old one."""
+    shutil.copy(file, file.with_suffix(".new")).replace(file)
+
+
+def interrupted_rotation(deployment: Deployment) -> str:
+    """End `rotate` as Ctrl-C does, after it has restarted the database. Return what it says then."""
+    rotation = deployment.start_script("rotate")
+    try:
+        assert rotation.stderr is not None
+        assert any("stopping workers" in line for line in rotation.stderr)
+    finally:
+        os.killpg(rotation.pid, signal.SIGTERM)
+    said = rotation.stderr.read()
+    assert rotation.wait(60) != 0
+    return said
 
 
 def secret(deployment: Deployment, name: str) -> str:
