@@ -27,6 +27,7 @@ from openai import OpenAI
 from jobs.ledger.database import REVISION
 from tests.compose.deployment import BUILD_SECONDS, NEWER, VERSION, Container, Deployment, docker
 from tests.console import stop, until
+from worker.deaths import MANY_DEATHS
 
 #: MNIST's test images.
 IMAGES: Final = 10_000
@@ -236,11 +237,55 @@ def test_a_worker_that_is_stopped_burns_no_attempt(deployment: Deployment) -> No
     ) == [["0"]]
 
 
-def test_the_metrics_tell_of_the_work(deployment: Deployment) -> None:
+def test_a_worker_that_lacks_memory_says_so(deployment: Deployment) -> None:
+    # Given a worker with too little memory for TensorFlow, whose processes the kernel kills
+    (deployment.folder / ".env").write_text("WORKER_MEMORY=300m\n")
+    deployment.compose("up", "--detach", "worker")
+    until(lambda: "SIGKILL" in log_of_worker(deployment), "a process was killed", seconds=120)
+    began = time.monotonic()
+
+    # Then within a minute, health, metrics, log and doctor name the cause
+    cause = "its processes keep dying, killed for lack of memory"
+    problem = 'labelmill_worker_problems{problem="memory",queue="labelmill.classify"}'
+    until(lambda: cause in health_of_worker(deployment), "the health check names the cause", seconds=60)
+    scraped = metrics(deployment)
+    assert f"{problem} 1.0" in scraped
+    [deaths] = re.findall(r'^labelmill_child_deaths_total\{signal="SIGKILL"\} (.+)$', scraped, re.MULTILINE)
+    assert float(deaths) >= MANY_DEATHS
+    assert cause in log_of_worker(deployment)
+    assert cause in deployment.labelmill("doctor", check=False).stdout
+    assert time.monotonic() - began < 60
+    # and none says that the cause is unknown, and the main process lives
+    assert "perhaps" not in log_of_worker(deployment)
+    [worker] = deployment.containers("worker")
+    assert (worker.inspected["RestartCount"], worker.health == "healthy") == (0, False)
+
+    # When it has memory again, then it is healthy
+    (deployment.folder / ".env").write_text("WORKERS=1\n")
+    deployment.up()
+    until(lambda: f"{problem} 0.0" in metrics(deployment), "the problem is over", seconds=60)
+
+
+def log_of_worker(deployment: Deployment) -> str:
+    return deployment.compose("logs", "worker").stdout
+
+
+def health_of_worker(deployment: Deployment) -> str:
+    """Return what the latest health checks of the only worker said."""
+    [worker] = deployment.containers("worker")
+    return "".join(each["Output"] for each in worker.inspected["State"]["Health"]["Log"])
+
+
+def metrics(deployment: Deployment) -> str:
+    """Return what Prometheus would read."""
     address = deployment.compose("port", "metrics", "9187").stdout.strip()
     assert address.startswith("127.0.0.1:")
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
+        return str(answer.read().decode())
+
+
+def test_the_metrics_tell_of_the_work(deployment: Deployment) -> None:
+    text = metrics(deployment)
     for disk in ("ledger", "store"):
         [free] = re.findall(rf'^labelmill_disk_free_bytes{{disk="{disk}"}} (.+)$', text, re.MULTILINE)
         assert float(free) > 0
