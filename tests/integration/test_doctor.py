@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -323,6 +324,15 @@ def test_a_ledger_of_a_newer_labelmill(ledger, settings):
 def test_a_ledger_file_that_does_not_exist(fresh):
     settings = fresh.model_copy(update={"ledger_url": f"sqlite:///{fresh.home}/other.sqlite3"})
     find(check_ledger, settings, "names no file", PROBLEM, "labelmill db upgrade")
+
+
+@on_postgresql
+def test_partitions_that_end_soon(settings, monkeypatch):
+    now = time.time()
+    find(check_ledger, settings, "has partitions", OK)
+    for weeks in (3, 11):
+        monkeypatch.setattr(time, "time", lambda weeks=weeks: now + weeks * 7 * 86_400)
+        find(check_ledger, settings, "has partitions for predictions only", WARNING, "labelmill db upgrade")
 
 
 @on_sqlite
