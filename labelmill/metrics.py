@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,7 +49,7 @@ from jobs.ledger.models import champions
 from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN, active_runs
 from jobs.ledger.schedules import Schedule
-from jobs.ledger.workers import BEAT, Problem, QueueWorkers, workers_by_queue
+from jobs.ledger.workers import BEAT, Problem, QueueWorkers, lost_workers, workers_by_queue
 from jobs.messages import QUEUES
 from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
@@ -277,14 +278,16 @@ def _workers(connection: Connection) -> Iterator[Metric]:
     alive = _gauge("workers", "Workers with a heartbeat within 30 seconds.", labels=labels)
     processes = _gauge("worker_processes", "Their processes that have started.", labels=labels)
     problems = _gauge("worker_problems", "Workers that report a problem.", labels=[*labels, "problem"])
-    found = workers_by_queue(connection)
+    lost = _gauge("lost_workers", "Workers that did not stop, but send no heartbeat.", labels=labels)
+    found, lost_by_queue = workers_by_queue(connection), Counter(lost_workers(connection).values())
     for queue in (*QUEUES.values(), BEAT):
         now = found.get(queue, QueueWorkers())
         alive.add_metric([queue], now.workers)
         processes.add_metric([queue], now.processes)
         for problem in Problem:
             problems.add_metric([queue, problem.name.lower()], now.problems.get(problem, 0))
-    yield from (alive, processes, problems)
+        lost.add_metric([queue], lost_by_queue[queue])
+    yield from (alive, processes, problems, lost)
 
 
 def _training(connection: Connection) -> Iterator[Metric]:

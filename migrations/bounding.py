@@ -1,12 +1,13 @@
-"""Check before migration 0021 what PostgreSQL would otherwise check during it, while all readers wait.
+"""Check before an upgrade what PostgreSQL would otherwise check during it, while readers and writers wait.
 
-A table of any size becomes a partition at once if a validated constraint says that its rows are within the
-partition's bounds. Validating it reads all rows, but readers and writers continue.
+A table of any size becomes a partition at once (migration 0021) if a validated constraint says that its rows
+are within the partition's bounds. In the same way, new partitions are added at once if such a constraint says
+that the default partition has no rows of theirs. Validating it reads all rows, but readers and writers
+continue.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -14,65 +15,73 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
-from jobs.ids import first_id, id_seconds
+from jobs.ids import first_id
 from jobs.ledger import Ledger
+from jobs.ledger.partitions import WEEK_SECONDS, first_free_week, weeks_due
 from migrations import LOCK_TIMEOUT
 
-#: The constraint's name.
+#: The constraint's name. It refuses predictions of jobs that come weeks later, which matters only if an
+#: upgrade was killed and nobody repeats it.
 BOUND = "bound_until_upgraded"
 
-#: For this many weeks, new jobs still go to the partition with the old ones. The constraint refuses
-#: predictions of later jobs, which matters only if an upgrade was killed and nobody repeats it.
-WEEKS = 5
+_IS_ONE_TABLE = sa.text("SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass('predictions')")
 
-WEEK_SECONDS = 7 * 86_400
+_CONSTRAINED = sa.text("""
+    SELECT conrelid::regclass::text FROM pg_constraint
+    WHERE conname = :name AND conrelid IN (to_regclass('predictions'), to_regclass('predictions_default'))
+""")
 
 
 def bound_of(connection: Connection) -> str:
-    """Return the lowest id beyond the first partition: this week's lowest if there are no rows."""
-    week = time.time() // WEEK_SECONDS
+    """Return the lowest id beyond the first partition, which takes all rows of the table."""
     latest = connection.scalar(sa.text("SELECT max(job_id) FROM predictions"))
-    if latest is not None:  # its producer's clock may have been wrong
-        week = max(week + WEEKS, id_seconds(latest) // WEEK_SECONDS + 1)
-    return first_id(week * WEEK_SECONDS)
+    return first_id(first_free_week(latest) * WEEK_SECONDS)
 
 
 @contextmanager
 def bounded(ledger: Ledger) -> Iterator[None]:
-    """Run the body, which migrates, with the constraint in place if it is needed. Raises Unavailable."""
-    if not _has_one_table_with_rows(ledger):
+    """Run the body, which upgrades, with the constraint in place if it is needed. Raises Unavailable."""
+    if ledger.is_sqlite:
         yield
         return
     _drop(ledger)  # an interrupted upgrade left it
-    with _altering(ledger) as connection:
-        bound = bound_of(connection)
-        connection.execute(
-            sa.text(f"ALTER TABLE predictions ADD CONSTRAINT {BOUND} CHECK (job_id < '{bound}') NOT VALID")
-        )
+    with ledger.reading() as connection:
+        needed = _needed(connection)
+    if needed is None:
+        yield
+        return
+    table, condition = needed
     try:
         with _altering(ledger) as connection:
-            connection.execute(sa.text(f"ALTER TABLE predictions VALIDATE CONSTRAINT {BOUND}"))
+            add = f"ALTER TABLE {table} ADD CONSTRAINT {BOUND} CHECK ({condition}) NOT VALID"
+            connection.execute(sa.text(add))
+        with _altering(ledger) as connection:
+            connection.execute(sa.text(f"ALTER TABLE {table} VALIDATE CONSTRAINT {BOUND}"))
         yield
     finally:
         # If this fails, too, the first error says what is wrong, and the next upgrade drops it.
         with suppress(Unavailable):
-            if _has_one_table_with_rows(ledger):  # it was not migrated
-                _drop(ledger)
+            _drop(ledger)
 
 
-def _has_one_table_with_rows(ledger: Ledger) -> bool:
-    """Return whether PostgreSQL has predictions in a table that is not partitioned."""
-    if ledger.is_sqlite:
-        return False
-    kind = sa.text("SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass('predictions')")
-    rows = sa.text("SELECT EXISTS (SELECT FROM predictions)")
-    with ledger.reading() as connection:
-        return bool(connection.scalar(kind)) and bool(connection.scalar(rows))
+def _needed(connection: Connection) -> tuple[str, str] | None:
+    """Return the table that needs the constraint and the condition, or None if there are no rows to check."""
+    if connection.scalar(_IS_ONE_TABLE):
+        table, condition = "predictions", f"job_id < '{bound_of(connection)}'"
+    elif weeks := weeks_due(connection):
+        first, beyond = (first_id(week * WEEK_SECONDS) for week in (weeks.start, weeks.stop))
+        table, condition = "predictions_default", f"job_id < '{first}' OR job_id >= '{beyond}'"
+    else:
+        return None
+    has_rows = connection.scalar(sa.select(sa.true()).select_from(sa.table(table)).limit(1))
+    return (table, condition) if has_rows else None
 
 
 def _drop(ledger: Ledger) -> None:
+    """Drop the constraint from the table that has it, if any."""
     with _altering(ledger) as connection:
-        connection.execute(sa.text(f"ALTER TABLE predictions DROP CONSTRAINT IF EXISTS {BOUND}"))
+        for table in connection.scalars(_CONSTRAINED, {"name": BOUND}).all():
+            connection.execute(sa.text(f"ALTER TABLE {table} DROP CONSTRAINT {BOUND}"))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jobs.ids import first_id, id_seconds
 from jobs.schema import FINISHED, db_now, jobs
 
 _DAY_SECONDS: Final = 86_400.0
-_WEEK_SECONDS: Final = 7 * 86_400
+WEEK_SECONDS: Final = 7 * 86_400
 
 #: `labelmill db upgrade` adds partitions for this many weeks. Later predictions go to the default partition,
 #: which a purge cannot empty at once.
@@ -24,6 +24,10 @@ _WEEKS_AHEAD: Final = 53
 
 #: It adds none while so many weeks have theirs: an upgrade need not wait for those who read all partitions.
 _WEEKS_LEFT: Final = 26
+
+#: If there are rows without a partition, the next partition begins so many weeks from now. Until then, new
+#: rows go to the same table as those: an upgrade that was killed must be run again before.
+_WEEKS_OF_UPGRADE: Final = 5
 
 #: How long rows may outlive their purged job, until the last job of their week can be purged.
 SOON_DAYS: Final = 14.0
@@ -64,29 +68,53 @@ def partitions(connection: Connection) -> list[Partition]:
     return [Partition(*row) for row in connection.execute(_PARTITIONS)]
 
 
+def partitions_end(connection: Connection) -> float | None:
+    """Return when the last partition ends, in seconds since 1970, or None if there are none."""
+    found = partitions(connection)
+    return id_seconds(found[-1].beyond) if found else None
+
+
+def first_free_week(latest: str | None) -> int:
+    """Return the week, counted from 1970, with which the next partition can begin.
+
+    `latest` is the highest job id of the rows that are in no partition, or None if there are no such rows.
+    """
+    this_week = int(time.time() // WEEK_SECONDS)
+    if latest is None:
+        return this_week
+    # The job may be later than now, because its producer's clock was wrong.
+    return max(this_week + _WEEKS_OF_UPGRADE, int(id_seconds(latest) // WEEK_SECONDS) + 1)
+
+
+def weeks_due(connection: Connection) -> range:
+    """Return the weeks, counted from 1970, for which `add_partitions` has to add a partition.
+
+    The default partition has no rows of these weeks: PostgreSQL would refuse their partitions.
+    """
+    end = partitions_end(connection)
+    this_week = int(time.time() // WEEK_SECONDS)
+    if end is None or end > (this_week + _WEEKS_LEFT) * WEEK_SECONDS:
+        return range(0)
+    stop = this_week + _WEEKS_AHEAD
+    latest = connection.scalar(
+        sa.text("SELECT max(job_id) FROM predictions_default WHERE job_id < :stop"),
+        {"stop": first_id(stop * WEEK_SECONDS)},
+    )
+    return range(max(round(end / WEEK_SECONDS), first_free_week(latest)), stop)
+
+
 def add_partitions(connection: Connection) -> None:
     """Add the partitions that are missing for the next year. Only the owner of the table can do this.
 
-    Readers and writers continue meanwhile, but for those of the default partition.
+    Readers and writers continue meanwhile, but for those of the default partition. They wait for a moment, or
+    until its rows are read if no constraint says that it has none of these weeks (`migrations.bounding`).
     """
-    found = partitions(connection)
-    if not found:
-        return
-    this_week = int(time.time() // _WEEK_SECONDS)
-    next_week = max(round(id_seconds(found[-1].beyond) / _WEEK_SECONDS), this_week)
-    if next_week > this_week + _WEEKS_LEFT:
-        return
-    for week in range(next_week, this_week + _WEEKS_AHEAD):
-        seconds = week * _WEEK_SECONDS
-        first, beyond = first_id(seconds), first_id(seconds + _WEEK_SECONDS)
-        # PostgreSQL would refuse a partition whose rows are in the default partition.
-        rows = f"SELECT FROM predictions_default WHERE job_id >= '{first}' AND job_id < '{beyond}'"
-        if connection.scalar(sa.text(f"SELECT EXISTS ({rows})")):
-            continue
+    for week in weeks_due(connection):
+        seconds = week * WEEK_SECONDS
         name = f"predictions_{time.strftime('%Y_%m_%d', time.gmtime(seconds))}"
         # Not CREATE TABLE ... PARTITION OF, which would lock the whole table.
         connection.execute(sa.text(f"CREATE TABLE {name} (LIKE predictions INCLUDING ALL)"))
-        bounds = f"FROM ('{first}') TO ('{beyond}')"
+        bounds = f"FROM ('{first_id(seconds)}') TO ('{first_id(seconds + WEEK_SECONDS)}')"
         connection.execute(sa.text(f"ALTER TABLE predictions ATTACH PARTITION {name} FOR VALUES {bounds}"))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy.engine import Connection
@@ -15,6 +17,7 @@ from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, metrics
 from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.database import REVISION, is_newer_and_compatible, revision
+from jobs.ledger.partitions import partitions_end
 from jobs.ledger.room import prove_room
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
@@ -22,6 +25,9 @@ from labelmill.console import format_duration
 from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
+
+#: Partitions that end within this time are reported: long after `labelmill db upgrade` could have added more.
+_PARTITIONS_SOON: Final = 8 * 7 * 86_400
 
 #: The second statement covers the tables that later versions add.
 _GRANT: Final = (
@@ -62,6 +68,7 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
                     yield _sqlite_version(metrics.sqlite_version(connection))
                 else:
                     yield _clock(clock_error(connection))
+                    yield from _partitions(partitions_end(connection))
                     yield from check_certificate(ledger_certificate_end(settings.ledger), "ledger")
             yield _can_be_written(ledger)
     except NoLedgerYet:
@@ -114,6 +121,17 @@ def _clock(error: float) -> Finding:
         f"this machine's clock is {format_duration(abs(error))} {where} the database's",
         fix="set the clocks of both machines by a time server: timedatectl set-ntp true",
     )
+
+
+def _partitions(end: float | None) -> Iterator[Finding]:
+    if end is None:  # not migrated
+        return
+    until = f"until {datetime.fromtimestamp(end, UTC):%Y-%m-%d}"
+    if end > time.time() + _PARTITIONS_SOON:
+        yield ok(f"has partitions for predictions {until}")
+    else:
+        what = f"has partitions for predictions only {until}: a purge deletes later rows one by one"
+        yield warning(what, fix="labelmill db upgrade")
 
 
 def _sqlite_version(found: tuple[int, ...]) -> Finding:

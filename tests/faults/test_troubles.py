@@ -144,8 +144,8 @@ def trainer_gone(deployment: Deployment) -> Iterator[None]:
         run = new_id()
         deployment.trainer.retire(signal.SIGKILL)
         request_run(connection, run, recipe={})
-    _let_heartbeat_expire(deployment, RETRAIN_QUEUE)
-    yield
+    with _heartbeat_expired(deployment, RETRAIN_QUEUE):
+        yield
     with deployment.harness.ledger.transaction() as connection:
         connection.execute(training_runs.delete().where(training_runs.c.id == run))
 
@@ -153,8 +153,8 @@ def trainer_gone(deployment: Deployment) -> Iterator[None]:
 @contextmanager
 def beat_gone(deployment: Deployment) -> Iterator[None]:
     deployment.beat.retire(signal.SIGKILL)
-    _let_heartbeat_expire(deployment, BEAT)
-    yield
+    with _heartbeat_expired(deployment, BEAT):
+        yield
 
 
 @contextmanager
@@ -176,10 +176,15 @@ def _kill_children(deployment: Deployment, times: int) -> None:
     until(are_all_killed, f"both processes are killed {times} times")
 
 
-def _let_heartbeat_expire(deployment: Deployment, queue: str) -> None:
+@contextmanager
+def _heartbeat_expired(deployment: Deployment, queue: str) -> Iterator[None]:
+    """Make the last heartbeat of a killed process old, and forget it at the end."""
+    is_its = workers.c.queue == queue
     with deployment.harness.ledger.transaction() as connection:
-        gone = workers.update().where(workers.c.queue == queue)
-        connection.execute(gone.values(seen_at=db_now(-GONE_SECONDS - 1)))
+        connection.execute(workers.update().where(is_its).values(seen_at=db_now(-GONE_SECONDS - 1)))
+    yield
+    with deployment.harness.ledger.transaction() as connection:
+        connection.execute(workers.delete().where(is_its))
 
 
 @pytest.mark.parametrize(
@@ -246,8 +251,8 @@ def _let_heartbeat_expire(deployment: Deployment, queue: str) -> None:
             Signs(
                 health="and not since",
                 doctor="no trainer is running, and training run",
-                metrics=r'^labelmill_workers\{queue="labelmill.retrain"\} 0\.0$',
-                pending="LabelmillNoTrainer",
+                metrics=r'^labelmill_lost_workers\{queue="labelmill.retrain"\} 1\.0$',
+                firing="LabelmillWorkersLost",
                 log=r"\(labelmill.retrain\) has sent no heartbeat for 30 s",
             ),
         ),
@@ -257,8 +262,8 @@ def _let_heartbeat_expire(deployment: Deployment, queue: str) -> None:
             Signs(
                 health="and not since",
                 doctor="beat is not running",
-                metrics=r'^labelmill_workers\{queue="labelmill.beat"\} 0\.0$',
-                pending="LabelmillNoBeat",
+                metrics=r'^labelmill_lost_workers\{queue="labelmill.beat"\} 1\.0$',
+                firing="LabelmillWorkersLost",
                 log=r"\(labelmill.beat\) has sent no heartbeat for 30 s",
             ),
         ),

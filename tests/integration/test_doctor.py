@@ -6,7 +6,9 @@ import contextlib
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ from labelmill import doctor, probes
 from labelmill.doctor import Finding, Level
 from labelmill.doctor.api import check_api
 from labelmill.doctor.broker import check_broker
+from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.configuration import check_home, check_settings
 from labelmill.doctor.findings import ok
 from labelmill.doctor.ledger import check_ledger
@@ -323,6 +326,24 @@ def test_a_ledger_of_a_newer_labelmill(ledger, settings):
 def test_a_ledger_file_that_does_not_exist(fresh):
     settings = fresh.model_copy(update={"ledger_url": f"sqlite:///{fresh.home}/other.sqlite3"})
     find(check_ledger, settings, "names no file", PROBLEM, "labelmill db upgrade")
+
+
+@on_postgresql
+def test_partitions_that_end_soon(settings, monkeypatch):
+    now = time.time()
+    find(check_ledger, settings, "has partitions", OK)
+    for weeks in (3, 11):
+        monkeypatch.setattr(time, "time", lambda weeks=weeks: now + weeks * 7 * 86_400)
+        find(check_ledger, settings, "has partitions for predictions only", WARNING, "labelmill db upgrade")
+
+
+def test_a_certificate_that_expires_soon():
+    def found(days: float) -> Finding:
+        [finding] = check_certificate(datetime.now(UTC) + timedelta(days=days), "broker")
+        return finding
+
+    assert found(15).level == OK
+    assert found(13).level == WARNING
 
 
 @on_sqlite

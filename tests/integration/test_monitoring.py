@@ -103,6 +103,8 @@ WELL: Final = {
     'labelmill_worker_processes{queue="labelmill.classify"}': "8x120",
     'labelmill_workers{queue="labelmill.beat"}': "1x120",
     'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "0x120",
+    'labelmill_lost_workers{queue="labelmill.beat"}': "0x120",
+    'labelmill_lost_workers{queue="labelmill.classify"}': "1x120",  # and it was replaced
     'labelmill_schedule_overdue_seconds{dataset="mnist"}': "0x120",
     'labelmill_certificate_valid_seconds{service="ledger"}': "5000000x120",
     "labelmill_pending_training_runs": "0x120",
@@ -125,6 +127,10 @@ NO_OUTCOMES: Final = {
 }
 NOTHING_WAITS: Final = {"labelmill_pending_images": "0x120"}
 RUN_WAITS: Final = {"labelmill_pending_training_runs": "1x120"}
+BEAT_DIED: Final = {
+    'labelmill_workers{queue="labelmill.beat"}': "1x99 0x20",
+    'labelmill_lost_workers{queue="labelmill.beat"}': "0x99 1x20",
+}
 OFTEN_CORRECTED: Final = {"labelmill_champion_live_accuracy_ratio": "0.5x120"}
 CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillMetricsAway": ({"labelmill_ledger_up": None}, {"labelmill_ledger_up": "0x120"}),
@@ -134,6 +140,10 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     "LabelmillWorkerProblem": (
         {'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "1x120"},
         {'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "0x98 1 0x20"},
+    ),
+    "LabelmillWorkersLost": (
+        {**BEAT_DIED},
+        {**BEAT_DIED, "labelmill_ledger_up": "1x98 0 1x20"},
     ),
     "LabelmillNoTrainer": (
         {**RUN_WAITS, 'labelmill_workers{queue="labelmill.retrain"}': "0x120"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +15,9 @@ from alembic import command
 
 from jobs import ids
 from jobs.errors import Unavailable
+from jobs.ids import id_seconds
 from jobs.ledger import Ledger
-from jobs.ledger.partitions import add_partitions, empty_partition, partitions
+from jobs.ledger.partitions import Partition, empty_partition, partitions
 from jobs.ledger.queries import Filter, page_of_predictions
 from jobs.schema import jobs, predictions
 from labelmill.migrating import alembic_config, upgrade
@@ -68,6 +71,28 @@ def dead_rows(ledger: Ledger) -> int:
         connection.execute(sa.text("SELECT pg_stat_force_next_flush()"))
         deleted = "SELECT sum(n_tup_del) FROM pg_stat_user_tables WHERE relname LIKE 'predictions%'"
         return int(connection.scalar(sa.text(deleted)) or 0)
+
+
+@contextmanager
+def notes_of(ledger: Ledger) -> Iterator[list[str]]:
+    """Yield a list to which PostgreSQL adds what it notes about each statement."""
+    notes: list[str] = []
+    with ledger.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.add_notice_handler(lambda note: notes.append(note.message_primary))
+
+    def ask(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL client_min_messages = debug1")
+
+    sa.event.listen(ledger.engine, "begin", ask)
+    yield notes
+    sa.event.remove(ledger.engine, "begin", ask)
+
+
+def constraints_of(ledger: Ledger, table: str) -> list[str | None]:
+    """Return the names of the table's check constraints."""
+    with ledger.reading() as connection:
+        return [each["name"] for each in sa.inspect(connection).get_check_constraints(table)]
 
 
 def test_a_week_whose_jobs_are_all_old_is_removed_at_once(ledger, store, finished):
@@ -130,24 +155,84 @@ def test_a_purge_does_not_wait_for_those_who_read(ledger, store, finished):
     assert rows_of(ledger, job) == (0, 0, 0)
 
 
-def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, finished, monkeypatch):
-    # Given a job that is submitted in two years, for which there is no partition yet
-    with ledger.reading() as connection:
-        before = partitions(connection)
-    assert all(one.beyond == other.first for one, other in pairwise(before))
-    late = finished(730, ago=0)
-    assert late.id > before[-1].beyond
+# ---- new partitions -----------------------------------------------------------------------------------
 
-    # When the ledger is upgraded at that time, Then there is one for each week except the job's
-    now = time.time() + 730 * DAY
-    monkeypatch.setattr(time, "time", lambda: now)
-    with ledger.transaction() as connection:
-        add_partitions(connection)
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function: after `set_clock(days)`, it is that many days from now."""
+    now = time.time()
+    return lambda days: monkeypatch.setattr(time, "time", lambda: now + days * DAY)
+
+
+def all_partitions(ledger: Ledger) -> list[Partition]:
     with ledger.reading() as connection:
-        added = partitions(connection)[len(before) :]
-    assert len(added) == 52
-    assert all(each.first > late.id for each in added)
-    assert rows_of(ledger, late) == (1, 1, 4)
+        return partitions(connection)
+
+
+def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, set_clock):
+    for days in (35, 280, 600):
+        set_clock(days)
+        for _ in range(2):
+            upgrade(ledger)
+        found = all_partitions(ledger)
+        assert all(one.beyond == other.first for one, other in pairwise(found))
+        assert 52 * WEEK < id_seconds(found[-1].beyond) - time.time() <= 53 * WEEK
+
+
+def test_rows_without_a_partition_are_not_read_while_those_of_others_are_added(ledger, finished, set_clock):
+    # Given a job for whose week there is no partition, another one of a wrong clock, and what an upgrade left
+    # that was killed
+    before = all_partitions(ledger)
+    wrong, late = finished(3000, ago=0), finished(730, ago=0)
+    set_clock(730)
+    left = f"ALTER TABLE predictions_default ADD CONSTRAINT {BOUND} CHECK (job_id < '1') NOT VALID"
+    with ledger.transaction() as connection:
+        connection.execute(sa.text(left))
+
+    # When the ledger is upgraded
+    with notes_of(ledger) as notes:
+        upgrade(ledger)
+
+    # Then there are partitions from some weeks later on, PostgreSQL knew without reading that these rows do
+    # not belong to them, and no constraint is left
+    added = all_partitions(ledger)[len(before) :]
+    assert len(added) == 53 - 5
+    assert all(one.beyond == other.first for one, other in pairwise(added))
+    assert all(late.id < each.first < wrong.id for each in added)
+    implied = (
+        'updated partition constraint for default partition "predictions_default" is implied by existing '
+        "constraints"
+    )
+    assert notes.count(implied) == len(added)
+    assert constraints_of(ledger, "predictions_default") == []
+    assert [rows_of(ledger, job) for job in (wrong, late)] == [(1, 1, 4), (1, 1, 4)]
+
+
+def test_rows_that_are_recorded_during_an_upgrade_are_kept(
+    ledger, finished, set_clock, make_job, worker, wait_until_blocked
+):
+    # Given a job for whose week there is no partition; half of it is recorded while the other rows are read,
+    # and the rest while partitions are added
+    finished(730, ago=0)
+    set_clock(730)
+    job = make_job([4, 4])
+    rest: list[Future[None]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "VALIDATE" in statement:
+            executor.submit(worker.work, job.chunks[0]).result(timeout=5)
+        if "ATTACH" in statement and not rest:
+            rest.append(executor.submit(worker.work, job.chunks[1]))
+            wait_until_blocked()
+
+    # When the ledger is upgraded meanwhile, Then all its rows are there
+    with ThreadPoolExecutor() as executor:
+        sa.event.listen(ledger.engine, "after_cursor_execute", note)
+        upgrade(ledger)
+        sa.event.remove(ledger.engine, "after_cursor_execute", note)
+        rest[0].result()
+    assert rows_of(ledger, job) == (1, 2, 8)
 
 
 # ---- the migration ------------------------------------------------------------------------------------
@@ -163,25 +248,15 @@ def before(ledger: Ledger, make_job: JobMaker, worker: Any) -> Ledger:
 
 
 def test_the_migration_reads_no_row_while_it_has_its_lock(before):
-    # Given what PostgreSQL notes about each statement
-    notes: list[str] = []
-    with before.engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        driver.add_notice_handler(lambda note: notes.append(note.message_primary))
-    level = sa.event.listens_for(before.engine, "begin")(
-        lambda connection: connection.exec_driver_sql("SET LOCAL client_min_messages = debug1")
-    )
-
     # When the ledger is migrated
-    upgrade(before)
-    sa.event.remove(before.engine, "begin", level)
+    with notes_of(before) as notes:
+        upgrade(before)
 
-    # Then it knew without reading that the old rows belong to the first partition, and no constraint is left
+    # Then PostgreSQL knew without reading that the old rows belong to the first partition, and no constraint
+    # is left
     implied = 'partition constraint for table "predictions_first" is implied by existing constraints'
     assert implied in notes
-    with before.reading() as connection:
-        constraints = sa.inspect(connection).get_check_constraints("predictions_first")
-    assert constraints == []
+    assert constraints_of(before, "predictions_first") == []
 
 
 def test_rows_and_rights_survive_both_ways(before):
@@ -233,6 +308,4 @@ def test_an_upgrade_that_fails_leaves_no_constraint(before):
             upgrade(before)
 
     # And nothing keeps workers of the old version from recording
-    with before.reading() as connection:
-        found = sa.inspect(connection).get_check_constraints("predictions")
-    assert BOUND not in [each["name"] for each in found]
+    assert constraints_of(before, "predictions") == []
