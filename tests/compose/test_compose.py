@@ -207,6 +207,12 @@ def test_a_worker_may_be_killed_and_redis_be_away(deployment: Deployment) -> Non
     kill(broker)
     for container in (worker, broker):
         until(lambda killed=container: is_up_again(deployment, killed), f"{container.service} is up again")
+    # and the others are healthy again: after an outage, they are checked only every half minute
+    until(
+        lambda: {each.health for each in deployment.containers()} == {"healthy"},
+        "all are healthy again",
+        seconds=120,
+    )
     (deployment.folder / ".env").write_text("WORKERS=1\n")
     deployment.up()
     assert len(deployment.containers("worker")) == 1
