@@ -59,7 +59,7 @@ def bounded(ledger: Ledger) -> Iterator[None]:
             connection.execute(sa.text(f"ALTER TABLE {table} VALIDATE CONSTRAINT {BOUND}"))
         yield
     finally:
-        # If this fails, too, the first error says what is wrong, and the next upgrade drops it.
+        # If it fails, the next upgrade drops it. After a success, it excludes only rows that have partitions.
         with suppress(Unavailable):
             _drop(ledger)
 

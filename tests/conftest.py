@@ -371,7 +371,7 @@ def plans_of(ledger: Ledger, ask: Callable[[Connection], object]) -> list[tuple[
 
 def _migrate(url: str) -> None:
     with contextlib.closing(Ledger(url)) as ledger, pytest.MonkeyPatch.context() as patch:
-        # A database with partitions for a year is copied slowly. The doctor warns below nine weeks.
+        # A database with partitions for a year is copied slowly. The doctor warns when eight weeks are left.
         patch.setattr(partitions, "_WEEKS_AHEAD", 10)
         upgrade(ledger)
 

@@ -25,8 +25,8 @@ _WEEKS_AHEAD: Final = 53
 #: It adds none while so many weeks have theirs: an upgrade need not wait for those who read all partitions.
 _WEEKS_LEFT: Final = 26
 
-#: If there are rows without a partition, the next partition begins so many weeks from now. Until then, new
-#: rows go to the same table as those: an upgrade that was killed must be run again before.
+#: If there are rows without a partition, the next one begins this many weeks from now: until then, new rows
+#: still go to their table. If an upgrade is killed, it must be run again within this time.
 _WEEKS_OF_UPGRADE: Final = 5
 
 #: How long rows may outlive their purged job, until the last job of their week can be purged.
@@ -87,27 +87,31 @@ def first_free_week(latest: str | None) -> int:
 
 
 def weeks_due(connection: Connection) -> range:
-    """Return the weeks, counted from 1970, for which `add_partitions` has to add a partition.
+    """Return the weeks, counted from 1970, that need a partition.
 
-    The default partition has no rows of these weeks: PostgreSQL would refuse their partitions.
+    Weeks of which the default partition has rows are left out: PostgreSQL would refuse their partitions.
     """
     end = partitions_end(connection)
     this_week = int(time.time() // WEEK_SECONDS)
     if end is None or end > (this_week + _WEEKS_LEFT) * WEEK_SECONDS:
         return range(0)
     stop = this_week + _WEEKS_AHEAD
+    # If a producer's wrong clock has made a later job, the weeks before it never get a partition.
     latest = connection.scalar(
         sa.text("SELECT max(job_id) FROM predictions_default WHERE job_id < :stop"),
         {"stop": first_id(stop * WEEK_SECONDS)},
     )
+    if latest is None and connection.scalar(sa.text("SELECT EXISTS (SELECT FROM predictions_default)")):
+        # Still later rows: those of now may come while the constraint is in place (`migrations.bounding`).
+        latest = first_id(this_week * WEEK_SECONDS)
     return range(max(round(end / WEEK_SECONDS), first_free_week(latest)), stop)
 
 
 def add_partitions(connection: Connection) -> None:
     """Add the partitions that are missing for the next year. Only the owner of the table can do this.
 
-    Readers and writers continue meanwhile, but for those of the default partition. They wait for a moment, or
-    until its rows are read if no constraint says that it has none of these weeks (`migrations.bounding`).
+    Only readers and writers of the default partition wait: for a moment if a constraint says that it has no
+    rows of these weeks (`migrations.bounding`), otherwise until PostgreSQL has read its rows.
     """
     for week in weeks_due(connection):
         seconds = week * WEEK_SECONDS

@@ -26,7 +26,7 @@ from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
 
-#: Partitions that end within this time are reported: long after `labelmill db upgrade` could have added more.
+#: Partitions that end within this time are reported. `labelmill db upgrade` adds more if half a year is left.
 _PARTITIONS_SOON: Final = 8 * 7 * 86_400
 
 #: The second statement covers the tables that later versions add.

@@ -180,9 +180,9 @@ def test_there_are_partitions_for_a_year_after_each_upgrade(ledger, set_clock):
         assert 52 * WEEK < id_seconds(found[-1].beyond) - time.time() <= 53 * WEEK
 
 
-def test_rows_without_a_partition_are_not_read_while_those_of_others_are_added(ledger, finished, set_clock):
-    # Given a job for whose week there is no partition, another one of a wrong clock, and what an upgrade left
-    # that was killed
+def test_adding_partitions_does_not_read_the_default_partition(ledger, finished, set_clock):
+    # Given a job whose week has no partition, one of a producer with a wrong clock, and the constraint that a
+    # killed upgrade has left
     before = all_partitions(ledger)
     wrong, late = finished(3000, ago=0), finished(730, ago=0)
     set_clock(730)
@@ -209,12 +209,14 @@ def test_rows_without_a_partition_are_not_read_while_those_of_others_are_added(l
     assert [rows_of(ledger, job) for job in (wrong, late)] == [(1, 1, 4), (1, 1, 4)]
 
 
+@pytest.mark.parametrize("days", [730, 3000], ids=["as late", "of a wrong clock"])
 def test_rows_that_are_recorded_during_an_upgrade_are_kept(
-    ledger, finished, set_clock, make_job, worker, wait_until_blocked
+    ledger, finished, set_clock, make_job, worker, wait_until_blocked, at, days
 ):
-    # Given a job for whose week there is no partition; half of it is recorded while the other rows are read,
-    # and the rest while partitions are added
-    finished(730, ago=0)
+    # Given another job without a partition, and one of now: half of it is recorded while the other's rows are
+    # read, and the rest while partitions are added
+    finished(days, ago=0)
+    at(730)
     set_clock(730)
     job = make_job([4, 4])
     rest: list[Future[None]] = []
