@@ -278,7 +278,7 @@ def _workers(connection: Connection) -> Iterator[Metric]:
     alive = _gauge("workers", "Workers with a heartbeat within 30 seconds.", labels=labels)
     processes = _gauge("worker_processes", "Their processes that have started.", labels=labels)
     problems = _gauge("worker_problems", "Workers that report a problem.", labels=[*labels, "problem"])
-    lost = _gauge("lost_workers", "Workers that did not stop, but send no heartbeat.", labels=labels)
+    lost = _gauge("lost_workers", "Workers that died or cannot reach the ledger.", labels=labels)
     found, lost_by_queue = workers_by_queue(connection), Counter(lost_workers(connection).values())
     for queue in (*QUEUES.values(), BEAT):
         now = found.get(queue, QueueWorkers())

@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 #: The interval of each worker's reconciler.
 RECONCILE_SECONDS: Final = 2.0
 
+#: A worker is logged within this time after it counts as gone, so another reconciler does not log it again.
+LOG_LOST_SECONDS: Final = 30.0
+
 
 class Reconciler:
     """Sends missing wake-ups, and ends claims, jobs and runs whose process died."""
@@ -90,7 +93,7 @@ class Reconciler:
                 logger.warning("released %d chunks whose lease had run out", expired)
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id, extra={"job": job_id})
-            lost = lost_workers(connection)
+            lost = lost_workers(connection, seconds=LOG_LOST_SECONDS)
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)

@@ -30,7 +30,8 @@ HEARTBEAT_SECONDS: Final = 10.0
 #: A worker without a heartbeat for this long counts as gone. Two may be late, as on a very busy machine.
 GONE_SECONDS: Final = 30.0
 
-#: For this long, a worker that is gone counts as lost. Later somebody has replaced it, or other alerts fire.
+#: For this long, a worker that is gone counts as lost. If it were longer, a crash followed by a normal stop
+#: would raise the alert.
 LOST_SECONDS: Final = 600.0
 
 #: The row of a worker without a heartbeat is deleted after a day; until then people can see that it existed.
@@ -116,12 +117,12 @@ def forget_lost_workers(connection: Connection) -> None:
     connection.execute(workers.delete().where(workers.c.seen_at < db_now(-FORGOTTEN_SECONDS)))
 
 
-def lost_workers(connection: Connection) -> dict[str, str]:
-    """Return the workers that are gone, though they did not stop, each with its queue.
+def lost_workers(connection: Connection, *, seconds: float = LOST_SECONDS) -> dict[str, str]:
+    """Return the workers that died or cannot reach the ledger, each with its queue.
 
-    Only those of the last `LOST_SECONDS`.
+    They have been gone for at most `seconds`.
     """
-    is_lost = workers.c.seen_at.between(db_now(-GONE_SECONDS - LOST_SECONDS), db_now(-GONE_SECONDS))
+    is_lost = workers.c.seen_at.between(db_now(-GONE_SECONDS - seconds), db_now(-GONE_SECONDS))
     query = sa.select(workers.c.name, workers.c.queue).where(is_lost).order_by(workers.c.name)
     return {row.name: row.queue for row in connection.execute(query)}
 
