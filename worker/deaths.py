@@ -6,7 +6,6 @@ looks busy; only the number of deaths shows it.
 
 from __future__ import annotations
 
-import math
 import re
 import signal
 import time
@@ -38,7 +37,7 @@ class Deaths:
         """Remember how many processes the kernel has killed so far."""
         self._oom_counts = oom_counts
         self._oom_kills = count_oom_kills(oom_counts)
-        self._oom_seen_at = -math.inf  # when the number was last found to be higher
+        self._oom_left = 0  # kills that the kernel has counted, but whose deaths were not added yet
         self._recent: deque[float] = deque()
         self._cause = ""
 
@@ -50,10 +49,10 @@ class Deaths:
             self._recent.popleft()
         if exit_codes:
             before, self._oom_kills = self._oom_kills, count_oom_kills(self._oom_counts)
-            if self._oom_kills > before:
-                self._oom_seen_at = now
-            # The kernel may have counted this death before an earlier one was added.
-            is_oom = now - self._oom_seen_at <= DEATHS_SECONDS
+            # If two are killed before the number is read, it includes the death that is added later.
+            self._oom_left += self._oom_kills - before
+            is_oom = self._oom_left > 0
+            self._oom_left = max(0, self._oom_left - list(exit_codes).count(-signal.SIGKILL))
             self._cause = _cause(death_name(exit_codes[-1]), is_oom=is_oom)
 
     def problem(self) -> str | None:
