@@ -39,7 +39,7 @@ COPY requirements/api.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes -r api.txt
 # Of the 400 services that botocore describes: S3, and those that it gets credentials from. This saves 17 MB. The
-# tests of packages, and the sources of what is compiled: 4 MB. What colours source code in other languages: 7 MB.
+# tests of packages, and the sources of what is compiled: 4 MB. Pygments' lexers for languages other than Python: 7 MB.
 RUN cd /opt/labelmill/lib/python3*/site-packages \
  && find botocore/data -mindepth 1 -maxdepth 1 -type d \
     ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -r {} + \

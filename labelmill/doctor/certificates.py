@@ -13,7 +13,7 @@ SOON: Final = timedelta(days=14)
 
 
 def check_certificate(end: datetime | None, service: str) -> Iterator[Finding]:
-    """Yield until when the service's certificate is valid, if it has one that is checked.
+    """Yield a finding about the end of the service's certificate, if it has one that is checked.
 
     If it has expired, the service cannot be used, and another finding says so.
     """

@@ -104,7 +104,7 @@ WELL: Final = {
     'labelmill_workers{queue="labelmill.beat"}': "1x120",
     'labelmill_worker_problems{queue="labelmill.classify",problem="memory"}': "0x120",
     'labelmill_lost_workers{queue="labelmill.beat"}': "0x120",
-    'labelmill_lost_workers{queue="labelmill.classify"}': "1x120",  # and it was replaced
+    'labelmill_lost_workers{queue="labelmill.classify"}': "1x120",  # it was replaced
     'labelmill_schedule_overdue_seconds{dataset="mnist"}': "0x120",
     'labelmill_certificate_valid_seconds{service="ledger"}': "5000000x120",
     "labelmill_pending_training_runs": "0x120",
