@@ -126,8 +126,9 @@ class _Part:
         """Start reading, unless a thread is still reading."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name=f"metrics-{self.name}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"metrics-{self.name}", daemon=True)
+                thread.start()
+                self._thread = thread  # not before: another scrape may join it at once
 
     def end(self, deadline: float) -> list[Metric] | None:
         """Return what was read; None if the service cannot be reached or takes too long."""

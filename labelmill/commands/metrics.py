@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from labelmill.addresses import http_url, parse_address
 from labelmill.console import examples, report_errors, say
 
 app = typer.Typer(add_completion=False)
+
+#: How soon a signal ends the command at the latest.
+_WAIT_SECONDS: Final = 1.0
 
 
 @app.command(epilog=examples("labelmill metrics", "labelmill metrics --listen 0.0.0.0:9187"))
@@ -45,4 +48,6 @@ def metrics(
     registry.register(LabelmillCollector(Settings.load()))
     with Exporter(registry, address=address, port=port) as exporter:
         say(f"metrics at {http_url(address, exporter.port)}/metrics; Ctrl-C ends it")
-        over.wait()
+        # If another thread receives the signal, Python handles it only once this wait returns.
+        while not over.wait(_WAIT_SECONDS):
+            pass
