@@ -56,6 +56,7 @@ from labelmill.stack import _broker_command, broker_answers
 from tests.console import folder_for_sockets
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns
+from tests.small_disk import SmallDisk, small_disk
 
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
@@ -288,6 +289,20 @@ def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
     path.parent.mkdir(mode=0o700)
     shutil.copy(_sqlite_template, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def disk(short_folder: Path) -> Iterator[SmallDisk]:
+    """A small disk of the test's own."""
+    with small_disk(short_folder / "disk", megabytes=16) as disk:
+        yield disk
+
+
+@pytest.fixture
+def sqlite_on_disk_url(_sqlite_template: Path, disk: SmallDisk) -> str:
+    """A fresh, migrated SQLite file on the small disk."""
+    shutil.copy(_sqlite_template, disk.path / "ledger.sqlite3")
+    return f"sqlite:///{disk.path}/ledger.sqlite3"
 
 
 @pytest.fixture

@@ -116,16 +116,14 @@ class Deployment:
         return self._run("sh", f"deploy/compose/{name}", *arguments, timeout=BUILD_SECONDS, check=check)
 
     def start_script(self, name: str) -> subprocess.Popen[str]:
-        """Start `sh deploy/compose/NAME`, as the leader of a process group."""
+        """Start `sh deploy/compose/NAME`, as the leader of a process group. Only its stderr is kept."""
+        return self._start("sh", f"deploy/compose/{name}", stderr=subprocess.PIPE, start_new_session=True)
+
+    def _start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command beside the test. Its output is dropped unless `options` for Popen say otherwise."""
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         return subprocess.Popen(
-            ["sh", f"deploy/compose/{name}"],
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+            command, cwd=self.folder, env=self._environment, text=True, **(streams | options)
         )
 
     def _run(self, *command: str, timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
@@ -182,15 +180,7 @@ class Deployment:
     def start(self, *arguments: str, entrypoint: str = "labelmill") -> subprocess.Popen[str]:
         """`labelmill ...` in a container, at work beside the test."""
         run = ("docker", "compose", "run", "--rm", "--no-TTY", "--entrypoint", entrypoint)
-        return subprocess.Popen(
-            [*run, "producer", *arguments],
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        return self._start(*run, "producer", *arguments, stdout=subprocess.PIPE)
 
     def ask(self, statement: str) -> list[list[str]]:
         """Rows of the ledger."""

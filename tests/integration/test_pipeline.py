@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from jobs.schema import ChunkState, JobState, jobs, predictions
 from tests.conftest import Broker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
-from tests.small_disk import SmallDisk, small_disk
+from tests.small_disk import SmallDisk
 from worker.context import FIRST_CLAIM_IMAGES
 from worker.predicting import pipeline, room
 from worker.predicting.pipeline import ATTEMPTS_TO_REACH
@@ -575,19 +574,6 @@ def test_if_the_ledger_stays_unavailable_the_lease_expires(
     assert harness.chunk(job_id).state == ChunkState.CLAIMED
 
 
-@pytest.fixture
-def disk(short_folder: Path) -> Iterator[SmallDisk]:
-    with small_disk(short_folder / "disk", megabytes=12) as disk:
-        yield disk
-
-
-@pytest.fixture
-def sqlite_on_disk_url(disk: SmallDisk, sqlite_url: str) -> str:
-    """A fresh, migrated SQLite file on the disk."""
-    folder = Path(sqlite_url.removeprefix("sqlite:///")).parent
-    return f"sqlite:///{shutil.copytree(folder, disk.path / 'ledger')}/ledger.sqlite3"
-
-
 @pytest.mark.parametrize("ledger_url", ["sqlite_on_disk"], indirect=True)
 def test_a_process_claims_nothing_while_the_ledgers_disk_is_full(
     harness: Harness, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
@@ -602,8 +588,7 @@ def test_a_process_claims_nothing_while_the_ledgers_disk_is_full(
     # when the process is asked for more, and a little room, enough for a claim, does not change that
     assert harness.classify() == 0
     disk.make_room()
-    with (disk.path / "other").open("wb") as other:
-        os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(disk.path).free - 2**20)
+    disk.fill(but=2**20)
     assert harness.classify() == 0
 
     # then it has claimed nothing, and holds the chunk that it could not release
@@ -611,7 +596,7 @@ def test_a_process_claims_nothing_while_the_ledgers_disk_is_full(
     assert harness.chunk(second).attempts == 0
 
     # and when there is room, then it releases that chunk without a crash, and claims
-    (disk.path / "other").unlink()
+    disk.make_room()
     assert harness.classify() == 100
     row = harness.chunk(first)
     assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)

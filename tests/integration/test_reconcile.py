@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +15,6 @@ from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
 from jobs.schema import chunks, db_now, locks
 from jobs.settings import Settings
-from tests.small_disk import SmallDisk, small_disk
 from worker import reconcile
 from worker.reconcile import Reconciler
 
@@ -99,21 +95,7 @@ def test_a_lease_that_expires_long_after_an_outage_is_a_crash(ledger, make_job, 
         assert connection.execute(sa.select(chunks.c.crashes, chunks.c.releases)).one() == (1, 0)
 
 
-@pytest.fixture
-def disk(short_folder: Path) -> Iterator[SmallDisk]:
-    """A small disk for the ledger."""
-    with small_disk(short_folder / "disk", megabytes=16) as disk:
-        yield disk
-
-
-@pytest.fixture
-def small_disk_url(_sqlite_template: Path, disk: SmallDisk) -> str:
-    """A fresh, migrated SQLite file on the small disk."""
-    shutil.copy(_sqlite_template, disk.path / "ledger.sqlite3")
-    return f"sqlite:///{disk.path}/ledger.sqlite3"
-
-
-@pytest.mark.parametrize("ledger_url", ["small_disk"], indirect=True)
+@pytest.mark.parametrize("ledger_url", ["sqlite_on_disk"], indirect=True)
 def test_a_lease_that_expires_on_a_nearly_full_disk_is_no_crash(ledger, disk, make_job, worker, reconciler):
     # Given an expired claim, and a disk with room for little more than a release
     worker.must_claim(make_job([1]).chunks[0], lease_seconds=-1)
