@@ -251,18 +251,20 @@ def test_a_worker_that_lacks_memory_says_so(deployment: Deployment) -> None:
 
         # Then within a minute, health, metrics, log and doctor name the cause
         cause = "its processes keep dying, killed for lack of memory"
-        until(lambda: cause in health_of_worker(deployment), "the health check names the cause", seconds=60)
-        until(lambda: f"{problem} 1.0" in metrics(deployment), "the metrics name the cause", seconds=30)
+        until(
+            lambda: (
+                cause in health_of_worker(deployment)
+                and f"{problem} 1.0" in metrics(deployment)
+                and cause in log_of_worker(deployment)
+                and cause in deployment.labelmill("doctor", check=False).stdout
+            ),
+            "all name the cause",
+            seconds=60,
+        )
         [deaths] = re.findall(
             r'^labelmill_child_deaths_total\{signal="SIGKILL"\} (.+)$', metrics(deployment), re.MULTILINE
         )
         assert float(deaths) >= MANY_DEATHS
-        assert cause in log_of_worker(deployment)
-        until(
-            lambda: cause in deployment.labelmill("doctor", check=False).stdout,
-            "the doctor names the cause",
-            seconds=30,
-        )
         # and none says that the cause is unknown
         assert "perhaps" not in log_of_worker(deployment)
         [worker] = deployment.containers("worker")
