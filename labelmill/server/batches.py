@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
@@ -26,7 +27,7 @@ from jobs.limits import ErrorLimits
 from jobs.references import Roots
 from jobs.schema import JobState
 from jobs.webhooks import check_receiver
-from labelmill.server.access import Session, SubmitSession
+from labelmill.server.access import ReadLedger, Session, SubmitSession
 from labelmill.server.files import id_in, store_list
 from labelmill.server.outputs import errors_id, output_id
 from labelmill.server.problems import PROBLEMS, ApiError
@@ -112,10 +113,16 @@ def list_batches(
 
 
 @router.get("/{batch_id}")
-def show_batch(batch_id: str, session: SubmitSession) -> BatchObject:
+async def show_batch(batch_id: str, ledger: ReadLedger) -> BatchObject:
     """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
-    with session.client.ledger.reading() as connection:
-        return _read(connection, full_id(connection, "job", batch_id))
+
+    def read() -> BatchObject:
+        with ledger.reading() as connection:
+            return _read(connection, full_id(connection, "job", batch_id))
+
+    # FastAPI serializes the answer of a function that is not async in a second thread, and this is the most
+    # frequent request.
+    return await run_in_threadpool(read)
 
 
 @router.post("/{batch_id}/cancel")
