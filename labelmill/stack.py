@@ -28,6 +28,7 @@ from jobs.settings import ENV_PREFIX, Settings
 from labelmill.console import say
 from labelmill.logs import Event, PartLog
 from labelmill.migrating import open_ledger
+from labelmill.priority import give_way
 from labelmill.signals import die_with_parent, sigterm_like_ctrl_c
 
 #: How long the broker may take to start.
@@ -44,6 +45,9 @@ _LAST_LINES_SECONDS: Final = 2.0
 
 #: Processes that send webhooks: one goes on while the other waits for a receiver.
 WEBHOOK_PROCESSES: Final = 2
+
+#: These can take all cores. The API, the producer and the user's own programs should not wait for them.
+_IN_BACKGROUND: Final = frozenset(("worker", "trainer"))
 
 #: The signals that stop a stack.
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -260,7 +264,7 @@ class Stack:
                     pass_fds=self._inherited if service.name == "api" else (),
                     # A session of its own: Ctrl-C reaches only this process, which ends the others in order.
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=_begin_in_background if service.name in _IN_BACKGROUND else _begin,
                 )
                 # Its thread inherits the blocked signals, so that they always reach the main thread.
                 service.log.follow(service.process)
@@ -300,10 +304,16 @@ def _broker_command(settings: Settings) -> list[str]:
     ]
 
 
-def _die_with_parent() -> None:
-    """Make Linux stop this child if its parent is killed. Runs in the child, before its program starts."""
+def _begin() -> None:
+    """Let this child receive the stop signals, and end with its parent. Runs before its program starts."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     die_with_parent()
+
+
+def _begin_in_background() -> None:
+    """Do the same, and give way to other processes. It may take a second, for which the parent waits."""
+    _begin()
+    give_way()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.stack import _broker_command, _die_with_parent, broker_answers, worker_command
+from labelmill.stack import _begin, _broker_command, broker_answers, worker_command
 from producer.submit import submit
 from tests.console import processes_below, until
 from tests.faults.checker import Verdict, check_job, chunk_rows
@@ -109,7 +109,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_begin,
             )
         self.groups.append(popen.pid)
         return popen

@@ -15,6 +15,7 @@ import pytest
 from jobs.settings import Settings
 from labelmill import logs
 from labelmill.logs import Event, LogFile, PartLog
+from labelmill.priority import NICENESS
 from labelmill.stack import Stack
 
 #: A stack that is told to stop during the fork of its first process.
@@ -38,6 +39,23 @@ try:
         print("goes on")
 except KeyboardInterrupt:
     print("stopped")
+"""
+
+
+#: An ordinary user's process that gives way. A process that changes its user loses its files in /proc, unless
+#: it asks to keep them (PR_SET_DUMPABLE).
+GIVES_WAY = """
+import ctypes, os
+from pathlib import Path
+from labelmill.priority import give_way
+
+os.setsid()
+if os.getuid() == 0:
+    os.setuid(65534)
+    ctypes.CDLL(None).prctl(4, 1)
+give_way()
+session = Path("/proc/self/autogroup")
+print(session.read_text().split()[-1] if session.exists() else os.nice(0))
 """
 
 
@@ -86,6 +104,30 @@ def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
     assert log.read_text().rstrip().endswith("bye bye...")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert stack.next_event(0) is None
+
+
+def test_workers_and_trainers_give_way_to_the_other_processes(short_folder: Path) -> None:
+    with Stack(Settings.load(home=short_folder / "home"), trainer=True) as stack:
+        processes = {service.name: service.process for service in stack._services}
+        pids = {name: process.pid for name, process in processes.items() if process is not None}
+        niceness = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}
+        autogroups = {name: Path(f"/proc/{pid}/autogroup") for name, pid in pids.items()}
+        of_sessions = {
+            name: path.read_text().split()[-1] for name, path in autogroups.items() if path.exists()
+        }
+    ours = os.nice(0)
+    assert niceness == {"broker": ours, "worker": ours + NICENESS, "trainer": ours + NICENESS}
+    # Empty if the kernel does not share the cores by session.
+    assert of_sessions in ({}, {"broker": "0", "worker": str(NICENESS), "trainer": str(NICENESS)})
+
+
+def test_an_ordinary_users_processes_may_all_give_way_at_once() -> None:
+    """Linux lets ordinary users change the priority of only one session in a tenth of a second."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", GIVES_WAY], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [process.communicate(timeout=60)[0] for process in started] == [f"{NICENESS}\n"] * 3
 
 
 def test_a_log_file_is_bounded_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
