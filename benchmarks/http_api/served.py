@@ -57,6 +57,7 @@ class Served:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     pass_fds=(listening.fileno(),),
+                    start_new_session=True,  # as `labelmill up` does: the kernel shares the cores by session
                 )
         deadline = time.monotonic() + _START_SECONDS
         with self.connect() as api:
