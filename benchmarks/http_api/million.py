@@ -59,22 +59,20 @@ class Turn(NamedTuple):
 @report_errors
 def main(
     images: Annotated[int, typer.Option(min=10, max=MOST_DIGITS, help="Images of the archive.")] = 1_000_000,
-    objects: Annotated[
-        int, typer.Option(min=10, help="Objects of the bucket: moto gets slow with many.")
-    ] = 50_000,
+    objects: Annotated[int, typer.Option(min=10, max=MOST_DIGITS, help="Objects of the bucket.")] = 50_000,
     rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 3,
     work_dir: WorkDir = None,
     json: Json = RESULTS,
 ) -> None:
     """Take in a large archive and a bucket over HTTP, in turns with the command."""
     load_average = os.getloadavg()[0]
-    objects = min(objects, images)
     model, folder = prepare(work_dir, images=images)
+    _, bucket_folder = prepare(work_dir, images=objects)
     archive = _archive(folder)
     with (
         short_folder() as home,
         databases(Work.POSTGRESQL, home) as both,
-        Bucket(folder, objects) as bucket,
+        Bucket(bucket_folder) as bucket,
     ):
         more = {"max_archive_members": images + 100, "reference_roots": (bucket.url,)}
         settings = settings_in(home, both.pipeline, 1).model_copy(update=more)
