@@ -70,7 +70,7 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(faulty_postgresql: FaultyPostgresql) -> Iterator[Deployment]:
-    url = faulty_postgresql.create("troubles")
+    url = faulty_postgresql.create(f"troubles_{new_id()}")
     with folder_for_sockets() as folder, Harness(folder / "home", ledger_url=url) as harness:
         yield Deployment(harness, faulty_postgresql)
 
