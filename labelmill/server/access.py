@@ -24,6 +24,9 @@ _TRUST_SECONDS: Final = 1.0
 #: It makes the OpenAPI description say that a key is needed. A missing key is reported below, as a problem.
 _BEARER: Final = HTTPBearer(auto_error=False, description="A key that `labelmill keys create` has printed.")
 
+#: The key that a request sends, if any.
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+
 
 class Session:
     """One request's client and key. What the client changes is written into the audit."""
@@ -66,10 +69,7 @@ class Keys:
 def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
     """Return a dependency: the session of a request whose key may do what this role may."""
 
-    async def session(
-        request: Request,
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
-    ) -> AsyncIterator[Session]:
+    async def session(request: Request, credentials: _Credentials) -> AsyncIterator[Session]:
         key = await _checked(request, credentials, role)
         # A client for this request alone: it must not be shared, but its ledger may be.
         client = Client(request.app.state.settings, ledger=request.app.state.ledger)
@@ -82,16 +82,14 @@ def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
     return session
 
 
-async def _ledger(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
-) -> Ledger:
+async def _ledger(request: Request, credentials: _Credentials) -> Ledger:
     """Return the ledger. Raises ApiError if the request has no valid key."""
     await _checked(request, credentials, Role.SUBMIT)
     ledger: Ledger = request.app.state.ledger
     return ledger
 
 
-async def _checked(request: Request, credentials: HTTPAuthorizationCredentials | None, role: Role) -> ApiKey:
+async def _checked(request: Request, credentials: _Credentials, role: Role) -> ApiKey:
     """Return the request's key. Raises ApiError if it is not valid, or may not do what this role may."""
     # Async, like its callers: each change to another thread costs a short request a tenth of its time.
     state, key = request.app.state, None
@@ -102,7 +100,7 @@ async def _checked(request: Request, credentials: HTTPAuthorizationCredentials |
     return _allowed(key, credentials, role)
 
 
-def _allowed(key: ApiKey | None, credentials: HTTPAuthorizationCredentials | None, role: Role) -> ApiKey:
+def _allowed(key: ApiKey | None, credentials: _Credentials, role: Role) -> ApiKey:
     """Return the key. Raises ApiError if it is None, or may not do this."""
     if key is None:
         raise ApiError(
