@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Final
 #: Other processes get nine times as much, if there is too little for all. Alone, the process gets everything.
 NICENESS: Final = 10
 
-#: Linux lets ordinary users change only one session on the machine in a tenth of a second.
+#: Linux lets ordinary users change only one session on the machine in a tenth of a second: who comes too
+#: early can only try again.
 _ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.1
 
@@ -20,10 +20,12 @@ def give_way() -> None:
     """Make this process and its children give way to others. It must have begun a session of its own."""
     os.nice(NICENESS)
     # Linux may share the cores between sessions first, and only then look at a process: sched(7), autogroup.
-    # An error must not keep the program from starting.
-    with contextlib.suppress(OSError):
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(BlockingIOError):
-                Path("/proc/self/autogroup").write_text(str(NICENESS))
-                return
+    for _ in range(_ATTEMPTS):
+        try:
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
+        except BlockingIOError:  # somebody else changed a session just now
             time.sleep(_PAUSE_SECONDS)
+        except OSError:  # the program starts all the same
+            return
+        else:
+            return
