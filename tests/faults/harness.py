@@ -92,6 +92,11 @@ class Process:
         self.popen.send_signal(number)
         return self.popen.wait(60)
 
+    def start_again(self) -> None:
+        """Starts it after it was retired."""
+        self.popen = self._start()
+        self.supervised = True
+
     def clean_up(self) -> None:
         """Whatever it started and left behind is gone."""
         for group in self.groups:

@@ -91,8 +91,7 @@ def test_an_outage_costs_two_lines_and_no_process(harnesses: list[Harness], matr
             time.sleep(OUTAGE_SECONDS)
             seen = [_seconds_since_heartbeat(harness) for harness in harnesses]
             for harness in harnesses:
-                harness.broker.popen = harness.broker._start()
-                harness.broker.supervised = True
+                harness.broker.start_again()
                 harness.wait_for_broker()
 
             # Then the workers sent heartbeats meanwhile, no process was lost, and the log is short

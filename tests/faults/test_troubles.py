@@ -55,17 +55,24 @@ class Deployment:
         self.beat = harness.add_process("beat", beat_command())
         with harness.ledger.transaction() as connection:
             set_schedule(connection, "mnist", cron="0 3 * * 0", after_corrections=None, request={})
+        self.wait_until_well()
+
+    def wait_until_well(self) -> None:
         for part in (Part.WORKER, Part.TRAINER, Part.BEAT):
-            until(lambda part=part: readiness(harness.settings, part).ready, f"{part} is ready")
+            until(lambda part=part: readiness(self.harness.settings, part).ready, f"{part} is ready")
 
     def execute(self, *statements: str) -> None:
         with self.harness.ledger.transaction() as connection:
             for statement in statements:
                 connection.execute(sa.text(statement))
 
-    def log(self) -> str:
-        """Return what all processes have logged."""
-        return "".join(path.read_text() for path in sorted(self.harness.faults.glob("*.log")))
+    def log_sizes(self) -> dict[Path, int]:
+        """Return how many bytes each process has logged, by its file."""
+        return {path: path.stat().st_size for path in self.harness.faults.glob("*.log")}
+
+    def logged_since(self, sizes: dict[Path, int]) -> str:
+        """Return what all processes have logged since then."""
+        return "".join(path.read_bytes()[size:].decode() for path, size in sizes.items())
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +90,7 @@ def redis_down(deployment: Deployment) -> Iterator[None]:
     broker = deployment.harness.broker
     broker.retire(signal.SIGKILL)
     yield
-    broker.popen = broker._start()
-    broker.supervised = True
+    broker.start_again()
     deployment.harness.wait_for_broker()
 
 
@@ -148,6 +154,7 @@ def trainer_gone(deployment: Deployment) -> Iterator[None]:
         yield
     with deployment.harness.ledger.transaction() as connection:
         connection.execute(training_runs.delete().where(training_runs.c.id == run))
+    deployment.trainer.start_again()
 
 
 @contextmanager
@@ -155,12 +162,16 @@ def beat_gone(deployment: Deployment) -> Iterator[None]:
     deployment.beat.retire(signal.SIGKILL)
     with _heartbeat_expired(deployment, BEAT):
         yield
+    deployment.beat.start_again()
 
 
 @contextmanager
 def processes_die(deployment: Deployment) -> Iterator[None]:
     _kill_children(deployment, MANY_DEATHS)
     yield
+    # It would not be ready for minutes, and other tests may follow.
+    deployment.worker.retire()
+    deployment.worker.start_again()
 
 
 def _kill_children(deployment: Deployment, times: int) -> None:
@@ -286,13 +297,15 @@ def test_five_sources_name_the_cause(
 ) -> None:
     # Given a deployment that is well
     settings = deployment.harness.settings
-    until(lambda: readiness(settings, part).ready, "it is ready")
-    before, logged = scrape(settings), len(deployment.log())
+    deployment.wait_until_well()
+    before, sizes = scrape(settings), deployment.log_sizes()
 
     # When the trouble begins
     with trouble(deployment):  # nothing is raised here, so that it ends
         deadline = time.monotonic() + MINUTE
-        while missing := missing_signs(signs, settings, part, before, tmp_path, deployment.log()[logged:]):
+        while missing := missing_signs(
+            signs, settings, part, before, tmp_path, deployment.logged_since(sizes)
+        ):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
