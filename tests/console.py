@@ -42,8 +42,12 @@ class Home:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a person would have set."""
-        return os.environ | {ENV_PREFIX + "HOME": str(self.path), "COLUMNS": "200"} | self.extra
+        """What a person would have set.
+
+        Workers have one process each, because each takes seconds to import TensorFlow. tests/faults has two.
+        """
+        usual = {ENV_PREFIX + "HOME": str(self.path), ENV_PREFIX + "PROCESSES": "1", "COLUMNS": "200"}
+        return os.environ | usual | self.extra
 
     def run(
         self, *arguments: str | Path, stdin: str | None = None, cwd: Path | None = None

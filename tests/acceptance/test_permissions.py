@@ -41,9 +41,7 @@ def test_all_that_lies_in_the_state_folder_is_its_owners_alone(
     data = tmp_path / "data"
     data.mkdir()
     mnist.write_folder(little_mnist, data)
-    home = Home(
-        short_folder / "state" / "home", {ENV_PREFIX + "PROCESSES": "1", ENV_PREFIX + "MNIST_DIR": str(data)}
-    )
+    home = Home(short_folder / "state" / "home", {ENV_PREFIX + "MNIST_DIR": str(data)})
 
     # when it is used for all there is: training, the stack, a job, the short way, and the demo
     home.ok("train")
@@ -69,7 +67,7 @@ def test_all_that_lies_in_the_state_folder_is_its_owners_alone(
 @pytest.mark.usefixtures("careless_umask")
 def test_a_socket_outside_of_a_long_home_is_its_owners_alone(short_folder: Path, tmp_path: Path) -> None:
     # given a home whose path is too long for a socket in it
-    home = Home(short_folder / ("long-" + "x" * 100), {ENV_PREFIX + "PROCESSES": "1"})
+    home = Home(short_folder / ("long-" + "x" * 100))
     socket = Settings.load(home=home.path).broker_socket
     assert not socket.is_relative_to(home.path)
 

@@ -118,7 +118,6 @@ def deployment(
                 LEDGER: tls_ledger.url(),
                 STORE: "s3://key-id:store-s3cret%2F%40@bucket/labelmill",
                 ENV_PREFIX + "MNIST_DIR": str(data),
-                ENV_PREFIX + "PROCESSES": "1",
                 "S3_STAND_IN": str(short_folder / "s3"),
                 "PYTHONPATH": str(_STAND_INS),
             },

@@ -21,8 +21,8 @@ TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorial-own-images.md").read_
 
 CLASSES = ("circle", "square", "triangle")
 
-#: A reader has a minute for each training, this test a quarter.
-SHORTER = ("--max-minutes 1 ", "--max-minutes 0.25 ")
+#: A reader has a minute for each training, this test some seconds.
+SHORTER = ("--max-minutes 1 ", "--max-minutes 0.1 ")
 
 #: What depends on chance if the training is that short: whether the gate promotes.
 VERDICT = re.compile(r" +(yes|NO) |promoted: ")

@@ -82,7 +82,7 @@ def test_the_champion_of_one_dataset_changes_while_jobs_of_both_run(home: Home, 
 
     def submit_repeatedly(dataset: str) -> None:
         while not stopped.is_set():
-            submitted[dataset].append(home.ok("submit", images, "--dataset", dataset).split()[-1])
+            submitted[dataset].append(home.ok("submit", images, "--dataset", dataset, "--watch").split()[-1])
 
     ledger = Ledger(Settings(home=home.path).ledger)
 

@@ -17,7 +17,7 @@ import redis
 from jobs.ids import new_id
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_TASK
 from jobs.queue import KEY_PREFIX
-from jobs.settings import ENV_PREFIX, Settings
+from jobs.settings import Settings
 from tests.console import Home, has_tensorflow, processes_below, until, wait_for_broker
 
 
@@ -72,7 +72,6 @@ def test_a_worker_drops_what_is_not_ours_and_lives(new_home: Home, few_digits: P
     # given a worker at rest
     trap, log = tmp_path / "unpickled", tmp_path / "up.log"
     settings = Settings.load(home=new_home.path)
-    new_home.extra = {ENV_PREFIX + "PROCESSES": "1"}
     with (
         new_home.started("up", log=log) as up,
         contextlib.closing(redis.Redis(unix_socket_path=str(settings.broker_socket))) as client,

@@ -155,7 +155,6 @@ def test_a_whole_job_through_tls_with_users_that_may_do_little(
         {
             ENV_PREFIX + "BROKER_URL": tls_broker.url(),
             ENV_PREFIX + "LEDGER_URL": tls_ledger.url(),
-            ENV_PREFIX + "PROCESSES": "1",
         },
     )
     _copy_champion(trained, postgresql_url, home)
@@ -222,7 +221,7 @@ def test_a_broker_that_does_not_fit_is_told_in_a_line(
     new_home: Home, few_digits: Path, tmp_path: Path, wrong_broker_url: str, reason: str
 ) -> None:
     # given a deployed broker, and a setting that does not fit it
-    new_home.extra = {ENV_PREFIX + "BROKER_URL": wrong_broker_url, ENV_PREFIX + "PROCESSES": "1"}
+    new_home.extra = {ENV_PREFIX + "BROKER_URL": wrong_broker_url}
 
     # when somebody submits, then the job waits, and a line says why
     done = new_home.run("submit", few_digits / "7")
