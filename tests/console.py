@@ -44,7 +44,8 @@ class Home:
     def environment(self) -> dict[str, str]:
         """What a person would have set.
 
-        Workers have one process each, because each takes seconds to import TensorFlow. tests/faults has two.
+        A worker has one process, because each takes seconds to import TensorFlow, unless a test sets another
+        number.
         """
         usual = {ENV_PREFIX + "HOME": str(self.path), ENV_PREFIX + "PROCESSES": "1", "COLUMNS": "200"}
         return os.environ | usual | self.extra
@@ -195,9 +196,13 @@ def new_home(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def stack(trained: Home, session_folder: Path) -> Iterator[Home]:
-    """`labelmill up` on embedded defaults: SQLite and Valkey on a socket. Small chunks: more to go wrong."""
+    """`labelmill up` on embedded defaults: SQLite, Valkey on a socket, a process for each core.
+
+    Small chunks: more to go wrong.
+    """
     # A copy: what is submitted here must not turn up in the homes that tests make from the trained one.
-    home = Home(session_folder / "stack", {ENV_PREFIX + "CHUNK_IMAGES": "500"})
+    extra = {ENV_PREFIX + "CHUNK_IMAGES": "500", ENV_PREFIX + "PROCESSES": ""}  # empty: not set
+    home = Home(session_folder / "stack", extra)
     shutil.copytree(trained.path, home.path)
     log = session_folder / "up.log"
     with home.started("up", log=log):

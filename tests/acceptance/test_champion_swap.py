@@ -37,7 +37,8 @@ def test_a_champion_is_swapped_while_all_of_mnist_is_classified(
     new_home: Home, mnist_dir: Path, tmp_path: Path
 ) -> None:
     home = new_home
-    home.extra = {ENV_PREFIX + "CHUNK_IMAGES": "500"}  # more of them than a machine has at work at a time
+    # More chunks than a machine has at work at a time
+    home.extra = {ENV_PREFIX + "CHUNK_IMAGES": "500", ENV_PREFIX + "PROCESSES": "2"}
     data = mnist.read_folder(mnist_dir, lambda _line: None)
     test_images = next(mnist_dir.glob("t10k-images*"))
     sources = [next(mnist_dir.glob("train-images*")), test_images]

@@ -23,11 +23,15 @@ def idle(new_home: Home) -> Home:
 
 
 def test_help_lists_every_command_and_each_has_its_own_with_an_example() -> None:
-    run = CliRunner().invoke  # processes would take a second each
-    listing = run(app, ["--help"]).stdout
+    def help_of(*command: str) -> str:
+        done = CliRunner().invoke(app, [*command, "--help"])  # a process would take a second
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    listing = help_of()
     for name in COMMANDS:
         assert f" {name} " in listing
-        help_text = run(app, [name, "--help"]).stdout
+        help_text = help_of(name)
         assert "Examples:" in help_text or "Commands" in help_text, name
 
 

@@ -32,7 +32,7 @@ IMAGES: Final = 400
 @pytest.fixture
 def home(short_folder: Path) -> Home:
     """A new home, in which all chunks of a job are shadowed."""
-    extra = {"CHUNK_IMAGES": "100", "SHADOW_SHARE": "1"}
+    extra = {"CHUNK_IMAGES": "100", "PROCESSES": "2", "SHADOW_SHARE": "1"}
     return Home(short_folder / "home", {ENV_PREFIX + name: value for name, value in extra.items()})
 
 

@@ -40,7 +40,7 @@ from worker.learning.retrain import Retrained, begin_run, retrain
 from worker.learning.stored import StoredDataset
 from worker.predicting.decode import content_hash
 
-#: The ledger's part of a training is tested on both databases in test_runs.py.
+#: On both databases, such trainings run in tests/faults/test_training.py.
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 #: The input that is chosen for pictures of 24x24 pixels.
