@@ -17,6 +17,7 @@ from jobs.ledger.api_keys import ApiKey, Role, find_key, record_action
 from labelmill.client import Client
 from labelmill.server.guards import address_of
 from labelmill.server.problems import ApiError
+from labelmill.server.readings import Readings
 
 #: How long a key is taken to be valid after it was read.
 _TRUST_SECONDS: Final = 1.0
@@ -82,11 +83,11 @@ def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
     return session
 
 
-async def _ledger(request: Request, credentials: _Credentials) -> Ledger:
-    """Return the ledger. Raises ApiError if the request has no valid key."""
+async def _readings(request: Request, credentials: _Credentials) -> Readings:
+    """Return the server's readings. Raises ApiError if the request has no valid key."""
     await _checked(request, credentials, Role.SUBMIT)
-    ledger: Ledger = request.app.state.ledger
-    return ledger
+    readings: Readings = request.app.state.readings
+    return readings
 
 
 async def _checked(request: Request, credentials: _Credentials, role: Role) -> ApiKey:
@@ -120,5 +121,5 @@ SubmitSession = Annotated[Session, Depends(requires(Role.SUBMIT))]
 ReviewSession = Annotated[Session, Depends(requires(Role.REVIEW))]
 AdminSession = Annotated[Session, Depends(requires(Role.ADMIN))]
 
-#: The ledger alone, for a short request that only reads: a session would cost it a twelfth of its time.
-ReadLedger = Annotated[Ledger, Depends(_ledger)]
+#: For a short request that only reads a batch: a session would cost it a twelfth of its time.
+SharedReadings = Annotated[Readings, Depends(_readings)]

@@ -25,6 +25,7 @@ from labelmill.server.guards import Guard
 from labelmill.server.limits import Limits
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import add_handlers
+from labelmill.server.readings import Readings
 from labelmill.server.reference import render
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
@@ -70,7 +71,8 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
     limits = Limits(settings)
     app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
     app.state.keys = Keys(ledger)
-    app.state.streams = Streams(ledger, is_stopping)
+    app.state.readings = Readings(lambda batch_id: batches.read_batch(ledger, batch_id))
+    app.state.streams = Streams(is_stopping)
     add_handlers(app)
     # Not in a router of their own: FastAPI would compare each request with one more level.
     for resource in (files, batches, results, events, classifications, images, models):

@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.engine import Connection
 
 from jobs.dataset import MNIST
@@ -27,7 +26,7 @@ from jobs.limits import ErrorLimits
 from jobs.references import Roots
 from jobs.schema import JobState
 from jobs.webhooks import check_receiver
-from labelmill.server.access import ReadLedger, Session, SubmitSession
+from labelmill.server.access import Session, SharedReadings, SubmitSession
 from labelmill.server.files import id_in, store_list
 from labelmill.server.outputs import errors_id, output_id
 from labelmill.server.problems import PROBLEMS, ApiError
@@ -113,16 +112,11 @@ def list_batches(
 
 
 @router.get("/{batch_id}")
-async def show_batch(batch_id: str, ledger: ReadLedger) -> BatchObject:
+async def show_batch(batch_id: str, readings: SharedReadings) -> BatchObject:
     """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
-
-    def read() -> BatchObject:
-        with ledger.reading() as connection:
-            return _read(connection, full_id(connection, "job", batch_id))
-
-    # FastAPI serializes the answer of a function that is not async in a second thread, and this is the most
+    # Async: FastAPI serializes the answer of any other function in a second thread, and this is the most
     # frequent request.
-    return await run_in_threadpool(read)
+    return await readings.of(batch_id).latest()
 
 
 @router.post("/{batch_id}/cancel")
@@ -289,13 +283,10 @@ def found_id(session: Session, batch_id: str) -> str:
 
 
 def read_batch(ledger: Ledger, batch_id: str) -> BatchObject:
-    """Return a batch as it is now. Raises NotFound."""
+    """Return a batch as it is now, given its id or the beginning of it. Raises NotFound, Conflict."""
     with ledger.reading() as connection:
-        return _read(connection, batch_id)
-
-
-def _read(connection: Connection, batch_id: str) -> BatchObject:
-    return _to_object(_found(connection, batch_id), find_batch(connection, batch_id))
+        job_id = full_id(connection, "job", batch_id)
+        return _to_object(_found(connection, job_id), find_batch(connection, job_id))
 
 
 def _found(connection: Connection, batch_id: str) -> JobStatus:

@@ -10,18 +10,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Annotated, Final
-from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs.errors import LabelmillError
-from jobs.ledger import Ledger
 from labelmill.server.access import SubmitSession
-from labelmill.server.batches import read_batch
 from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.readings import Reading
 from labelmill.server.schemas import NO_NUL, BatchObject
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
@@ -41,26 +38,17 @@ _MEDIA_TYPE: Final = "text/event-stream"
 class Streams:
     """What the open streams of one server share."""
 
-    def __init__(self, ledger: Ledger, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, is_stopping: Callable[[], bool]) -> None:
         self.is_stopping = is_stopping
-        self._ledger = ledger
-        self._batches: WeakValueDictionary[str, _Followed] = WeakValueDictionary()
         self._open = 0
 
-    def follow(self, batch_id: str) -> _Followed:
-        """Return the batch that a client follows, which others may follow already."""
-        found = self._batches.get(batch_id)
-        if found is None:
-            self._batches[batch_id] = found = _Followed(self._ledger, batch_id)
-        return found
-
-    async def events(self, followed: _Followed, seen: str | None) -> AsyncIterator[bytes]:
+    async def events(self, reading: Reading, seen: str | None) -> AsyncIterator[bytes]:
         """Yield an event for each new state of the batch, up to the last one, except the state `seen`."""
         self._open += 1
         sent_at = time.monotonic()
         try:
             while not self.is_stopping():
-                batch = await followed.latest()
+                batch = await reading.latest(max_age=_POLL_SECONDS)
                 if (state := _state_of(batch)) != seen:
                     event = batch.status if batch.ended else "progress"
                     yield format_sse_event(data_str=batch.model_dump_json(), event=event, id=state)
@@ -87,24 +75,6 @@ class Streams:
             )
 
 
-class _Followed:
-    """A batch that clients follow."""
-
-    def __init__(self, ledger: Ledger, batch_id: str) -> None:
-        self._ledger, self._id = ledger, batch_id
-        self._lock = asyncio.Lock()
-        self._batch: BatchObject | None = None
-        self._read_at = 0.0
-
-    async def latest(self) -> BatchObject:
-        """Return the batch as it was at most a second ago. Raises NotFound, Unavailable."""
-        async with self._lock:
-            if self._batch is None or time.monotonic() - self._read_at >= _POLL_SECONDS:
-                self._batch = await run_in_threadpool(read_batch, self._ledger, self._id)
-                self._read_at = time.monotonic()
-            return self._batch
-
-
 @router.get(
     "/{batch_id}/events",
     response_class=StreamingResponse,
@@ -126,11 +96,11 @@ async def follow_batch(
     """
     streams: Streams = request.app.state.streams
     streams.check_room()
-    followed = streams.follow(batch_id)
-    batch = await followed.latest()
+    reading: Reading = request.app.state.readings.of(batch_id)
+    batch = await reading.latest(max_age=_POLL_SECONDS)
     if batch.ended and last_event_id == _state_of(batch):
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    found = streams.events(followed, last_event_id)
+    found = streams.events(reading, last_event_id)
     # Without this header, nginx would hold events back.
     return StreamingResponse(found, media_type=_MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
 

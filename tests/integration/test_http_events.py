@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
@@ -12,13 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
+from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.submission import open_job
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
-from labelmill.server import events
+from labelmill.server import batches, events
+from labelmill.server.readings import Reading, Readings
 from tests.console import until
 from tests.serving import lasting, served_here
 
@@ -75,18 +79,60 @@ def test_each_state_is_sent_once(api: httpx.Client, ledger: Ledger, job_id: str)
     assert api.get(f"/batches/{new_id()}/events").status_code == 404
 
 
+@pytest.mark.parametrize("is_down", [False, True], ids=["up", "down"])
+def test_requests_at_the_same_time_share_a_reading(
+    api: httpx.Client, ledger: Ledger, job_id: str, monkeypatch: pytest.MonkeyPatch, *, is_down: bool
+) -> None:
+    # Given a request that reads a batch for a long time
+    asked, read, go_on = [], [], threading.Event()
+    read_batch, of = batches.read_batch, Readings.of
+
+    def noted(readings: Readings, batch_id: str) -> Reading:
+        asked.append(batch_id)
+        return of(readings, batch_id)
+
+    def held(*arguments: Any) -> Any:
+        read.append(read_batch(*arguments))
+        assert go_on.wait(30)
+        if is_down:
+            raise Unavailable("the ledger cannot be reached")
+        return read[-1]
+
+    monkeypatch.setattr(Readings, "of", noted)
+    monkeypatch.setattr(batches, "read_batch", held)
+    with ThreadPoolExecutor(10) as threads:
+        url = f"/batches/{job_id}"
+        first = threads.submit(api.get, url)
+        until(lambda: len(read) == 1, "the batch is being read")
+
+        # When nine others come after a change
+        change(ledger, job_id, total=9, succeeded=4, state=JobState.RUNNING)
+        others = [threads.submit(api.get, url) for _ in range(9)]
+        until(lambda: len(asked) == 10, "all have come")
+        go_on.set()
+        answers = [each.result() for each in (first, *others)]
+
+    # Then one more reading is enough for all of them, and has the change
+    assert len(read) == 2
+    if is_down:
+        assert [answer.status_code for answer in answers] == [503] * 10
+    else:
+        completed = [answer.json()["request_counts"]["completed"] for answer in answers]
+        assert completed == [0] + [4] * 9
+
+
 def test_many_streams_are_one_question_a_second(
     api: httpx.Client, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given as many streams as may be open, of one batch
     read_at: list[float] = []
-    read_batch = events.read_batch
+    read_batch = batches.read_batch
 
     def counted(*arguments: Any) -> Any:
         read_at.append(time.monotonic())
         return read_batch(*arguments)
 
-    monkeypatch.setattr(events, "read_batch", counted)
+    monkeypatch.setattr(batches, "read_batch", counted)
     monkeypatch.setattr(events, "_SILENT_SECONDS", 2.0)
     with ExitStack() as stack:
         client = httpx.Client(
@@ -101,7 +147,7 @@ def test_many_streams_are_one_question_a_second(
 
         # Then no other one may be opened, but other requests are answered
         assert client.get(url).status_code == 503
-        assert client.get(f"/batches/{job_id}").status_code == 200
+        assert client.get("/batches").status_code == 200
 
         # And each is kept open by comments, while the batch is read once a second
         assert {tuple(next(stream)) for stream in streams} == {("",)}
