@@ -121,5 +121,5 @@ SubmitSession = Annotated[Session, Depends(requires(Role.SUBMIT))]
 ReviewSession = Annotated[Session, Depends(requires(Role.REVIEW))]
 AdminSession = Annotated[Session, Depends(requires(Role.ADMIN))]
 
-#: For a short request that only reads a batch: a session would cost it a twelfth of its time.
+#: For requests that only read a batch: a session would cost a short one a twelfth of its time.
 SharedReadings = Annotated[Readings, Depends(_readings)]

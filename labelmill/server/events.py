@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs.errors import LabelmillError
-from labelmill.server.access import SubmitSession
+from labelmill.server.access import SharedReadings
 from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.readings import Reading
 from labelmill.server.schemas import NO_NUL, BatchObject
@@ -85,7 +85,7 @@ class Streams:
 )
 async def follow_batch(
     batch_id: str,
-    session: SubmitSession,  # noqa: ARG001 -- checks the key
+    readings: SharedReadings,
     request: Request,
     last_event_id: Annotated[str | None, Header(max_length=200, pattern=NO_NUL)] = None,
 ) -> Response:
@@ -96,7 +96,7 @@ async def follow_batch(
     """
     streams: Streams = request.app.state.streams
     streams.check_room()
-    reading: Reading = request.app.state.readings.of(batch_id)
+    reading = readings.of(batch_id)
     batch = await reading.latest(max_age=_POLL_SECONDS)
     if batch.ended and last_event_id == _state_of(batch):
         return Response(status_code=HTTPStatus.NO_CONTENT)
