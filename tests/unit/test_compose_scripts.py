@@ -20,7 +20,8 @@ def checkout(tmp_path: Path) -> Path:
     """Return a folder with the files that the scripts read."""
     for name in ("deploy/compose", "migrations/versions"):
         shutil.copytree(PROJECT / name, tmp_path / name)
-    shutil.copy(PROJECT / "docker-compose.yml", tmp_path)
+    for name in ("docker-compose.yml", "compose.s3.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
     return tmp_path
 
 
@@ -105,6 +106,26 @@ def test_the_check_names_all_problems_at_once(checkout: Path) -> None:
     assert len(found) == len(expected)
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_the_check_knows_the_files_that_compose_reads(checkout: Path) -> None:
+    # Given a deployment with buckets
+    assert run(checkout, "make-secrets").returncode == 0
+    settings = "LABELMILL_STORE_URL=s3://bucket/labelmill\n"
+    (checkout / ".env").write_text(f"COMPOSE_FILE=docker-compose.yml:compose.s3.yaml\n{settings}")
+    keys = checkout / "secrets" / "aws_config"
+
+    # Then the keys must be there, and readable for the containers
+    assert "secrets/aws_config is missing or empty: write it" in run(checkout, "check").stderr
+    keys.write_text("[default]\naws_access_key_id = x\n")
+    keys.chmod(0o600)
+    assert "secrets/aws_config cannot be read by the users" in run(checkout, "check").stderr
+    keys.chmod(0o444)
+    assert run(checkout, "check").returncode == 0
+
+    # And without the file for buckets, its setting is not read
+    (checkout / ".env").write_text(settings)
+    assert ".env: LABELMILL_STORE_URL is not read" in run(checkout, "check").stderr
 
 
 def test_a_backup_that_fails_leaves_nothing(checkout: Path) -> None:
