@@ -16,10 +16,10 @@ import signal
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from openai import OpenAI
@@ -119,10 +119,15 @@ def job_in_work(deployment: Deployment) -> Iterator[str]:
 def check_outcomes(deployment: Deployment, job: str, *, copies: int = 1) -> None:
     """Each image has one outcome, and as many are right as when the model was evaluated on the same ones."""
     text = deployment.labelmill("predictions", job, "--format", "csv").stdout
+    [champion] = [model for model in deployment.told("models", "list") if "champion" in model["aliases"]]
+    check_rows(text, champion, copies=copies)
+
+
+def check_rows(text: str, champion: Mapping[str, Any], *, copies: int = 1) -> None:
+    """Check the CSV of a job's outcomes against the champion's evaluation on the same images."""
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [int(row["index"]) for row in rows] == list(range(IMAGES * copies))
     assert Counter(row["error"] for row in rows) == {"": IMAGES * copies}
-    [champion] = [model for model in deployment.told("models", "list") if "champion" in model["aliases"]]
     right = sum(row["label"] == Path(row["name"]).parent.name for row in rows)
     assert right / IMAGES / copies == pytest.approx(champion["accuracy"], abs=1e-9)
     assert {row["model"] for row in rows} == {champion["id"]}
@@ -147,23 +152,38 @@ def test_ten_thousand_images_are_classified(deployment: Deployment) -> None:
 def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tmp_path: Path) -> None:
     # Given an archive on this machine, a key, and the address that is published
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", images))
-    key = deployment.labelmill("keys", "create", "test").stdout.strip()
+    key = deployment.compose("exec", "api", "labelmill", "keys", "create", "test").stdout.strip()
     address = deployment.compose("port", "api", "8000").stdout.strip()
     assert address.startswith("127.0.0.1:")
+    url = f"http://{address}/v1"
 
-    # When it is submitted, then it is a job like any other
-    with OpenAI(base_url=f"http://{address}/v1", api_key=key) as client:
+    # When it is submitted and followed over HTTP, without a container of the service `producer`
+    with OpenAI(base_url=url, api_key=key) as client:
         with archive.open("rb") as file:
             uploaded = client.files.create(file=file, purpose="batch")
         batch = client.batches.create(
             input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
         )
-        wait_for(deployment, batch.id)
+        until(
+            lambda: client.batches.retrieve(batch.id).status == "completed",
+            "the batch has ended",
+            seconds=240,
+        )
         batch = client.batches.retrieve(batch.id)
         assert batch.output_file_id is not None
         lines = client.files.content(batch.output_file_id).text.splitlines()
+
+    # Then each image has one outcome, read over HTTP too
     assert len(lines) == IMAGES
-    check_outcomes(deployment, batch.id)
+    champion = json.loads(fetch(f"{url}/models/champion", key))
+    check_rows(fetch(f"{url}/batches/{batch.id}/results", key, accept="text/csv"), champion)
+
+
+def fetch(url: str, key: str, *, accept: str = "application/json") -> str:
+    """Return what the HTTP API answers to this key."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}", "Accept": accept})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return str(answer.read().decode())
 
 
 def test_the_doctor_has_no_warning_in_a_healthy_deployment(deployment: Deployment) -> None:
