@@ -99,3 +99,6 @@ def test_an_output_file_is_counted_once(api: httpx.Client, ledger: Ledger, champ
     with ledger.transaction() as connection:
         connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
     assert api.get(f"/files/{file_id}").json()["bytes"] == size
+    # And it cannot be deleted apart from them
+    refused = api.delete(f"/files/{file_id}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
