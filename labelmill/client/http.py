@@ -91,11 +91,13 @@ class Api:
         query: Mapping[str, object] | None = None,
         body: Mapping[str, object] | None = None,
         idempotency_key: str | None = None,
+        repeat: bool = True,
     ) -> Any:
         """Send a request and return the JSON of the answer.
 
-        It is repeated if the connection breaks or the server asks for it. Raises NotFound, Conflict and other
-        UserErrors as the server does; Unavailable if it does not answer for a minute.
+        It is repeated if the server asks for it, and with `repeat` if the connection breaks: the request may
+        then take effect twice. Raises NotFound, Conflict and other UserErrors as the server does; Unavailable
+        if it does not answer for a minute.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
@@ -103,7 +105,7 @@ class Api:
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        return self._result(lambda: self._send(method, target, data, headers))
+        return self._result(lambda: self._send(method, target, data, headers), repeat=repeat)
 
     def upload(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> Any:
         """Upload a file, and return its description. `pieces` is called again if the upload breaks.
@@ -136,9 +138,9 @@ class Api:
             self._connection.close()
             self._connection = None
 
-    def _result(self, send: Callable[[], _Answer]) -> Any:
+    def _result(self, send: Callable[[], _Answer], *, repeat: bool = True) -> Any:
         """Return the JSON of the answer. Raises what the server reports."""
-        answer = self._repeat(send)
+        answer = self._answer_to(send, repeat=repeat)
         if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
             raise self._error(answer)
         try:
@@ -146,7 +148,7 @@ class Api:
         except ValueError:
             raise self._not_ours(answer) from None
 
-    def _repeat(self, send: Callable[[], _Answer]) -> _Answer:
+    def _answer_to(self, send: Callable[[], _Answer], *, repeat: bool) -> _Answer:
         """Send until there is an answer that is not temporary. Raises Unavailable."""
         for pause in (*_PAUSES, None):
             asked = 0.0
@@ -161,6 +163,8 @@ class Api:
                 why = f"{self.url} cannot be reached: {_reason(error)}"
                 if isinstance(error, socket.gaierror) and not self._answered:  # probably mistyped
                     raise Unavailable(f"{why}. Check LABELMILL_API_URL.") from None
+                if not repeat:
+                    raise Unavailable(f"{why}. Look whether it was done before you try again.") from None
             else:
                 self._answered = True
                 if answer.status not in _TEMPORARY:

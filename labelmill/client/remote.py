@@ -1,4 +1,7 @@
-"""The client of the HTTP API: the methods for jobs, from a machine that reaches neither ledger nor broker."""
+"""The client of the HTTP API, for a machine that reaches neither ledger nor broker: jobs and corrections.
+
+Its other methods are in `remote_models`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -19,6 +21,7 @@ from jobs.schema import JobState
 from jobs.settings import Settings
 from labelmill.client.common import CommonMethods
 from labelmill.client.http import Api, NothingToRetry
+from labelmill.client.remote_models import RemoteModelMethods
 from labelmill.client.session import accept_numpy_numbers
 from labelmill.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
 from producer.packing import pack
@@ -44,11 +47,12 @@ def connect(url: str, *, key: str) -> RemoteClient:
     return RemoteClient(url, key)
 
 
-class RemoteClient(CommonMethods):
+class RemoteClient(RemoteModelMethods, CommonMethods):
     """A connection to the HTTP API of a Labelmill installation. `labelmill.connect` makes one.
 
-    It has those methods of `Client` that concern jobs and corrections, with the same results and errors. A
-    request that breaks is repeated for a minute. Do not share a client between threads.
+    It has the methods of `Client` for jobs, corrections, models, training runs, datasets and workers, with
+    the same results and errors. The API does not offer the others, such as registering a model or adding a
+    dataset. A request that breaks is repeated for a minute. Do not share a client between threads.
     """
 
     #: As in `Client`. Here the server reports it, in its log.
@@ -148,7 +152,7 @@ class RemoteClient(CommonMethods):
                 "POST",
                 "/batches",
                 body={name: value for name, value in body.items() if value is not None},
-                idempotency_key=new_id() if key is None else hashlib.sha256(key.encode()).hexdigest(),
+                idempotency_key=_idempotency_key(key),
             )
         except BaseException:
             self._api.delete_quietly(file_path)  # refused if the batch was committed and needs the file
@@ -157,15 +161,6 @@ class RemoteClient(CommonMethods):
         if not is_new:
             self._api.delete_quietly(file_path)
         return Submitted(batch["id"], count, is_new)
-
-    def model_id(self, typed: str | None = None, *, dataset: str | None = None) -> str:
-        """Return a model's full id, given the first characters of it or an alias; by default the champion's.
-
-        Raises NotFound; Conflict if several models match, or if it is not a model of `dataset`.
-        """
-        query = {} if dataset is None else {"dataset": dataset}
-        found: str = self._api.request("GET", f"/models/{_quoted(typed or 'champion')}", query=query)["id"]
-        return found
 
     def job_id(self, typed: str) -> str:
         """Return the full id of a job, given its id or the first characters of it (at least six).
@@ -220,7 +215,9 @@ class RemoteClient(CommonMethods):
         job_id: str,
         *,
         failed_only: bool = False,
+        key: str | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
+        on_wait: Callable[[str], None] = lambda _job_id: None,  # noqa: ARG002 -- as `Client.retry`
     ) -> Retried:
         """Submit the images of a finished job that have no label, as a new job with the same model.
 
@@ -231,8 +228,9 @@ class RemoteClient(CommonMethods):
 
         query = {"failed_only": "true"} if failed_only else {}
         try:
-            # The key prevents a second submission if the answer is lost
-            batch = self._api.request("POST", _path(job_id, "/retry"), query=query, idempotency_key=new_id())
+            batch = self._api.request(
+                "POST", _path(job_id, "/retry"), query=query, idempotency_key=_idempotency_key(key)
+            )
         except NothingToRetry:
             return Retried(None, 0)
         status = _to_status(batch)
@@ -296,18 +294,32 @@ class RemoteClient(CommonMethods):
 
         For the arguments and errors, see `Client.correct_from`.
         """
-        found = collect(requests_in(lines, jsonl=jsonl, job_id=job_id))
+        return self._correct(requests_in(lines, jsonl=jsonl, job_id=job_id), on_skip)
+
+    def correct_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
+        """Store all of these corrections, at most 1,000, or none if any is wrong.
+
+        Raises UserError with one line for each wrong one.
+        """
+        return self._correct((request.line, request) for request in requests)
+
+    def _correct(
+        self,
+        rows: Iterable[tuple[int, CorrectionRequest | UserError | None]],
+        on_skip: Callable[[int], None] = lambda _rows: None,
+    ) -> list[Correction]:
+        found = collect(rows)
         if found.problems:
             raise UserError(summarize_problems(found.problems))
         if len(found.requests) > _MAX_CORRECTIONS:
             raise UserError(
-                f"The file has {len(found.requests):,} corrections, and the HTTP API stores at most "
-                f"{_MAX_CORRECTIONS:,} at once: split the file. Nothing is stored."
+                f"These are {len(found.requests):,} corrections, and the HTTP API stores at most "
+                f"{_MAX_CORRECTIONS:,} at once: send them in parts. Nothing is stored."
             )
         stored = []
         if found.requests:
-            rows = list(map(_to_row, found.requests.values()))
-            answer = self._api.request("POST", "/corrections", body={"corrections": rows})
+            wanted = list(map(_to_row, found.requests.values()))
+            answer = self._api.request("POST", "/corrections", body={"corrections": wanted})
             stored = list(map(_to_correction, answer["data"]))
         on_skip(found.skipped)
         return stored
@@ -322,6 +334,11 @@ class NotInApi(UserError, AttributeError):
     """A method of `Client` that the HTTP API does not offer."""
 
 
+def _idempotency_key(key: str | None) -> str:
+    """Return what lets a request that is sent again have one effect; `key` is the user's own name for it."""
+    return new_id() if key is None else hashlib.sha256(key.encode()).hexdigest()
+
+
 def _path(job_id: str, below: str = "") -> str:
     """Return the path of a job's batch, or of something below it. Raises NotFound."""
     if not is_id(job_id):
@@ -333,10 +350,6 @@ def _label_path(job_id: str, index: int) -> str:
     if index < 0:
         raise NotFound(f"Job {job_id} has no image {index}: they are counted from 0.")
     return _path(job_id, f"/images/{index}/label")
-
-
-def _quoted(part: str) -> str:
-    return quote(part.strip(), safe="", errors="surrogateescape")
 
 
 def _to_status(batch: dict[str, Any]) -> JobStatus:
@@ -362,7 +375,7 @@ def _to_row(request: CorrectionRequest) -> dict[str, object]:
         "batch_id": request.job_id,
         "index": request.index,
         "label": request.label,
-        "line": request.line,
+        "line": request.line or None,
     }
 
 

@@ -173,6 +173,7 @@ class TrainingMethods(Session):
         Raises NotFound, and Conflict if the run had already finished.
         """
         with self.ledger.transaction() as connection:
+            self.on_change(connection, "cancel run", run_id)
             return cancel_run(connection, run_id)
 
     @accept_numpy_numbers

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from jobs.dataset import MNIST
+from jobs.dataset import MNIST, DatasetVersion
+from jobs.ledger.health import Health
+from jobs.ledger.models import Promotion
 from jobs.ledger.queries import JobStatus, Prediction
+from jobs.ledger.runs import Run
+from jobs.ledger.workers import WorkerStatus
 from jobs.limits import MAX_TOP_K
+from jobs.model import Model
+from jobs.promotion import Verdict
+from labelmill.training import MAX_SEED
 from producer.submit import MAX_PRIORITY
+from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
 T = TypeVar("T")
 
@@ -316,6 +325,7 @@ class CorrectionObject(BaseModel):
 
 
 # ---- models and training ------------------------------------------------------------------------------
+# `details` is what the method of the Python client returns, with exact times: `RemoteClient` reads it.
 
 
 class ModelObject(BaseModel):
@@ -332,6 +342,30 @@ class ModelObject(BaseModel):
     classes: list[str]
     sha256: str
     pinned_at: int | None
+    details: Model
+
+    @classmethod
+    def of(cls, model: Model, **more: Any) -> Self:
+        """Return a model of the registry; `more` is what a subclass adds."""
+        return cls(
+            id=model.id,
+            created=int(model.created_at.timestamp()),
+            dataset=model.dataset,
+            aliases=list(model.aliases),
+            architecture=model.architecture,
+            accuracy=model.accuracy,
+            classes=list(model.classes),
+            sha256=model.sha256,
+            pinned_at=seconds(model.pinned_at),
+            details=model,
+            **more,
+        )
+
+
+class RestoredModel(ModelObject):
+    """A previous champion that is the champion again."""
+
+    promotion: Promotion
 
 
 class HealthObject(BaseModel):
@@ -345,6 +379,22 @@ class HealthObject(BaseModel):
     images: int
     warnings: list[str]
     unknown: str | None
+    details: Health
+
+    @classmethod
+    def of(cls, health: Health) -> Self:
+        """Return the health of a model."""
+        return cls(
+            model=health.model,
+            dataset=health.dataset,
+            accuracy=health.accuracy,
+            live=asdict(health.live),
+            jobs=health.jobs,
+            images=health.images,
+            warnings=health.warnings,
+            unknown=health.unknown,
+            details=health,
+        )
 
 
 class PromotionWanted(_Wanted):
@@ -353,12 +403,13 @@ class PromotionWanted(_Wanted):
     force: bool = False
 
 
-class Promotion(BaseModel):
-    """The gate's decision."""
+class Decision(BaseModel):
+    """The gate's decision about a model."""
 
     model: str
     promoted: bool
     reason: str
+    details: Verdict
 
 
 class RollbackWanted(_Wanted):
@@ -368,11 +419,17 @@ class RollbackWanted(_Wanted):
 
 
 class NewRun(_Wanted):
-    """What to train. The other options of `labelmill retrain` do not fit every dataset and network."""
+    """What to train, with the options of `labelmill retrain`."""
 
     dataset: Name = MNIST
     architecture: Literal["mlp", "cnn", "finetune"] | None = None
+    profile: Literal["quick", "long"] | None = None
+    start: Name | None = None
+    size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE), _WHOLE] | None = None
+    augment: Literal["digits", "photos", "none"] | None = None
     max_minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE] | None = None
+    force: bool = False
 
 
 class RunObject(BaseModel):
@@ -390,6 +447,25 @@ class RunObject(BaseModel):
     accuracy: float | None
     verdict: str | None
     error: str | None
+    details: Run
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return a training run."""
+        return cls(
+            id=run.id,
+            status=run.state,
+            dataset=run.dataset,
+            created_at=seconds(run.requested_at),
+            started_at=seconds(run.started_at),
+            finished_at=seconds(run.finished_at),
+            epochs_done=run.epochs_done,
+            model=run.model_id,
+            accuracy=run.accuracy,
+            verdict=run.verdict,
+            error=run.error,
+            details=run,
+        )
 
 
 class DatasetObject(BaseModel):
@@ -402,6 +478,20 @@ class DatasetObject(BaseModel):
     images: int
     fingerprint: str
     created_at: int
+    details: DatasetVersion
+
+    @classmethod
+    def of(cls, version: DatasetVersion) -> Self:
+        """Return a version of a dataset."""
+        return cls(
+            id=version.dataset,
+            version=version.version,
+            classes=list(version.classes),
+            images=version.summary["images"],
+            fingerprint=version.fingerprint,
+            created_at=int(version.created_at.timestamp()),
+            details=version,
+        )
 
 
 class WorkerObject(BaseModel):
@@ -416,3 +506,20 @@ class WorkerObject(BaseModel):
     chunks: int
     run: str | None
     problem: str | None
+    details: WorkerStatus
+
+    @classmethod
+    def of(cls, worker: WorkerStatus) -> Self:
+        """Return a worker as it was last seen."""
+        return cls(
+            name=worker.name,
+            queue=worker.queue,
+            processes=worker.processes,
+            version=worker.version,
+            alive=worker.alive,
+            seen_at=int(worker.seen_at.timestamp()),
+            chunks=len(worker.chunks),
+            run=worker.run,
+            problem=worker.problem,
+            details=worker,
+        )

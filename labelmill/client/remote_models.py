@@ -1,0 +1,173 @@
+"""The remote client's methods for models, training runs, datasets and workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from urllib.parse import quote
+
+from pydantic import TypeAdapter
+
+from jobs.dataset import MNIST, DatasetVersion
+from jobs.ledger.health import Health
+from jobs.ledger.models import Promotion
+from jobs.ledger.runs import Run
+from jobs.ledger.workers import WorkerStatus
+from jobs.model import Model
+from jobs.promotion import Verdict
+from labelmill.client.http import Api
+from labelmill.client.session import accept_numpy_numbers
+from labelmill.client.training import RUN_POLL_SECONDS
+
+_MODEL: Final = TypeAdapter(Model)
+_RUN: Final = TypeAdapter(Run)
+_DATASET: Final = TypeAdapter(DatasetVersion)
+_HEALTH: Final = TypeAdapter(Health)
+_WORKER: Final = TypeAdapter(WorkerStatus)
+_VERDICT: Final = TypeAdapter(Verdict)
+_PROMOTION: Final = TypeAdapter(Promotion)
+
+#: The most runs that the API returns at a time.
+_MAX_RUNS: Final = 100
+
+
+class RemoteModelMethods:
+    """The methods of `Client` for models, training runs, datasets and workers, over the HTTP API.
+
+    Results and errors are those of `Client`. What changes something needs a key with the role `admin`.
+    """
+
+    _api: Api
+
+    def models(self, *, dataset: str | None = None) -> list[Model]:
+        """Return the models of a dataset, by default of all datasets, newest first."""
+        return [_MODEL.validate_python(each["details"]) for each in self._listed("/models", dataset=dataset)]
+
+    def model(self, name: str | None = None, *, dataset: str | None = None) -> Model:
+        """Return the model with this id, first characters of an id, or alias; by default the champion.
+
+        Aliases are those of the dataset, by default of `mnist`. Raises NotFound; Conflict if several models
+        match, or if it belongs to another dataset than the given one.
+        """
+        found = self._api.request("GET", _model_path(name), query=_given(dataset=dataset))
+        return _MODEL.validate_python(found["details"])
+
+    def model_id(self, typed: str | None = None, *, dataset: str | None = None) -> str:
+        """Return a model's full id, given the first characters of it or an alias; by default the champion's.
+
+        Raises NotFound; Conflict if several models match, or if it is not a model of `dataset`.
+        """
+        return self.model(typed, dataset=dataset).id
+
+    def health(self, model: str | None = None, *, dataset: str | None = None) -> Health:
+        """Return how a model (default: the dataset's champion) has performed since it was evaluated."""
+        found = self._api.request("GET", _model_path(model, "/health"), query=_given(dataset=dataset))
+        return _HEALTH.validate_python(found["details"])
+
+    def promote(self, model: str, *, force: bool = False) -> Verdict:
+        """Make the model the champion if it passes the gate, and return the gate's verdict.
+
+        For `force` and the errors, see `Client.promote`.
+        """
+        found = self._api.request("POST", _model_path(model, "/promote"), body={"force": force})
+        return _VERDICT.validate_python(found["details"])
+
+    def rollback(self, *, dataset: str = MNIST) -> Promotion:
+        """Make the dataset's previous champion the champion again, and return this promotion.
+
+        Errors are those of `Client.rollback`. If the answer is lost, Unavailable is raised without a second
+        try, which could go back one champion further.
+        """
+        found = self._api.request("POST", "/models/rollback", body={"dataset": dataset}, repeat=False)
+        return _PROMOTION.validate_python(found["promotion"])
+
+    @accept_numpy_numbers
+    def retrain(
+        self,
+        *,
+        dataset: str = MNIST,
+        architecture: str | None = None,
+        profile: str | None = None,
+        start: str | None = None,
+        size: int | None = None,
+        augment: str | None = None,
+        max_minutes: float | None = None,
+        seed: int | None = None,
+        force: bool = False,
+        on_wait: Callable[[Run], None] = lambda _run: None,  # noqa: ARG002 -- as `Client.retrain`
+    ) -> str:
+        """Request a training run and return its id. For the arguments and errors, see `Client.retrain`."""
+        body = _given(
+            dataset=dataset,
+            architecture=architecture,
+            profile=profile,
+            start=start,
+            size=size,
+            augment=augment,
+            max_minutes=max_minutes,
+            seed=seed,
+            force=force,
+        )
+        run_id: str = self._api.request("POST", "/runs", body=body)["id"]
+        return run_id
+
+    @accept_numpy_numbers
+    def runs(self, *, limit: int = 20) -> list[Run]:
+        """Return the latest training runs, newest first; at most 100."""
+        return [
+            _RUN.validate_python(each["details"])
+            for each in self._listed("/runs", limit=min(limit, _MAX_RUNS))
+        ]
+
+    def run(self, run_id: str) -> Run:
+        """Return the training run and its present state. Raises NotFound."""
+        return _RUN.validate_python(self._api.request("GET", _run_path(run_id))["details"])
+
+    def run_id(self, typed: str) -> str:
+        """Return the full id of a training run, as `job_id` does for jobs."""
+        return self.run(typed).id
+
+    def follow_run(self, run_id: str) -> Iterator[Run]:
+        """Yield the run repeatedly until it has finished. Raises NotFound."""
+        while True:
+            run = self.run(run_id)
+            yield run
+            if run.finished:
+                return
+            time.sleep(RUN_POLL_SECONDS)
+
+    def cancel_run(self, run_id: str) -> Run:
+        """Stop the run and return it. A cancelled run changes nothing.
+
+        Raises NotFound, and Conflict if the run had already finished.
+        """
+        return _RUN.validate_python(self._api.request("POST", _run_path(run_id, "/cancel"))["details"])
+
+    def datasets(self) -> list[DatasetVersion]:
+        """Return the latest version of each dataset, in the order of their names, without `mnist`."""
+        return [_DATASET.validate_python(each["details"]) for each in self._listed("/datasets")]
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return the workers and trainers seen in the last 24 hours, ordered by queue and host."""
+        return [_WORKER.validate_python(each["details"]) for each in self._listed("/workers")]
+
+    def _listed(self, path: str, **query: object) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._api.request("GET", path, query=_given(**query))["data"]
+        return found
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _model_path(name: str | None, below: str = "") -> str:
+    return f"/models/{_quoted(name or 'champion')}{below}"
+
+
+def _run_path(run_id: str, below: str = "") -> str:
+    return f"/runs/{_quoted(run_id)}{below}"
+
+
+def _quoted(part: str) -> str:
+    return quote(part.strip(), safe="", errors="surrogateescape")
