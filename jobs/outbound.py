@@ -96,12 +96,14 @@ def request(
     max_bytes: int,
     redirects: int = 0,
     private: Iterable[str] = (),
+    trusted: bool = False,
 ) -> Answer:
     """Send a request to a URL that a user named, and return the answer, whatever its status.
 
     `timeout`, in seconds, covers everything except name resolution, which has its own. At most `redirects`
     redirects are followed, with GET, and each is checked like the first address; the last answer is then the
-    redirect itself. `private` names the hosts, with a port or without, that may have any address.
+    redirect itself. `private` names the hosts, with a port or without, that may have any address. If the URL
+    is `trusted`, its own host and port may have any, too.
 
     Raises AddressForbidden if the URL or an address of its host is not allowed, Unavailable if there is no
     whole answer in time.
@@ -109,6 +111,8 @@ def request(
     deadline = time.monotonic() + timeout
     allowed = frozenset(name.lower() for name in private)
     target = _parse(url)
+    if trusted:
+        allowed |= {f"{target.name}:{target.port}"}
     while True:
         answer = _exchange(target, method, dict(headers or {}), body, deadline, max_bytes, allowed)
         location = answer.headers.get("Location")
@@ -152,7 +156,7 @@ def _parse(url: str, location: str = "") -> _Target:
         if _NOT_IN_A_URL.search(url):
             raise AddressForbidden("The URL contains a character that is not allowed in a URL.")
         parts = urlsplit(url.strip(" "))
-        host, port = parts.hostname or "", parts.port
+        host, port = (parts.hostname or "").removesuffix("."), parts.port
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
     except ValueError:  # brackets without an address, a port that is not a number, an impossible name

@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
+from http import HTTPStatus
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
+from jobs.errors import AddressForbidden, ErrorCode, ImageError, SettingsError, Unavailable
+from jobs.outbound import request
 from jobs.reading import read_regular, too_large, why
 from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
 
@@ -39,6 +41,16 @@ _TRANSIENT_ERRNOS: Final = frozenset(
     }
 )
 
+#: How long the server of one image may take, in seconds. A chunk of images has its own limit.
+_WEB_SECONDS: Final = 300.0
+
+_REDIRECTS: Final = 5
+
+#: Statuses that mean that there is no such image, or not for us. After others, a retry may succeed.
+_NOT_THERE: Final = frozenset(
+    (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+)
+
 
 class Reference(NamedTuple):
     """An image that a payload refers to instead of holding its bytes."""
@@ -59,9 +71,13 @@ class _LocalFile(NamedTuple):
 class Roots:
     """The folders and URLs below which images may be read by reference."""
 
-    def __init__(self, roots: Iterable[str]) -> None:
-        """Take the roots, without any access yet. Raises SettingsError if a root is invalid."""
+    def __init__(self, roots: Iterable[str], private_hosts: Collection[str] = ()) -> None:
+        """Take the roots, without any access yet. Raises SettingsError if a root is invalid.
+
+        Web servers may redirect to the public internet, to their own host and port, and to `private_hosts`.
+        """
         self._roots = tuple(roots)
+        self._private_hosts = private_hosts
         self._folders: list[str] = []
         self._prefixes: list[str] = []
         for root in self._roots:
@@ -92,23 +108,29 @@ class Roots:
         return self._normal_below(source) if path is None else self._resolve(path).below_root
 
     def check_folder(self, source: str) -> None:
-        """Raise ImageError (`source_forbidden`) unless everything below this path or URL is below a root."""
+        """Raise ImageError (`source_forbidden`) unless everything below this path or URL is below a root.
+
+        Web servers are refused: they have no folders, and asking them would follow redirects to any address.
+        """
+        if is_web(source.partition("://")[0]):
+            raise _forbidden("a web server cannot be listed: name its images in `urls` or in a manifest")
         self.locate(f"{source.rstrip('/')}/any")
 
     def read(self, reference: Reference, *, max_bytes: int) -> bytes:
         """Return the referenced image's bytes, checked to be the ones that were submitted.
 
-        Raises ImageError: `source_forbidden` if it is not below a root or not a regular file,
-        `source_missing` if it does not exist or cannot be read, `source_changed` if it is not what was
-        submitted, `too_large` if it has more than `max_bytes`. Raises Unavailable if the root itself or the
-        network cannot be reached.
+        Raises ImageError: `source_forbidden` if it is not below a root, is not a regular file, or redirects
+        to an address that is not allowed, `source_missing` if it does not exist or cannot be read,
+        `source_changed` if it is not what was submitted, `too_large` if it has more than `max_bytes`. Raises
+        Unavailable if the root itself or the network cannot be reached.
         """
         path = _local(reference.url)
-        read = (
-            partial(_read_object, self._normal_below(reference.url))
-            if path is None
-            else partial(_read_file, self._resolve(path))
-        )
+        if path is not None:
+            read = partial(_read_file, self._resolve(path))
+        elif is_web((url := self._normal_below(reference.url)).partition("://")[0]):
+            read = partial(_read_web, url, self._private_hosts)
+        else:
+            read = partial(_read_object, url)
         if reference.size > max_bytes:
             raise too_large(max_bytes)
         try:
@@ -201,6 +223,29 @@ def _read_object(url: str, size: int) -> bytes:
     except (ValueError, ImportError) as error:
         raise Unavailable(f"{url} cannot be read here: {error}") from error
     return read_object(filesystem, path, url=url, max_bytes=size, size=size)
+
+
+def _read_web(url: str, private_hosts: Collection[str], size: int) -> bytes:
+    """Read the image at a web address. Raises ImageError, Unavailable."""
+    try:
+        answer = request(
+            "GET",
+            url,
+            timeout=_WEB_SECONDS,
+            max_bytes=size,
+            redirects=_REDIRECTS,
+            private=private_hosts,
+            trusted=True,  # it is below a root
+        )
+    except AddressForbidden as error:
+        raise _forbidden(str(error)) from None
+    if answer.status in _NOT_THERE:
+        raise ImageError(ErrorCode.SOURCE_MISSING, f"the server answered {answer.status}")
+    if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
+        raise Unavailable(f"{url} cannot be reached: the server answered {answer.status}")
+    if len(answer.body) > size:
+        raise too_large(size)
+    return answer.body
 
 
 def _forbidden(detail: str) -> ImageError:

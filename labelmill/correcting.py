@@ -70,7 +70,7 @@ class Corrector:
         self._ledger = ledger
         self._store = store
         self._on_change = on_change
-        self._roots = Roots(settings.reference_roots)
+        self._roots = Roots(settings.reference_roots, settings.private_hosts)
         self._max_bytes = settings.max_image_bytes
 
     def correct(self, request: CorrectionRequest) -> Correction:

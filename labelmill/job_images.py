@@ -27,7 +27,7 @@ def read_images(
     Each payload is read once, and only one is in memory. Raises Unavailable, and SettingsError if a root for
     references is malformed.
     """
-    roots = Roots(settings.reference_roots)
+    roots = Roots(settings.reference_roots, settings.private_hosts)
     chunk: FinishedChunk | None = None
     contents: Sequence[Content] = ()
     for index in sorted(indices):

@@ -86,7 +86,7 @@ class WorkerContext:
         self.ledger = Ledger(settings.ledger)
         self.store = Store(settings.store)
         self.publisher = Publisher(make_app(settings))
-        self.roots = Roots(settings.reference_roots)
+        self.roots = Roots(settings.reference_roots, settings.private_hosts)
         self.owner = owner_name(os.getpid())
         self.tracing = open_tracing("labelmill-worker")
         #: While it is true, nothing is claimed (`worker.predicting.room`).

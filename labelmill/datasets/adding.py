@@ -193,7 +193,7 @@ def _store_payload(store: Store, folder: str, names: list[str], contents: list[C
 
 def _roots(settings: Settings) -> Roots:
     """Return the roots of references. Raises SourceError if there are none."""
-    roots = Roots(settings.reference_roots)
+    roots = Roots(settings.reference_roots, settings.private_hosts)
     if not roots:
         raise SourceError(
             "Adding by reference is not enabled: set LABELMILL_REFERENCE_ROOTS to folders and URLs that "

@@ -90,7 +90,7 @@ def _contact_sheet(store: Store, settings: Settings, version: DatasetVersion) ->
     manifest = read_manifest(store, version)
     sheet = [SheetClass(name) for name in version.classes[:_IMAGES]]
     each = max(1, min(_IMAGES_PER_CLASS, _IMAGES // len(sheet)))
-    roots = Roots(settings.reference_roots)
+    roots = Roots(settings.reference_roots, settings.private_hosts)
     for number, images in _by_payload(manifest, len(sheet), each).items():
         file = manifest.payloads[number]
         contents = read_payload(store, file.key, file.digest).contents

@@ -14,6 +14,7 @@ import pytest
 
 from tests.console import Home, processes_below, until
 from tests.serving import connect, make_key, served
+from tests.web import FORBIDDEN, untouched
 
 HEAD = "HTTP/1.1\r\nHost: localhost\r\n"
 AS = HEAD + "Authorization: Bearer {%s}\r\n"
@@ -22,7 +23,8 @@ JSON = "Content-Type: application/json\r\n"
 
 @pytest.fixture(scope="module")
 def url(stack: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(stack, tmp_path_factory.mktemp("api") / "serve.log") as url:
+    home = Home(stack.path, stack.extra | {"LABELMILL_REFERENCE_ROOTS": "http://example.com/public/"})
+    with served(home, tmp_path_factory.mktemp("api") / "serve.log") as url:
         yield url
 
 
@@ -52,7 +54,14 @@ def upload(client: httpx.Client, name: str, content: bytes, kind: str = "image/p
 
 def finished_batch(client: httpx.Client, name: str, content: bytes) -> dict[str, object]:
     """Upload a file, and return its batch when it has ended."""
-    batch = client.post("/batches", json={"input_file_id": upload(client, name, content).json()["id"]}).json()
+    return ended(client, input_file_id=upload(client, name, content).json()["id"])
+
+
+def ended(client: httpx.Client, **wanted: object) -> dict[str, object]:
+    """Create a batch, and return it when it has ended."""
+    answer = client.post("/batches", json=wanted)
+    assert answer.status_code == 202, answer.text
+    batch = answer.json()
 
     def now() -> dict[str, object]:
         found: dict[str, object] = client.get(f"/batches/{batch['id']}").json()
@@ -206,3 +215,29 @@ def test_no_browser_shows_what_was_uploaded(client: httpx.Client) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_no_link_reaches_a_private_address(client: httpx.Client) -> None:
+    with untouched() as port:
+        urls = [f"http://{host}:{port}/a.png" for host in FORBIDDEN]
+        batch = ended(client, urls=urls)
+        results = client.get(f"/batches/{batch['id']}/results", params={"limit": 1000}).json()
+    codes = [each["error"]["code"] for each in results]
+    assert dict(zip(urls, codes, strict=True)) == dict.fromkeys(urls, "source_forbidden")
+
+
+@pytest.mark.parametrize("field", ["source_url", "webhook_url"])
+def test_no_other_field_reaches_a_private_address(client: httpx.Client, field: str) -> None:
+    source = {} if field == "source_url" else {"urls": ["http://example.com/a.png"]}
+    with untouched() as port:
+        for host in FORBIDDEN:
+            for scheme in ("http", "https"):
+                url = f"{scheme}://{host}:{port}/public/"
+                answer = client.post("/batches", json=source | {field: url})
+                assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), url
+
+
+def test_no_prefix_of_a_web_server_is_asked_for(client: httpx.Client) -> None:
+    answer = client.post("/batches", json={"source_url": "http://example.com/public/"})  # an allowed root
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert "name its images in `urls`" in answer.json()["detail"]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
 from jobs.references import Reference, Roots
 from jobs.remote import local_path, shown_url
+from tests.web import web_server
 
 LIMIT = 1_000_000
 
@@ -437,3 +438,50 @@ def test_an_alarm_that_rings_meanwhile_is_not_the_networks(odd, monkeypatch, ala
 def test_a_worker_without_the_protocols_package_leaves_it_to_others() -> None:
     with pytest.raises(Unavailable, match="unheard-of"):
         Roots(["unheard-of://x"]).read(reference("unheard-of://x/a.png", b""), max_bytes=LIMIT)
+
+
+# ---- on the web ---------------------------------------------------------------------------------------
+
+
+def test_a_web_image_is_not_read_from_a_private_address_to_which_it_redirects() -> None:
+    with web_server() as outer, web_server() as inner:
+        # Given a root whose server redirects to another port of this machine
+        root = f"http://{outer.host}/to"
+        submitted = reference(f"{root}/http://{inner.host}/a.png", b"pixels")
+
+        # When the image is read, Then it is forbidden, and the other port is not asked
+        assert code_of(Roots([root]).read, submitted, max_bytes=LIMIT) == ErrorCode.SOURCE_FORBIDDEN
+        assert (len(outer.asked), inner.asked) == (1, [])
+
+        # And a listed host is asked
+        assert Roots([root], [inner.host]).read(submitted, max_bytes=LIMIT) == b"pixels"
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("status/404", ErrorCode.SOURCE_MISSING),
+        ("status/410", ErrorCode.SOURCE_MISSING),
+        ("status/401", ErrorCode.SOURCE_MISSING),
+        ("status/403", ErrorCode.SOURCE_MISSING),
+        ("endless", ErrorCode.SOURCE_CHANGED),
+        ("status/204", ErrorCode.SOURCE_CHANGED),
+        ("status/400", None),
+        ("status/429", None),
+        ("status/503", None),
+        ("short", None),
+        ("circle", None),
+    ],
+)
+def test_a_web_image_has_an_error_or_is_tried_again(path: str, code: ErrorCode | None) -> None:
+    with web_server() as server:
+        roots = Roots([f"http://{server.host}"])
+        assert roots.read(reference(f"http://{server.host}/to//a.png", b"pixels"), max_bytes=6) == b"pixels"
+        submitted = reference(f"http://{server.host}/{path}", b"pixels")
+        if code is None:
+            with pytest.raises(Unavailable, match=f"http://{server.host}/{path}"):
+                roots.read(submitted, max_bytes=LIMIT)
+        else:
+            assert code_of(roots.read, submitted, max_bytes=LIMIT) == code
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        roots.read(submitted, max_bytes=LIMIT)

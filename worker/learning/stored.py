@@ -214,7 +214,7 @@ class StoredDataset:
                 f"{self} cannot be loaded: {error} Restore it, or add the images as a dataset with "
                 "another name."
             ) from None
-        roots = Roots(self._settings.reference_roots)
+        roots = Roots(self._settings.reference_roots, self._settings.private_hosts)
         size = math.prod(spec.shape)
         for row in rows:
             pixels = self._decoded(self._of_split[split][row], payload, spec, roots)
