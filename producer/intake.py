@@ -49,7 +49,7 @@ _RETRY_SECONDS: Final = 5.0
 def take_in_next(
     ledger: Ledger, store: Store, publisher: Publisher, settings: Settings, *, owner: str
 ) -> bool:
-    """Take in the images of the oldest batch that waits. Return False if none waits.
+    """Take in the images of the next batch that waits. Return False if none waits.
 
     Images that cannot be read become errors of their own. If the source as a whole cannot be read, the batch
     fails with the reason. Raises Unavailable; the batch is then claimed again some seconds later.

@@ -64,10 +64,11 @@ def retry(
     submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
     if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
         with ledger.reading() as connection:
-            again, first = (job_status(connection, each) for each in (holder.job_id, job_id))
+            again = job_status(connection, holder.job_id)
+            retried = job_status(connection, job_id)
         if again.retry_of != job_id:
             raise Conflict(f"The key already belongs to job {again.id}, which is no retry of job {job_id}.")
-        without_label = first.failed if failed_only else first.total - first.succeeded
+        without_label = retried.failed if failed_only else retried.total - retried.succeeded
         return Retried(Submitted(again.id, again.total, new=False), without_label - again.total)
     with ledger.transaction() as connection:
         status = check_retry(connection, job_id)

@@ -20,6 +20,7 @@ from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
 from jobs.ledger.files import delete_file
+from jobs.ledger.submission import DEFAULT_PRIORITY
 from jobs.schema import JobState, batches, chunks, db_now, jobs
 
 #: A claim expires after so many seconds, unless it is renewed.
@@ -36,6 +37,9 @@ _BATCHES: Final = sa.select(batches.c.job_id, batches.c.request, batches.c.file_
 
 #: Composed once, because it is read all the time.
 _BATCH_OF: Final = _BATCHES.where(batches.c.job_id == sa.bindparam("job_id"))
+
+#: The priority of a batch. Its default depends on the number of images, which is unknown before the intake.
+_PRIORITY: Final = sa.func.coalesce(batches.c.request["priority"].as_integer(), DEFAULT_PRIORITY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, 
 
 
 def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
-    """Claim the oldest batch that no process takes in, or return None.
+    """Claim a batch that no process takes in, or return None: the highest priority first, then the oldest.
 
     A batch whose job was stopped needs no intake any more. A batch that was claimed too often without
     progress fails.
@@ -158,13 +162,13 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
         ),
         sa.and_(batches.c.state == "claimed", batches.c.lease_until < db_now()),
     )
-    # The last condition is that of the index.
-    oldest = sa.select(batches.c.job_id).where(is_free, batches.c.state != "done")
-    oldest = oldest.order_by(batches.c.created_at).limit(1).with_for_update(skip_locked=True)
+    # The last condition is that of the index. It finds the open batches, which are few, and they are sorted.
+    first = sa.select(batches.c.job_id).where(is_free, batches.c.state != "done")
+    first = first.order_by(_PRIORITY.desc(), batches.c.created_at).limit(1).with_for_update(skip_locked=True)
     token = new_id()
     row = connection.execute(
         batches.update()
-        .where(batches.c.job_id == oldest.scalar_subquery())
+        .where(batches.c.job_id == first.scalar_subquery())
         .values(
             state="claimed",
             attempts=batches.c.attempts + 1,

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import too_large
@@ -18,21 +17,13 @@ from jobs.remote import is_chained, kind_of, open_remote, reaching, read_object,
 from jobs.text import storable
 from producer.sources.ahead import Unread, read_ahead
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
+from producer.sources.listing import list_folder
 
 #: Extensions of archives, which are read from a disk only.
 _ARCHIVES: Final = ("zip", "tar", "tgz", "gz", "bz2", "xz")
 
 #: Errors that concern this one object, not the network.
 _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
-
-
-class _Entry(NamedTuple):
-    """An entry of a folder: the needed part of what fsspec returns, which takes 1 KB."""
-
-    name: str
-    path: str
-    kind: str
-    size: int | None
 
 
 def check_remote(url: str) -> None:
@@ -44,8 +35,8 @@ def read_remote(url: str, reading: Reading, *, skip: int = 0) -> Iterator[Source
     """Yield the object with this URL, or every image below it, depth first, in the order of the names.
 
     The first `skip` images below it are left out, and not read. Objects of a store are read many at a time.
-    Memory holds some of them, and the listings of one folder and of the folders above it. Raises the errors
-    of `check_remote`, and Unavailable if the network fails during the reading.
+    Memory holds some of them, and the listings of one folder and of the folders above it: of S3, a page of
+    each. Raises the errors of `check_remote`, and Unavailable if the network fails during the reading.
     """
     filesystem, path, is_folder = _resolve(url)
     name = storable(shown_url(url))
@@ -90,14 +81,15 @@ def _walk(
     filesystem: Any, path: str, url: str, name: str, reading: Reading
 ) -> Iterator[SourceImage | Unread]:
     # A stack instead of recursion, as for folders on a disk.
-    levels = [(path, url, name, _entries(filesystem, path, url))]
+    levels = [(path, url, name, list_folder(filesystem, path))]
     while levels:
         folder, folder_url, folder_name, entries = levels[-1]
         try:
-            entry = next(entries, None)
-        except ImageError as error:
+            with reaching(folder_url, *_NOT_THERE):
+                entry = next(entries, None)
+        except _NOT_THERE:
             levels.pop()
-            yield SourceImage(folder_name, None, error)
+            yield failed(folder_name, ErrorCode.SOURCE_MISSING, "a folder that cannot be listed")
             continue
         if entry is None:
             levels.pop()
@@ -107,7 +99,7 @@ def _walk(
         if is_hidden(entry.name):
             pass
         elif entry.kind == "directory":
-            levels.append((entry.path, url, name, _entries(filesystem, entry.path, url)))
+            levels.append((entry.path, url, name, list_folder(filesystem, entry.path)))
         elif entry.kind != "file":
             yield failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
         elif not is_image_name(entry.name):
@@ -117,27 +109,6 @@ def _walk(
         else:
             read = partial(_load, filesystem, entry.path, url, name, entry.size, reading.max_bytes)
             yield Unread(read, reading.max_bytes if entry.size is None else entry.size)
-
-
-def _entries(filesystem: Any, folder: str, url: str) -> Iterator[_Entry]:
-    """Yield a folder's entries, sorted by name. Raises ImageError if it cannot be listed."""
-    try:
-        with reaching(url, *_NOT_THERE):
-            listing = filesystem.ls(folder, detail=True)
-    except _NOT_THERE:
-        raise ImageError(ErrorCode.SOURCE_MISSING, "a folder that cannot be listed") from None
-    prefix = folder.rstrip("/") + "/" if folder.strip("/") else ""
-    entries = []
-    for entry in listing:
-        path = entry["name"].rstrip("/")
-        name = path.removeprefix(prefix) if prefix else path.lstrip("/")
-        # Some file systems list the folder itself, and a web page may link to other places.
-        if path.startswith(prefix) and name and "/" not in name:
-            entries.append(_Entry(name, entry["name"], entry["type"], entry.get("size")))
-    del listing
-    if filesystem.async_impl:  # other packages look up there what they open
-        filesystem.invalidate_cache(folder)
-    yield from sorted(entries, key=attrgetter("name"))
 
 
 def _load(filesystem: Any, path: str, url: str, name: str, size: int | None, max_bytes: int) -> SourceImage:

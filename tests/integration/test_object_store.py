@@ -20,7 +20,7 @@ from jobs.schema import batches
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.intake import take_in_next
-from producer.sources import Sources
+from producer.sources import Sources, ahead
 from producer.sources.ahead import READERS
 from tests.faults.test_intake import Source, names_of
 from tests.harness import Harness, digits, make_harness
@@ -56,6 +56,37 @@ def test_objects_below_a_prefix_are_read_many_at_a_time_in_order(s3: S3Server, s
     read = [request for request in s3.requests if ".png" in request]
     assert len(read) == 60
     assert 4 < s3.at_once <= READERS
+
+
+def test_a_folder_is_read_while_it_is_listed(
+    s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a folder that the server lists in pages of 3, with objects and folders of similar names, and one
+    # object that stands for the folder itself
+    names = [
+        *(f"{number:02}.png" for number in range(20)),
+        "a/1.png",
+        "a/2.png",
+        "a-b/1.png",
+        "a.png",
+        "b.png",
+    ]
+    put(s3_bucket, "photos/", *(f"photos/{name}" for name in names))
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    monkeypatch.setattr(ahead, "AHEAD_OBJECTS", 4)
+    s3.reset()
+
+    # When its first image is there
+    images = iter(Sources([f"{s3_bucket}/photos/"]))
+    first = next(images)
+
+    # Then two requests have looked what is there, and at most two pages of nine were listed
+    listed = [request for request in s3.requests if request == f"GET /{s3_bucket.removeprefix('s3://')}"]
+    assert len(listed) <= 4
+
+    # And all images come, in the order of their keys
+    found = [image.name.removeprefix(f"{s3_bucket}/photos/") for image in (first, *images)]
+    assert found == sorted(names)
 
 
 @pytest.mark.usefixtures("s3")

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from jobs.errors import NotFound, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.batches import add_batch, claim_intake
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.submission import (
     ABANDONED_SECONDS,
@@ -19,10 +20,11 @@ from jobs.ledger.submission import (
     add_chunk,
     discard_job,
     find_key,
+    open_job,
     seal_job,
     touch_job,
 )
-from jobs.schema import ChunkState, JobState, chunks, jobs
+from jobs.schema import ChunkState, JobState, batches, chunks, db_now, jobs
 from tests.conftest import Job
 from tests.ledger_probes import age_heartbeat, status_of
 
@@ -214,3 +216,26 @@ def test_a_chunk_that_comes_while_its_job_is_stopped_is_dropped_too(ledger, make
     with ledger.reading() as connection:
         states = set(connection.scalars(sa.select(chunks.c.state).where(chunks.c.job_id == job.id)))
     assert states == {ChunkState.DROPPED}
+
+
+def test_an_urgent_batch_is_taken_in_before_older_ones(ledger, champion):
+    # Given batches of several priorities, oldest first: without one, it is 0
+    wanted = {}
+    for age, priority in ((50, -100), (40, None), (30, 9), (20, 100), (10, 9)):
+        job_id = new_id()
+        request = {} if priority is None else {"priority": priority}
+        with ledger.transaction() as connection:
+            open_job(connection, job_id, model_id=champion.id, key=None)
+            add_batch(connection, job_id, request=request, file_id=None)
+            created = batches.update().where(batches.c.job_id == job_id)
+            connection.execute(created.values(created_at=db_now(-age)))
+        wanted[job_id] = (priority, age)
+
+    # When they are claimed one by one
+    claimed = []
+    with ledger.transaction() as connection:
+        while (intake := claim_intake(connection, owner="test")) is not None:
+            claimed.append(wanted[intake.job_id])
+
+    # Then the highest priority comes first, and among equals the oldest
+    assert claimed == [(100, 20), (9, 30), (9, 10), (None, 40), (-100, 50)]

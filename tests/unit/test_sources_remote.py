@@ -12,6 +12,7 @@ from jobs.limits import ArchiveLimits
 from jobs.remote import is_chained, open_remote
 from producer.sources import SourceImage, Sources
 from producer.sources.image import Reading
+from producer.sources.listing import list_folder
 from producer.sources.remote import read_remote
 from tests.sources import outcome
 
@@ -57,6 +58,28 @@ def test_all_below_a_prefix_is_read_folder_by_folder_in_name_order(
     assert [image.name for image in images] == [f"memory://bucket/photos/{name}" for name in expected]
     assert [image.url for image in images] == [image.name for image in images]
     assert listed == [f"/bucket/photos{below}" for below in ("", "/a", "/c", "/c/d")]
+
+
+@pytest.mark.parametrize(
+    ("pages", "order"),
+    [
+        ([["b", "a"], ["d", "c"]], "abcd"),  # as directory buckets of S3 list
+        ([["a", "b"], [], ["d"], ["c"]], "abdc"),  # what is read already stays first
+        ([["c", "d"], ["b"], ["a"]], "cdab"),
+    ],
+)
+def test_a_server_may_list_in_any_order(pages: list[list[str]], order: str) -> None:
+    class Server:
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            return *path.split("/", 1), None  # type: ignore[return-value]
+
+        def call_s3(self, _method: str, *, ContinuationToken: int = 0, **_: str) -> dict[str, object]:  # noqa: N803
+            objects = [{"Key": f"photos/{name}", "Size": 1} for name in pages[ContinuationToken]]
+            following = ContinuationToken + 1
+            more = {"IsTruncated": following < len(pages), "NextContinuationToken": following}
+            return {"Contents": objects, **more}
+
+    assert [entry.name for entry in list_folder(Server(), "bucket/photos")] == list(order)
 
 
 def test_images_that_are_skipped_are_not_read(
