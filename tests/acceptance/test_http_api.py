@@ -164,12 +164,16 @@ def test_odd_requests_get_the_answers_that_are_described(stack: Home, url: str, 
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--header", f"Authorization: Bearer {make_key(stack, 'admin')}"),
-            *("--max-examples", "15", "--seed", "1", "--no-color"),
+            *("--checks", "all", "--max-examples", "30", "--seed", "1"),
+            *("--request-timeout", "60", "--no-color"),
         ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=5 * COMMAND_SECONDS,  # more than a thousand requests
+        timeout=5 * COMMAND_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout
+    found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert found is not None, done.stdout
+    assert int(found[1]) == int(found[2]) >= 2_000
