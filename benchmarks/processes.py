@@ -18,8 +18,15 @@ def peak_kib(pid: int) -> int:
 
 
 def memory_kib(pid: int) -> int:
-    """Return the memory that the process uses now (VmRSS), in KiB."""
-    return _status(pid, "VmRSS")
+    """Return the memory that the process uses now (Pss), in KiB; 0 if it has ended.
+
+    What it shares with other processes is divided among them, so the sum of several counts it once.
+    """
+    try:
+        found = re.search(r"^Pss:\s+(\d+)", (Path("/proc") / f"{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if found is None else int(found[1])
 
 
 def forget_peak(pid: int) -> None:
@@ -53,9 +60,9 @@ def parent_of(pid: int) -> int:
 
 
 def with_children(pid: int) -> list[int]:
-    """Return the process, then its present children."""
-    children = (Path("/proc") / f"{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    """Return the process, then its present children, whichever of its threads have started them."""
+    threads = (Path("/proc") / f"{pid}/task").iterdir()
+    return [pid, *(int(child) for thread in threads for child in (thread / "children").read_text().split())]
 
 
 @contextlib.contextmanager

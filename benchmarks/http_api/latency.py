@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -18,7 +19,7 @@ import typer
 from benchmarks.bulk import Bulk
 from benchmarks.databases import Work, databases
 from benchmarks.http_api.served import Api, Served, in_threads
-from benchmarks.images import ALL_DIGITS
+from benchmarks.images import ALL_DIGITS, list_images
 from benchmarks.large_job import make_large_job
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import milliseconds, write_measured
@@ -45,6 +46,9 @@ _DEPTHS: Final = (0.0, 0.1, 0.5, 0.999)
 #: Clients that send the requests: more than are ever answered at the same time.
 _CLIENTS: Final = 16
 
+#: Batches whose status is asked for in turn: only requests for one batch share readings of the ledger.
+_BATCHES: Final = 50
+
 
 @report_errors
 def main(
@@ -68,11 +72,16 @@ def main(
             say("warming up")
             pipeline.warm_up(folder)
             settle(both.settle)
-            idle = _status_times(served, pipeline.client, requests, rate)
+            idle = _status_times(served, [_newest(pipeline.client)], requests, rate)
             _tell("status, idle", idle)
             with Bulk(pipeline.client, folder, images) as bulk, _restarting(bulk):
-                busy = _status_times(served, pipeline.client, requests, rate)
+                busy = _status_times(served, [_newest(pipeline.client)], requests, rate)
             _tell("status, beside a large job", busy)
+            pipeline.wait_until_idle()
+            batch_ids = _make_batches(served, folder)
+            with Bulk(pipeline.client, folder, images) as more_bulk, _restarting(more_bulk):
+                in_turn = _status_times(served, batch_ids, requests, rate)
+            _tell(f"status of {_BATCHES} batches in turn, beside a large job", in_turn)
             pipeline.wait_until_idle()
             found = _page_times(served, pipeline.client, rows, pages)
             for name, figures in found.items():
@@ -81,6 +90,7 @@ def main(
     measured = {
         "status_idle": idle,
         "status_busy": busy,
+        "status_busy_in_turn": in_turn,
         "bulk_jobs": bulk.jobs,
         "pages": found,
         "database": both.facts,
@@ -108,9 +118,23 @@ def _restarting(bulk: Bulk) -> Iterator[None]:
     thread.join()
 
 
-def _status_times(served: Served, client: Client, requests: int, rate: float) -> dict[str, float]:
-    """Return the milliseconds of requests for the newest batch, at so many per second."""
-    newest = client.jobs(limit=1)[0].id
+def _newest(client: Client) -> str:
+    return client.jobs(limit=1)[0].id
+
+
+def _make_batches(served: Served, folder: Path) -> list[str]:
+    """Let batches of one image be classified, and return their ids."""
+    image = Path(list_images(folder)[0])
+    with served.connect() as api, image.open("rb") as file:
+        file_id = api.upload(image.name, file, image.stat().st_size)
+        ids = [str(api.post("/batches", {"input_file_id": file_id})["id"]) for _ in range(_BATCHES)]
+        for batch_id in ids:
+            api.wait(batch_id, "completed")
+    return ids
+
+
+def _status_times(served: Served, batch_ids: list[str], requests: int, rate: float) -> dict[str, float]:
+    """Return the milliseconds of requests for the batches in turn, at so many per second."""
     taken: list[float] = []
     numbers = iter(range(requests))
     lock = threading.Lock()
@@ -125,7 +149,7 @@ def _status_times(served: Served, client: Client, requests: int, rate: float) ->
                     return
                 due = began + number / rate
                 time.sleep(max(0.0, due - time.perf_counter()))
-                api.get(f"/batches/{newest}")
+                api.get(f"/batches/{batch_ids[number % len(batch_ids)]}")
                 taken.append(time.perf_counter() - due)
 
     in_threads(_CLIENTS, ask)

@@ -25,7 +25,6 @@ from benchmarks.http_api.bucket import Bucket
 from benchmarks.http_api.served import Api, Served
 from benchmarks.images import MOST_DIGITS, list_images
 from benchmarks.model import make_champion
-from benchmarks.processes import memory_kib
 from benchmarks.report import write_measured
 from benchmarks.setup import (
     RESULTS,
@@ -44,7 +43,7 @@ from labelmill.stack import Stack
 #: Seconds between two looks at the API's memory.
 _LOOK_SECONDS: Final = 0.25
 
-#: The memory at this share of the work is compared with that at the end.
+#: The memory at this share of a step is compared with that at its end.
 _BEGINNING: Final = 0.1
 
 
@@ -53,7 +52,11 @@ class Turn(NamedTuple):
 
     api_seconds: float
     command_seconds: float
-    api_kib: tuple[int, int]  # the API's memory at a tenth of the work, and at the end
+    api_kib: dict[str, tuple[int, int]]  # the API's memory at a tenth of each step, and at its end
+
+    def growth_percent(self) -> float:
+        """Return by how much the memory has grown, in the step in which it has grown most."""
+        return round(max(100 * (end / beginning - 1) for beginning, end in self.api_kib.values()), 2)
 
 
 @report_errors
@@ -96,7 +99,7 @@ def main(
                     command_seconds = time.perf_counter() - began
                     _check(client, done.stdout.split()[-1].decode(), number)
                     drop_payloads(settings)
-                    return Turn(seconds, command_seconds, watch.growth())
+                    return Turn(seconds, command_seconds, watch.memory())
 
                 def upload(api: Api, watch: _Watch) -> str:
                     size = archive.stat().st_size
@@ -125,29 +128,29 @@ def _measure(rounds: int, take_turn: Callable[[], Turn], images: int) -> dict[st
         turns.append(turn := take_turn())
         say(
             f"round {number} of {rounds}: {images:,} images, {images / turn.api_seconds:,.0f} images/s, "
-            f"the command {images / turn.command_seconds:,.0f}; memory {turn.api_kib[0]:,} KiB, "
-            f"then {turn.api_kib[1]:,}"
+            f"the command {images / turn.command_seconds:,.0f}; memory, in KiB: {turn.api_kib}"
         )
     return {
         "images_per_second": round(median(images / turn.api_seconds for turn in turns), 1),
         "command_images_per_second": round(median(images / turn.command_seconds for turn in turns), 1),
         "ratio": round(median(turn.command_seconds / turn.api_seconds for turn in turns), 3),
-        "memory_growth_percent": [
-            round(100 * (end / beginning - 1), 2) for beginning, end in (turn.api_kib for turn in turns)
-        ],
+        "memory_growth_percent": [turn.growth_percent() for turn in turns],
         "turns": [turn._asdict() for turn in turns],
     }
 
 
 class _Watch:
-    """A thread that looks at the API's memory while a batch is sent and taken in, as a context manager."""
+    """A thread that looks at the API's memory while a batch is sent and taken in, as a context manager.
+
+    These are two steps, because one process receives an upload, and another unpacks it.
+    """
 
     def __init__(self, served: Served, images: int) -> None:
         self.sent: Callable[[], float] | None = None  # the share of the upload, if there is one
         self.batch_id: str | None = None
         self._served = served
         self._images = images
-        self._looks: list[tuple[float, int]] = []  # the share of the work, and the memory
+        self._looks: list[tuple[str, float, int]] = []  # the step, the share of it, and the memory
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -158,22 +161,28 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self._looks.append((1.0, memory_kib(self._served.pid)))
+        self._looks.append(("intake", 1.0, self._served.memory_kib()))
 
-    def growth(self) -> tuple[int, int]:
-        """Return the memory at the beginning and at the end, in KiB."""
-        return next(kib for share, kib in self._looks if share >= _BEGINNING), self._looks[-1][1]
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Return the memory at the beginning and at the end of each step, in KiB."""
+        steps: dict[str, list[int]] = {}
+        for step, share, kib in self._looks:
+            if share >= _BEGINNING:
+                steps.setdefault(step, []).append(kib)
+        return {step: (found[0], found[-1]) for step, found in steps.items()}
 
     def _look(self) -> None:
         with self._served.connect() as api:
             while not self._over.wait(_LOOK_SECONDS):
-                taken = 0.0
-                if self.batch_id is not None:
-                    counts = api.get(f"/batches/{self.batch_id}")["request_counts"]
-                    taken = counts["total"] / self._images
                 with contextlib.suppress(ValueError):  # the file was closed at this moment
-                    share = taken if self.sent is None else (self.sent() + taken) / 2
-                    self._looks.append((share, memory_kib(self._served.pid)))
+                    step, share = self._progress(api)
+                    self._looks.append((step, share, self._served.memory_kib()))
+
+    def _progress(self, api: Api) -> tuple[str, float]:
+        """Return the step, and the share of it that is done. Raises ValueError if the file is closed."""
+        if self.batch_id is not None:
+            return "intake", api.get(f"/batches/{self.batch_id}")["request_counts"]["total"] / self._images
+        return "upload", 0.0 if self.sent is None else self.sent()
 
 
 def _archive(folder: Path) -> Path:

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import IO, Any, Final, Self
 
+from benchmarks.processes import memory_kib, with_children
 from jobs.ledger import Ledger
 from jobs.ledger.api_keys import Role, create_key
 from jobs.settings import Settings
@@ -74,11 +76,10 @@ class Served:
             self._process.wait()
             self._process = None
 
-    @property
-    def pid(self) -> int:
-        """The id of the process that answers requests; its children take in images."""
+    def memory_kib(self) -> int:
+        """Return the memory of the process that answers requests and its children, which take in images."""
         assert self._process is not None
-        return self._process.pid
+        return sum(map(memory_kib, with_children(self._process.pid)))
 
     def connect(self) -> Api:
         """Return a connection, for one thread."""
