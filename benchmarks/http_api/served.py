@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import IO, Any, Final, Self
 
 from benchmarks.processes import memory_kib, with_children

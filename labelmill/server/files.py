@@ -115,7 +115,9 @@ def show_file(file_id: str, session: SubmitSession) -> FileObject:
 def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     """Delete an uploaded file. Batches that have its images already keep them."""
     if find_output(session.client, file_id) is not None:
-        raise Conflict(f"File {file_id!r} is made from the results of its batch, and goes when they are purged.")
+        raise Conflict(
+            f"File {file_id!r} is made from the results of its batch, and goes when they are purged."
+        )
     file = _found(session, file_id)
     with session.client.ledger.transaction() as connection:
         delete_file(connection, file.id)
