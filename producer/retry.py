@@ -65,11 +65,9 @@ def retry(
     if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
         with ledger.reading() as connection:
             again = job_status(connection, holder.job_id)
-            retried = job_status(connection, job_id)
         if again.retry_of != job_id:
             raise Conflict(f"The key already belongs to job {again.id}, which is no retry of job {job_id}.")
-        without_label = retried.failed if failed_only else retried.total - retried.succeeded
-        return Retried(Submitted(again.id, again.total, new=False), without_label - again.total)
+        return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
         status = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)

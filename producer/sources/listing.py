@@ -7,6 +7,8 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from jobs.errors import Unavailable
+
 _by_key = attrgetter("key")
 
 
@@ -49,13 +51,22 @@ def _list_whole(filesystem: Any, folder: str) -> list[Entry]:
 
 
 def _s3_pages(filesystem: Any, folder: str) -> Iterator[list[Entry]]:
-    """Yield a folder's entries as S3 lists them. Raises FileNotFoundError if there is nothing below it."""
+    """Yield a folder's entries as S3 lists them.
+
+    Raises FileNotFoundError if there is nothing below it, Unavailable if listing fails after the first page.
+    """
     bucket, below, _ = filesystem.split_path(folder)
     prefix = f"{below}/" if below else ""
     request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
     is_there = not below
     while True:
-        answer = filesystem.call_s3("list_objects_v2", **request)
+        try:
+            answer = filesystem.call_s3("list_objects_v2", **request)
+        except (FileNotFoundError, PermissionError) as error:
+            if "ContinuationToken" not in request:
+                raise
+            # Such as a session that expired. As an error of the folder, it would hide the other images.
+            raise Unavailable(f"s3://{bucket}/{prefix} cannot be listed to its end: {error}") from None
         found = [(each["Key"], "file", each["Size"]) for each in answer.get("Contents", ())]
         found += [(each["Prefix"], "directory", None) for each in answer.get("CommonPrefixes", ())]
         is_there = is_there or bool(found)
@@ -75,7 +86,7 @@ def _s3_pages(filesystem: Any, folder: str) -> Iterator[list[Entry]]:
 def _in_order(pages: Iterator[list[Entry]]) -> Iterator[Entry]:
     """Yield the entries in the order of the keys, page by page.
 
-    A few servers list in another order. The first page that shows this is sorted together with all after it.
+    A few servers list in another order. A page that is out of order is sorted together with all later pages.
     """
     last = ""
     for page in pages:

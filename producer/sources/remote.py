@@ -35,8 +35,8 @@ def read_remote(url: str, reading: Reading, *, skip: int = 0) -> Iterator[Source
     """Yield the object with this URL, or every image below it, depth first, in the order of the names.
 
     The first `skip` images below it are left out, and not read. Objects of a store are read many at a time.
-    Memory holds some of them, and the listings of one folder and of the folders above it: of S3, a page of
-    each. Raises the errors of `check_remote`, and Unavailable if the network fails during the reading.
+    Memory holds some of them, and the listings of one folder and of the folders above it: for S3, only one
+    page of each. Raises the errors of `check_remote`, and Unavailable if the network fails later.
     """
     filesystem, path, is_folder = _resolve(url)
     name = storable(shown_url(url))

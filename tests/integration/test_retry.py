@@ -35,13 +35,10 @@ Again = Callable[..., Retried]
 def again(ledger, store, publisher) -> Again:
     """Return a function: `again(job)` retries the job in chunks of three."""
 
-    def again(
-        job: Job, *, failed_only: bool = False, chunk_images: int = 3, key: str | None = None
-    ) -> Retried:
+    def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Retried:
         return retry(
             job.id,
             failed_only=failed_only,
-            key=key,
             ledger=ledger,
             store=store,
             publisher=publisher,
@@ -163,13 +160,9 @@ def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted,
     finish(worker, job, errors=[1, 2, 4])
 
     # When it is retried, Then the corrupt image is submitted, and the others are only counted
-    retried = again(job, key="june")
+    retried = again(job)
     assert names_of(images_of(retried.submitted.job_id)) == ["2.png"]
     assert retried.unreadable == 2
-    # And so they are if it is asked for once more
-    for failed_only in (True, False):
-        repeated = again(job, key="june", failed_only=failed_only)
-        assert repeated == (retried.submitted._replace(new=False), 2)
 
 
 def test_what_could_not_be_read_and_never_got_an_outcome_gets_one(ledger, submitted, again, images_of):

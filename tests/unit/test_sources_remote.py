@@ -82,6 +82,23 @@ def test_a_server_may_list_in_any_order(pages: list[list[str]], order: str) -> N
     assert [entry.name for entry in list_folder(Server(), "bucket/photos")] == list(order)
 
 
+def test_a_listing_that_fails_half_way_is_no_error_of_the_folder() -> None:
+    class Server:
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            return *path.split("/", 1), None  # type: ignore[return-value]
+
+        def call_s3(self, _method: str, **request: object) -> dict[str, object]:
+            if "ContinuationToken" in request:
+                raise PermissionError("The provided token has expired")
+            page = {"IsTruncated": True, "NextContinuationToken": "more"}
+            return {"Contents": [{"Key": "photos/a.png", "Size": 1}], **page}
+
+    entries = list_folder(Server(), "bucket/photos")
+    assert next(entries).name == "a.png"
+    with pytest.raises(Unavailable, match="token has expired"):
+        next(entries)
+
+
 def test_images_that_are_skipped_are_not_read(
     bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
