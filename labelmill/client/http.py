@@ -41,6 +41,11 @@ _TEMPORARY: Final = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 
+#: Those of them that say that the request had no effect. After the others, it may have had one.
+_REFUSED: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+
+_CHECK_IT: Final = "Check whether it took effect, then try again."
+
 
 class NothingToRetry(Conflict):
     """The batch has no image that could be submitted again."""
@@ -95,9 +100,9 @@ class Api:
     ) -> Any:
         """Send a request and return the JSON of the answer.
 
-        It is repeated if the server asks for it, and with `repeat` if the connection breaks: the request may
-        then take effect twice. Raises NotFound, Conflict and other UserErrors as the server does; Unavailable
-        if it does not answer for a minute.
+        It is repeated if the server asks for it; without `repeat`, only if it certainly had no effect.
+        Raises NotFound, Conflict and other UserErrors as the server does; Unavailable if it does not answer
+        for a minute.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
@@ -164,12 +169,14 @@ class Api:
                 if isinstance(error, socket.gaierror) and not self._answered:  # probably mistyped
                     raise Unavailable(f"{why}. Check LABELMILL_API_URL.") from None
                 if not repeat:
-                    raise Unavailable(f"{why}. Look whether it was done before you try again.") from None
+                    raise Unavailable(f"{why}. {_CHECK_IT}") from None
             else:
                 self._answered = True
                 if answer.status not in _TEMPORARY:
                     return answer
                 why = f"{self.url} cannot serve this now ({answer.status}): {_detail(answer)}"
+                if not repeat and answer.status not in _REFUSED:
+                    raise Unavailable(f"{why.rstrip('.')}. {_CHECK_IT}") from None
                 after = answer.headers.get("retry-after", "")
                 asked = float(after) if after.isdecimal() else 0.0
             if pause is None:

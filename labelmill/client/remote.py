@@ -335,7 +335,7 @@ class NotInApi(UserError, AttributeError):
 
 
 def _idempotency_key(key: str | None) -> str:
-    """Return what lets a request that is sent again have one effect; `key` is the user's own name for it."""
+    """Return a key that makes a repeated request take effect only once; `key` is the user's own."""
     return new_id() if key is None else hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -58,7 +58,8 @@ class RemoteModelMethods:
 
         Raises NotFound; Conflict if several models match, or if it is not a model of `dataset`.
         """
-        return self.model(typed, dataset=dataset).id
+        found: str = self._api.request("GET", _model_path(typed), query=_given(dataset=dataset))["id"]
+        return found
 
     def health(self, model: str | None = None, *, dataset: str | None = None) -> Health:
         """Return how a model (default: the dataset's champion) has performed since it was evaluated."""

@@ -211,31 +211,40 @@ def test_runs_are_requested_followed_and_cancelled_as_with_the_ledger(
         admin.run("no\0thing")
 
 
-class HangsUp(BaseHTTPRequestHandler):
-    """Ends the connection without an answer."""
+class LosesAnswers(BaseHTTPRequestHandler):
+    """Answers with a status, or ends the connection without an answer if it is 0."""
 
     requests = 0
+    status = 0
 
     def do_POST(self) -> None:
         type(self).requests += 1
         self.close_connection = True
+        if self.status:
+            self.send_response(self.status)
+            self.end_headers()
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
 
 
-def test_a_rollback_whose_answer_is_lost_is_not_repeated() -> None:
-    with HTTPServer(("127.0.0.1", 0), HangsUp) as server:
+@pytest.mark.parametrize("status", [0, 503, 504])
+def test_a_rollback_whose_answer_is_lost_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(LosesAnswers, "requests", 0)
+    monkeypatch.setattr(LosesAnswers, "status", status)
+    with HTTPServer(("127.0.0.1", 0), LosesAnswers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         with (
             RemoteClient(f"http://127.0.0.1:{server.server_address[1]}", "labelmill_key") as client,
-            pytest.raises(labelmill.Unavailable, match="Look whether it was done"),
+            pytest.raises(labelmill.Unavailable, match="Check whether it took effect"),
         ):
             client.rollback()
         server.shutdown()
         thread.join()
-    assert HangsUp.requests == 1
+    assert LosesAnswers.requests == 1
 
 
 class AsksToWait(BaseHTTPRequestHandler):
