@@ -34,7 +34,7 @@ class Retried(NamedTuple):
     #: None if there was nothing to retry.
     submitted: Submitted | None
     #: Number of images that could not be read when they were submitted. They have no bytes to retry, and keep
-    #: their error.
+    #: their error. 0 if the key already had a job: they are counted while it is submitted.
     unreadable: int
 
 
