@@ -112,7 +112,9 @@ def test_the_check_knows_the_files_that_compose_reads(checkout: Path) -> None:
     # Given a deployment with buckets
     assert run(checkout, "make-secrets").returncode == 0
     settings = "LABELMILL_STORE_URL=s3://bucket/labelmill\n"
-    (checkout / ".env").write_text(f"COMPOSE_FILE=docker-compose.yml:compose.s3.yaml\n{settings}")
+    (checkout / ".env").write_text(
+        f"export COMPOSE_FILE=docker-compose.yml:compose.s3.yaml # buckets\n{settings}"
+    )
     keys = checkout / "secrets" / "aws_config"
 
     # Then the keys must be there, and readable for the containers
