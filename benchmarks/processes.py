@@ -61,8 +61,11 @@ def parent_of(pid: int) -> int:
 
 def with_children(pid: int) -> list[int]:
     """Return the process, then its present children, whichever of its threads have started them."""
-    threads = (Path("/proc") / f"{pid}/task").iterdir()
-    return [pid, *(int(child) for thread in threads for child in (thread / "children").read_text().split())]
+    found = [pid]
+    for thread in (Path("/proc") / f"{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ _WEB_SECONDS: Final = 300.0
 
 _REDIRECTS: Final = 5
 
-#: Statuses that mean that there is no such image, or not for us. After others, a retry may succeed.
+#: Statuses that mean that the image does not exist or is forbidden. After others, a retry may succeed.
 _NOT_THERE: Final = frozenset(
     (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 )
@@ -192,6 +192,8 @@ def _normal(url: str) -> str:
     if is_web(scheme):
         if "?" in rest or "#" in rest:
             raise ValueError("it has a query")
+        if "@" in host:
+            raise ValueError("it contains a user name")
         host = host.lower()
     decoded = rest
     while "%" in decoded and (again := unquote(decoded)) != decoded:  # some servers decode more than once

@@ -116,7 +116,7 @@ def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     """Delete an uploaded file. Batches that have its images already keep them."""
     if find_output(session.client, file_id) is not None:
         raise Conflict(
-            f"File {file_id!r} is made from the results of its batch, and goes when they are purged."
+            f"File {file_id!r} cannot be deleted: it is made from its batch's results. Purge them instead."
         )
     file = _found(session, file_id)
     with session.client.ledger.transaction() as connection:

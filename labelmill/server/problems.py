@@ -124,7 +124,7 @@ def add_handlers(app: FastAPI) -> None:
 
 @contextmanager
 def conflicts() -> Iterator[None]:
-    """Turn the error of a well-formed request that does not fit the batch into a Conflict."""
+    """Turn the error of a well-formed request that does not fit the batch or the run into a Conflict."""
     try:
         yield
     except (NotFound, SettingsError):
