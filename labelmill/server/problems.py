@@ -127,7 +127,7 @@ def conflicts() -> Iterator[None]:
     """Turn the error of a well-formed request that does not fit the batch or the run into a Conflict."""
     try:
         yield
-    except (NotFound, SettingsError):
+    except (NotFound, SettingsError, LedgerNotReady):
         raise
     except UserError as error:
         raise Conflict(str(error)) from None
