@@ -102,13 +102,14 @@ class Api:
 
         It is repeated if the server asks for it; without `repeat`, only if it certainly had no effect.
         Raises NotFound, Conflict and other UserErrors as the server does; Unavailable if it does not answer
-        for a minute.
+        for a minute. What is None in `query` and `body` is left out.
         """
+        query = _given(query or {})
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         data = None
         if body is not None:
-            data = json.dumps(body).encode()
+            data = json.dumps(_given(body)).encode()
             headers["Content-Type"] = "application/json"
         return self._result(lambda: self._send(method, target, data, headers), repeat=repeat)
 
@@ -237,6 +238,10 @@ class Api:
         return kind(
             f"{self.url} answers, but not as Labelmill's API ({answer.status}): check LABELMILL_API_URL."
         )
+
+
+def _given(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _problem(answer: _Answer) -> dict[str, Any]:

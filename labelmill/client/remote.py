@@ -151,7 +151,7 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
             batch = self._api.request(
                 "POST",
                 "/batches",
-                body={name: value for name, value in body.items() if value is not None},
+                body=body,
                 idempotency_key=_idempotency_key(key),
             )
         except BaseException:
@@ -183,7 +183,7 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
     def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
         """Return the latest jobs, newest first; with `state`, only jobs in this state."""
         found: list[JobStatus] = []
-        query: dict[str, object] = {} if state is None else {"state": state}
+        query: dict[str, object] = {"state": state}
         while True:
             query["limit"] = min(_PAGE_JOBS, limit - len(found))
             page = self._api.request("GET", "/batches", query=query)
@@ -253,8 +253,7 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
 
         The conditions and errors are those of `Client.predictions`; a glob can have at most three stars.
         """
-        wanted = {"label": label, "below": below, "name": name, "errors": "true" if errors else None}
-        query = {name: value for name, value in wanted.items() if value is not None}
+        query = {"label": label, "below": below, "name": name, "errors": "true" if errors else None}
 
         def page(after: int, left: int | None) -> list[Prediction]:
             size = _PAGE_RESULTS if left is None else min(_PAGE_RESULTS, left)
