@@ -66,6 +66,8 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     for status in (400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 421, 422, 429, 431, 500, 503)
 }
 
+_INVALID: Final = (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid")
+
 #: The status and the code of our own errors. The first class that fits counts.
 _OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
     (NotFound, HTTPStatus.NOT_FOUND, "not_found"),
@@ -75,7 +77,7 @@ _OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
     (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     (SettingsError, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
-    (UserError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
+    (UserError, *_INVALID),
 )
 
 #: The codes of errors that the framework raises.
@@ -127,25 +129,29 @@ def conflicts() -> Iterator[None]:
     """Turn the error of a well-formed request that does not fit the batch or the run into a Conflict."""
     try:
         yield
-    except (NotFound, SettingsError, LedgerNotReady):
-        raise
     except UserError as error:
+        if _status_and_code(error) != _INVALID:
+            raise
         raise Conflict(str(error)) from None
 
 
 def _answer_to(error: LabelmillError) -> Response:
     """Return the response to one of our own errors."""
-    for kind, status, code in _OWN:
-        if not isinstance(error, kind):
-            continue
-        if status is not HTTPStatus.SERVICE_UNAVAILABLE:
-            return problem(status, code, str(error))
-        logger.warning("a request failed: %s", error)
-        # Without the reason: it may name hosts and paths.
-        detail = "A service that this request needs cannot be reached: try again."
-        return problem(status, code, detail, {"Retry-After": str(_RETRY_SECONDS)})
-    logger.error("a request failed", exc_info=error)
-    return unexpected()
+    found = _status_and_code(error)
+    if found is None:
+        logger.error("a request failed", exc_info=error)
+        return unexpected()
+    status, code = found
+    if status is not HTTPStatus.SERVICE_UNAVAILABLE:
+        return problem(status, code, str(error))
+    logger.warning("a request failed: %s", error)
+    # Without the reason: it may name hosts and paths.
+    detail = "A service that this request needs cannot be reached: try again."
+    return problem(status, code, detail, {"Retry-After": str(_RETRY_SECONDS)})
+
+
+def _status_and_code(error: LabelmillError) -> tuple[HTTPStatus, str] | None:
+    return next(((status, code) for kind, status, code in _OWN if isinstance(error, kind)), None)
 
 
 def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
