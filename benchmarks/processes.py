@@ -14,7 +14,7 @@ from jobs.ledger import Ledger
 
 def peak_kib(pid: int) -> int:
     """Return the process's peak memory (VmHWM), in KiB, since it began or `forget_peak`."""
-    return _status(pid, "VmHWM")
+    return _number(pid, "VmHWM")
 
 
 def memory_kib(pid: int) -> int:
@@ -22,11 +22,9 @@ def memory_kib(pid: int) -> int:
 
     What it shares with other processes is divided among them, so the sum of several counts it once.
     """
-    try:
-        found = re.search(r"^Pss:\s+(\d+)", (Path("/proc") / f"{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if found is None else int(found[1])
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return _number(pid, "Pss", file="smaps_rollup")
+    return 0
 
 
 def forget_peak(pid: int) -> None:
@@ -56,7 +54,7 @@ def named(name: str) -> list[int]:
 
 def parent_of(pid: int) -> int:
     """Return the process that started it."""
-    return _status(pid, "PPid")
+    return _number(pid, "PPid")
 
 
 def with_children(pid: int) -> list[int]:
@@ -84,8 +82,8 @@ def standing_still(pids: Iterable[int], *, ledger: Ledger) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _status(pid: int, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+)", (Path("/proc") / str(pid) / "status").read_text(), re.MULTILINE)
+def _number(pid: int, name: str, *, file: str = "status") -> int:
+    found = re.search(rf"^{name}:\s+(\d+)", (Path("/proc") / str(pid) / file).read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"/proc says no {name} of process {pid}: it has ended, or this is not Linux")
     return int(found[1])
