@@ -22,6 +22,9 @@ from labelmill.serving import listen_on
 _START_SECONDS: Final = 60.0
 _BATCH_SECONDS: Final = 7_200.0
 
+#: Between two looks at the memory of a service that is starting.
+_SETTLE_SECONDS: Final = 3.0
+
 _BOUNDARY: Final = "labelmill-benchmark"
 
 #: Bytes of an upload that are sent at a time.
@@ -79,6 +82,13 @@ class Served:
         """Return the memory of the process that answers requests and its children, which take in images."""
         assert self._process is not None
         return sum(map(memory_kib, with_children(self._process.pid)))
+
+    def settle(self) -> None:
+        """Wait until the memory no longer grows: the API is ready before its intake processes are."""
+        before = 0
+        while (now := self.memory_kib()) > 1.01 * before:
+            before = now
+            time.sleep(_SETTLE_SECONDS)
 
     def connect(self) -> Api:
         """Return a connection, for one thread."""
