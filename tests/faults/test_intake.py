@@ -108,7 +108,12 @@ def names_of(ledger: Ledger, store: Store, job_id: str) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", ["archive", "manifest", "prefix"])
+@pytest.mark.parametrize(
+    ("kind", "ledger_url"),
+    # how a source is read does not depend on the database
+    [("archive", "sqlite"), ("archive", "postgresql"), ("manifest", "sqlite"), ("prefix", "sqlite")],
+    indirect=["ledger_url"],
+)
 def test_an_intake_that_is_killed_at_any_step_is_continued(
     kind: str,
     settings: Settings,
