@@ -75,6 +75,13 @@ def test_an_empty_secret_is_made_in_place(checkout: Path) -> None:
     assert (password.stat().st_ino, password.stat().st_mode & 0o777) == (before, 0o444)
 
 
+def test_the_check_finds_nothing_wrong_with_the_defaults(checkout: Path) -> None:
+    assert run(checkout, "make-secrets").returncode == 0
+    assert not (checkout / ".env").exists()
+    done = run(checkout, "check")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_check_names_all_problems_at_once(checkout: Path) -> None:
     assert run(checkout, "make-secrets").returncode == 0
     secrets = checkout / "secrets"
