@@ -82,7 +82,6 @@ def main(
         with Client(settings) as client, Stack(settings, worker=False):
             make_champion(model, client.ledger, settings)
             with Served(settings, client.ledger) as served:
-                served.settle()
 
                 def take_turn(source: str, begin: Callable[[Api, _Watch], str], number: int) -> Turn:
                     settle(both.settle)

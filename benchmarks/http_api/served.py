@@ -70,6 +70,11 @@ class Served:
                     self.__exit__()
                     raise RuntimeError(f"the API does not start: see {log}")
                 time.sleep(0.05)
+        # The API is ready before its intake processes are: these still load modules, and the memory grows.
+        before = 0
+        while (now := self.memory_kib()) > 1.01 * before:
+            before = now
+            time.sleep(_SETTLE_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,13 +87,6 @@ class Served:
         """Return the memory of the process that answers requests and its children, which take in images."""
         assert self._process is not None
         return sum(map(memory_kib, with_children(self._process.pid)))
-
-    def settle(self) -> None:
-        """Wait until the memory no longer grows: the API is ready before its intake processes are."""
-        before = 0
-        while (now := self.memory_kib()) > 1.01 * before:
-            before = now
-            time.sleep(_SETTLE_SECONDS)
 
     def connect(self) -> Api:
         """Return a connection, for one thread."""
