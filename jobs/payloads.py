@@ -19,7 +19,7 @@ import msgpack
 from blake3 import blake3
 
 from jobs.errors import ErrorCode, ImageError, PayloadDamaged
-from jobs.references import Reference
+from jobs.network.references import Reference
 from jobs.store import Store
 
 #: The store's folder of all payloads.

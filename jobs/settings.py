@@ -22,7 +22,13 @@ from jobs.dataset import MNIST
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, MAX_DAYS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
-from jobs.urls import check_api_key, check_api_url, check_broker_url, check_ledger_url, check_store_url
+from jobs.network.urls import (
+    check_api_key,
+    check_api_url,
+    check_broker_url,
+    check_ledger_url,
+    check_store_url,
+)
 
 ENV_PREFIX: Final = "LABELMILL_"
 

@@ -15,8 +15,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
 from jobs.files import make_private_folder, sync, temporary_folder, write_whole, writing_whole
-from jobs.remote import read_range, url_to_fs
-from jobs.urls import without_secrets
+from jobs.network.objects import read_range, url_to_fs
+from jobs.network.urls import without_secrets
 
 #: Bytes that are read at a time of a file of any size.
 _PIECE_BYTES: Final = 1024 * 1024

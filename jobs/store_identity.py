@@ -17,8 +17,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import insert_into
 from jobs.ledger.models import champions
+from jobs.network.objects import shown_url
 from jobs.registry import model_key
-from jobs.remote import shown_url
 from jobs.schema import db_now, store_identity
 from jobs.store import Store
 

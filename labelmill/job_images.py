@@ -10,8 +10,8 @@ from jobs.errors import ImageError, PayloadDamaged
 from jobs.extras import require_decoders
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import FinishedChunk, chunk_of
+from jobs.network.references import Reference, Roots
 from jobs.payloads import Content, read_payload
-from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 

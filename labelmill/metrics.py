@@ -28,7 +28,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from sqlalchemy.engine import Connection
 
-from jobs.certificates import broker_certificate_end, ledger_certificate_end
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
@@ -51,6 +50,7 @@ from jobs.ledger.runs import UNFINISHED_RUN, active_runs
 from jobs.ledger.schedules import Schedule
 from jobs.ledger.workers import BEAT, Problem, QueueWorkers, lost_workers, workers_by_queue
 from jobs.messages import QUEUES
+from jobs.network.certificates import broker_certificate_end, ledger_certificate_end
 from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, TypeVar
 import typer
 
 from jobs.errors import Conflict, UserError
-from jobs.remote import is_url, local_path, shown_url, writing_object
+from jobs.network.objects import is_url, local_path, shown_url, writing_object
 
 FormatT = TypeVar("FormatT", bound=StrEnum)
 

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
+from jobs.network.urls import without_secrets
 from jobs.settings import Settings
-from jobs.urls import without_secrets
 
 if TYPE_CHECKING:
     import redis

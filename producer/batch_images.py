@@ -15,9 +15,9 @@ from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
 from jobs.ledger import Ledger
 from jobs.ledger.batches import Intake, last_chunk
 from jobs.ledger.files import File, get_file
+from jobs.network.objects import is_url, local_path, shown_url
+from jobs.network.references import Roots
 from jobs.payloads import read_payload
-from jobs.references import Roots
-from jobs.remote import is_url, local_path, shown_url
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.text import storable

@@ -9,9 +9,9 @@ from typing import Final, TypeAlias
 
 from jobs.errors import ImageError, SourceError
 from jobs.limits import JobLimits
+from jobs.network.objects import is_url
+from jobs.network.references import Reference, Roots
 from jobs.payloads import Content
-from jobs.references import Reference, Roots
-from jobs.remote import is_url
 from jobs.schema import SMALL_JOB_IMAGES
 from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobs.errors import SourceError
 from jobs.limits import JobLimits
-from jobs.references import Roots
+from jobs.network.references import Roots
 from producer.chunking import chunks_of, enforce_limits, items_of
 from producer.repeats import Repeats
 from producer.sources import SourceImage, SourceImages, Sources

@@ -29,8 +29,8 @@ from jobs.ledger.control import end_job
 from jobs.ledger.files import file_key, known_files
 from jobs.ledger.shadows import shadow_job
 from jobs.ledger.submission import add_chunk, seal_job, touch_job
+from jobs.network.references import Roots
 from jobs.queue import Publisher
-from jobs.references import Roots
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store

@@ -17,9 +17,9 @@ from jobs.ledger.queries import (
     images_without_label,
     job_status,
 )
+from jobs.network.references import Reference
 from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher
-from jobs.references import Reference
 from jobs.store import Store
 from producer.chunking import Item, chunks_of
 from producer.submit import JobOptions, Submitted, Submitter

@@ -38,9 +38,9 @@ from jobs.ledger.submission import (
     touch_job,
 )
 from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
+from jobs.network.references import Reference, Roots
 from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Publisher
-from jobs.references import Reference, Roots
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
 from jobs.store_identity import check_store

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, Final
 
-from jobs import outbound
-from jobs.outbound import request
+from jobs.network import outbound
+from jobs.network.outbound import request
 
 #: Every way to write an address that is not on the public internet, as the host in a URL.
 FORBIDDEN: Final = (

@@ -24,9 +24,9 @@ from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.models import champions, get_model
 from jobs.ledger.workers import Problem, report_model_problem
+from jobs.network.references import Roots
 from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher, make_app
-from jobs.references import Roots
 from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store

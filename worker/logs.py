@@ -27,8 +27,8 @@ from celery.utils.log import get_multiprocessing_logger
 from structlog.typing import EventDict, WrappedLogger
 
 from jobs.errors import SettingsError
+from jobs.network.urls import secrets_of
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.urls import secrets_of
 
 #: The loggers that use the command line's level. All others log from WARNING on.
 OURS: Final = ("celery", "jobs", "labelmill", "producer", "worker")

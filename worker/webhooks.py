@@ -15,9 +15,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from jobs.errors import AddressForbidden, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.deliveries import ClaimedDelivery, claim_delivery, record_answer
-from jobs.outbound import request
+from jobs.network.outbound import request
+from jobs.network.webhooks import sign
 from jobs.settings import Settings
-from jobs.webhooks import sign
 
 logger = logging.getLogger(__name__)
 

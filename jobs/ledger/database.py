@@ -18,10 +18,10 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from jobs.certificates import ledger_certificate_end
 from jobs.errors import LabelmillError, LedgerFull, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import PENDING_COUNTS, write_counts
+from jobs.network.certificates import ledger_certificate_end
 from jobs.sqlite import driver
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.

@@ -25,8 +25,8 @@ from jobs.ledger.database import Ledger
 from jobs.ledger.maintenance import take_lock
 from jobs.ledger.models import champions, find_evaluation, model_or_champion
 from jobs.ledger.outbox import is_wanted, report
+from jobs.network.webhooks import Event
 from jobs.schema import FINISHED, db_now, jobs, predictions
-from jobs.webhooks import Event
 
 #: Recent jobs: the last RECENT_JOBS finished ones that were created within RECENT_DAYS days.
 RECENT_JOBS: Final = 20

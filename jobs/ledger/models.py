@@ -17,8 +17,8 @@ from jobs.ledger.database import insert_into
 from jobs.ledger.datasets import get_version
 from jobs.ledger.outbox import report
 from jobs.model import InputSpec, Model
+from jobs.network.webhooks import Event
 from jobs.schema import aliases, db_now, evaluations, jobs, models, promotions, verdicts
-from jobs.webhooks import Event
 
 # ---- models and aliases ---------------------------------------------------------------------------
 

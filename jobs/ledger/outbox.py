@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.ids import new_id
+from jobs.network.webhooks import Event
 from jobs.schema import DeliveryState, JobState, batches, db_now, jobs, webhook_deliveries, webhook_endpoints
-from jobs.webhooks import Event
 
 #: The endpoint whose secret signs messages to the `webhook_url` of batches.
 BATCHES: Final = "batches"

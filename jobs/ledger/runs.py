@@ -27,8 +27,8 @@ from jobs.ledger.models import StoredVerdict
 from jobs.ledger.outbox import report, seconds
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
+from jobs.network.webhooks import Event
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
-from jobs.webhooks import Event
 
 #: How long a trainer owns its run without a heartbeat.
 RUN_LEASE_SECONDS: Final = 60.0

@@ -17,8 +17,8 @@ from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
 from jobs.ledger.outbox import BATCHES
+from jobs.network.webhooks import Event, new_secret
 from jobs.schema import db_now, webhook_endpoints
-from jobs.webhooks import Event, new_secret
 
 #: How long messages are also signed with the old secret after a change.
 ROTATION_SECONDS: Final = 86_400.0

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from jobs.errors import Conflict, LabelmillError, NotFound, Unavailable, UserError
-from jobs.urls import check_api_key, check_api_url
+from jobs.network.urls import check_api_key, check_api_url
 
 #: How long the server may take for an answer, or for the next bytes of an upload.
 _TIMEOUT_SECONDS: Final = 60.0

@@ -80,7 +80,7 @@ class JobMethods(Session):
         does not belong to `dataset`, or if the object store is not the one that the workers use; Stopped if
         the job is stopped during the submission.
         """
-        from jobs.references import Roots
+        from jobs.network.references import Roots
         from producer.submit import submit
 
         if model is not None:

@@ -11,7 +11,7 @@ import typer
 from jobs.errors import NotFound, UserError
 from jobs.ledger.models import CHAMPION
 from jobs.limits import ErrorLimits
-from jobs.references import Roots
+from jobs.network.references import Roots
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.connection import open_client

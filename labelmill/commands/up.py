@@ -10,8 +10,8 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
+from jobs.network.urls import without_secrets
 from jobs.settings import Settings
-from jobs.urls import without_secrets
 from labelmill.addresses import http_url
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus

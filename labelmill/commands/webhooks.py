@@ -20,7 +20,7 @@ from jobs.ledger.webhooks import (
     rotate_secret,
     secret_of_batches,
 )
-from jobs.webhooks import Event, check_receiver, check_secret
+from jobs.network.webhooks import Event, check_receiver, check_secret
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
 from labelmill.console import examples, print_data, print_json, report_errors, say

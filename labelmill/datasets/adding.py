@@ -19,8 +19,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import add_version, find_version, latest_version
 from jobs.manifest import Manifest, PayloadFile, read_manifest
+from jobs.network.references import Roots
 from jobs.payloads import Content, pack_payload, payload_digest
-from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store

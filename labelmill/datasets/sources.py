@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from jobs.dataset import Split
 from jobs.errors import ErrorCode, ImageError, SourceError, UserError
+from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
-from jobs.remote import is_url, local_path, shown_url
 from jobs.settings import Settings
 from jobs.text import storable
 from labelmill.datasets.archives import Contents, is_archive, scan_archive

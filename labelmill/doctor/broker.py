@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import redis
 from kombu.exceptions import OperationalError
 
-from jobs.certificates import broker_certificate_end
 from jobs.ids import new_id
+from jobs.network.certificates import broker_certificate_end
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
 from labelmill.doctor.certificates import check_certificate

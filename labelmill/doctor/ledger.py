@@ -12,13 +12,13 @@ from typing import Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from jobs.certificates import ledger_certificate_end
 from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, metrics
 from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.database import REVISION, is_newer_and_compatible, revision
 from jobs.ledger.partitions import partitions_end
 from jobs.ledger.room import prove_room
+from jobs.network.certificates import ledger_certificate_end
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
 from labelmill.console import format_duration

@@ -17,8 +17,8 @@ from jobs.dataset import DatasetVersion, Split
 from jobs.errors import ImageError
 from jobs.manifest import DatasetImage, Manifest, read_manifest
 from jobs.model import InputSpec
+from jobs.network.references import Reference, Roots
 from jobs.payloads import Content, read_payload
-from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.datasets.describing import found_lines, modes_line, sizes_line

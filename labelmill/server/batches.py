@@ -23,9 +23,9 @@ from jobs.ledger.queries import JobStatus, full_id, job_status, latest_jobs, mod
 from jobs.ledger.submission import find_key, open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
-from jobs.references import Roots
+from jobs.network.references import Roots
+from jobs.network.webhooks import check_receiver
 from jobs.schema import JobState
-from jobs.webhooks import check_receiver
 from labelmill.server.access import Session, SharedReadings, SubmitSession
 from labelmill.server.files import id_in, store_list
 from labelmill.server.outputs import errors_id, output_id

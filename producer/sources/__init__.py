@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits, ImageLimits
+from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
-from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
 from producer.rows import is_manifest
 from producer.sources.files import (

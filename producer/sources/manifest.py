@@ -23,10 +23,10 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from jobs.errors import AddressForbidden, ErrorCode, ImageError, SourceError, Unavailable
-from jobs.outbound import request
+from jobs.network.objects import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
+from jobs.network.outbound import request
+from jobs.network.references import Roots
 from jobs.reading import read_regular, too_large, why
-from jobs.references import Roots
-from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
 from jobs.text import storable
 from producer.repeats import Repeats
 from producer.rows import MAX_LINE_BYTES, read_rows, wrong

@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any, Final
 
 from jobs.errors import ErrorCode, ImageError, SourceError
+from jobs.network.objects import is_chained, kind_of, open_remote, reaching, read_object, shown_url
 from jobs.reading import too_large
-from jobs.remote import is_chained, kind_of, open_remote, reaching, read_object, shown_url
 from jobs.text import storable
 from producer.sources.ahead import Unread, read_ahead
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name

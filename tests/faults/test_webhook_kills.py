@@ -11,8 +11,8 @@ from contextlib import ExitStack, suppress
 
 from jobs.ledger.webhooks import add_endpoint, remove_endpoint
 from jobs.messages import WEBHOOK_QUEUE
+from jobs.network.webhooks import Event
 from jobs.schema import DeliveryState, webhook_deliveries
-from jobs.webhooks import Event
 from tests.console import until
 from tests.faults.checker import Verdict
 from tests.faults.harness import HEALED_SECONDS, Harness, Process

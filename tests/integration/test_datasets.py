@@ -24,8 +24,8 @@ from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavai
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION
 from jobs.manifest import Manifest, read_manifest
+from jobs.network.references import Reference, Roots
 from jobs.payloads import read_payload
-from jobs.references import Reference, Roots
 from jobs.schema import aliases, db_now, models, training_runs
 from jobs.settings import Settings
 from jobs.store import Store

@@ -10,9 +10,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from jobs import outbound
 from jobs.errors import ErrorCode, ImageError
 from jobs.ledger import Ledger
+from jobs.network import outbound
 from jobs.payloads import read_payload
 from jobs.queue import Publisher
 from jobs.schema import chunks

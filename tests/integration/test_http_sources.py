@@ -14,9 +14,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.ledger import Ledger
+from jobs.network.references import Reference
 from jobs.payloads import read_payload
 from jobs.queue import Publisher
-from jobs.references import Reference
 from jobs.schema import batches, chunks
 from jobs.settings import Settings
 from jobs.store import Store

@@ -14,8 +14,8 @@ import pytest
 from jobs.errors import ErrorCode, ImageError, SourceError, Unavailable
 from jobs.ledger import Ledger
 from jobs.model import Model
+from jobs.network.references import Reference, Roots
 from jobs.queue import Publisher
-from jobs.references import Reference, Roots
 from jobs.schema import batches
 from jobs.settings import Settings
 from jobs.store import Store

@@ -25,8 +25,8 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
+from jobs.network.references import Reference
 from jobs.payloads import Content
-from jobs.references import Reference
 from jobs.schema import ChunkState, JobState, jobs, predictions
 from tests.conftest import Broker
 from tests.faults import light
@@ -324,7 +324,7 @@ def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
     ("stage", "hangs", "is_a_crash"),
     [
         ("read", "worker.context.read_payload", False),
-        ("fetch", "jobs.references.Roots.read", False),
+        ("fetch", "jobs.network.references.Roots.read", False),
         ("load", "worker.context.fetch_model", False),
         ("decode", "worker.predicting.decode.decode", True),
         ("predict", "tests.faults.light.Classifier.predict", True),
@@ -337,7 +337,7 @@ def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predict
     # given a stage that hangs until the time limit
     contents: list[Content] = list(digits(2))
     if stage == "fetch":
-        monkeypatch.setattr("jobs.references.Roots.read", lambda *_, **__: contents[0])
+        monkeypatch.setattr("jobs.network.references.Roots.read", lambda *_, **__: contents[0])
         job_id = harness.submit([Reference("/far.png", "0" * 64, 100)] * 2)
     else:
         job_id = harness.submit(contents)
@@ -823,7 +823,7 @@ def test_references_are_fetched_many_at_a_time_and_each_error_is_one_images(
             raise ImageError(ErrorCode.SOURCE_CHANGED, "other bytes")
         return pictures[int(reference.url)]
 
-    monkeypatch.setattr("jobs.references.Roots.read", read)
+    monkeypatch.setattr("jobs.network.references.Roots.read", read)
     job_id = harness.submit(references(80))
 
     # when they are classified, then each image has its own outcome, in order
@@ -846,7 +846,7 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
             raise Unavailable("the server answered 503")
         return pictures[int(reference.url)]
 
-    monkeypatch.setattr("jobs.references.Roots.read", read)
+    monkeypatch.setattr("jobs.network.references.Roots.read", read)
     quick = harness.context.settings.model_copy(update={"lease_seconds": 2.0})
     monkeypatch.setattr(harness.context, "settings", quick)
     job_id = harness.submit(references(40))

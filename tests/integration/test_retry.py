@@ -14,8 +14,8 @@ from jobs.ledger import Ledger
 from jobs.ledger import queries as retries
 from jobs.ledger.maintenance import mark_purged
 from jobs.ledger.queries import job_status
+from jobs.network.references import Roots
 from jobs.payloads import Content, Payload, payload_folder, read_payload
-from jobs.references import Roots
 from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX
 from jobs.store import Store

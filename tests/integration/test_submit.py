@@ -35,9 +35,9 @@ from jobs.ledger.queries import job_status, latest_jobs
 from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job, touch_job
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK
+from jobs.network.references import Reference, Roots
 from jobs.payloads import Payload, payload_key, read_payload
 from jobs.queue import Publisher, make_app
-from jobs.references import Reference, Roots
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store

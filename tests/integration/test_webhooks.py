@@ -42,11 +42,11 @@ from jobs.ledger.webhooks import (
 from jobs.limits import ErrorLimits
 from jobs.messages import WEBHOOK_QUEUE
 from jobs.model import Model
+from jobs.network.webhooks import Event, check_receiver, check_secret, new_secret
 from jobs.queue import Publisher, make_app
 from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, webhook_endpoints
 from jobs.settings import Settings
 from jobs.store import Store
-from jobs.webhooks import Event, check_receiver, check_secret, new_secret
 from labelmill.commands import webhooks as command
 from labelmill.purging import Purge
 from tests.conftest import Broker, JobMaker, Worker

@@ -13,9 +13,9 @@ from threading import Thread
 import pytest
 import trustme
 
-from jobs import outbound
 from jobs.errors import AddressForbidden, Unavailable
-from jobs.outbound import check_url, is_public, request
+from jobs.network import outbound
+from jobs.network.outbound import check_url, is_public, request
 from tests.web import FORBIDDEN, Server, handler_of, resolver, web_server
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import ErrorCode, ImageError, JobError, PayloadDamaged
+from jobs.network.references import Reference
 from jobs.payloads import Content, pack_payload, payload_digest, payload_key, read_payload
-from jobs.references import Reference
 from jobs.store import Store
 
 NAMES = st.text()

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
-from jobs.references import Reference, Roots
-from jobs.remote import local_path, shown_url
+from jobs.network.objects import local_path, shown_url
+from jobs.network.references import Reference, Roots
 from tests.web import web_server
 
 LIMIT = 1_000_000

@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from jobs.errors import Conflict, Unavailable, UserError
-from jobs.remote import writing_object
+from jobs.network.objects import writing_object
 from labelmill.output import as_text, opened
 
 URL = "shelf://bucket/deep/job.csv"

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, SourceError
-from jobs.references import Roots
+from jobs.network.references import Roots
 from producer.repeats import Repeats
 from producer.sources import Sources
 from producer.sources import manifest as manifests

@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, SourceError, Unavailable
 from jobs.limits import ArchiveLimits
-from jobs.remote import is_chained, open_remote
+from jobs.network.objects import is_chained, open_remote
 from producer.sources import SourceImage, Sources
 from producer.sources.image import Reading
 from producer.sources.listing import list_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
-from jobs.urls import check_broker_url, check_ledger_url
+from jobs.network.urls import check_broker_url, check_ledger_url
 from tests.tls import Certificates
 
 BROKER = "rediss://mill:s3cret@host:6380/0"

@@ -27,9 +27,9 @@ from jobs.evaluation import Part
 from jobs.files import make_private_folder, sync, temporary_folder
 from jobs.manifest import DatasetImage, Manifest, read_manifest
 from jobs.model import InputSpec, Mode
+from jobs.network.references import Reference, Roots
 from jobs.payloads import Payload, read_payload
 from jobs.reading import why
-from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.learning.data import Data, Labelled, Uint8, no_images

@@ -18,9 +18,9 @@ from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger.results import CONFIDENCE_DIGITS
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
+from jobs.network.references import Reference, Roots
 from jobs.outcomes import Alternative, Outcomes
 from jobs.payloads import Content
-from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from worker.predicting import decode, fast_png
 from worker.predicting.deadline import Deadline

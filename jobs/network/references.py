@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from jobs.errors import AddressForbidden, ErrorCode, ImageError, SettingsError, Unavailable
-from jobs.outbound import request
+from jobs.network.objects import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
+from jobs.network.outbound import request
 from jobs.reading import read_regular, too_large, why
-from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
 
 #: Errors of a network file system that cannot be reached, and of a process that lacks memory or descriptors.
 #: The file is not to blame, and the next attempt may succeed.

@@ -22,8 +22,8 @@ from typing import Any, Final
 from urllib.parse import quote, urljoin, urlsplit
 
 from jobs.errors import AddressForbidden, Unavailable
+from jobs.network.objects import is_web, shown_url
 from jobs.reading import read_up_to
-from jobs.remote import is_web, shown_url
 
 _PORTS: Final = {"http": 80, "https": 443}
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from jobs.errors import Unavailable, UserError
-from jobs.outbound import check_url
+from jobs.network.outbound import check_url
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 -- what every secret begins with
 
@@ -36,7 +36,7 @@ class Event(StrEnum):
 
 
 def check_receiver(url: str, private: Collection[str]) -> None:
-    """Raise AddressForbidden if webhooks cannot go to this URL. `private` is as in `jobs.outbound`.
+    """Raise AddressForbidden if webhooks cannot go to this URL. `private` is as in `jobs.network.outbound`.
 
     A host that has no address now is not refused: it may be down.
     """

@@ -1,0 +1,1 @@
+"""What leaves the machine: addresses, requests, objects behind URLs, and webhooks as they are sent."""
