@@ -24,7 +24,7 @@ from benchmarks.images import list_images
 from benchmarks.model import TrainedModel
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 
 #: Images in one call of the model, and rows in one transaction. Processor time on one core: calls of 512 take
 #: 15.4 µs per image, of 1,024 14.3, of 2,048 13.9.

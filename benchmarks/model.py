@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.registry import fetch_model, register_model
 from jobs.settings import Settings
 from jobs.store import Store

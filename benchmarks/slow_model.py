@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks.producer import ignore_ctrl_c
 from jobs.ledger import Ledger
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from jobs.registry import register_model
 from jobs.settings import Settings
 from jobs.store import Store

@@ -23,7 +23,7 @@ import typer
 from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS
 from jobs.ledger.models import CHAMPION
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.console import report_errors, say
 from labelmill.migrating import open_ledger

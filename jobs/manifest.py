@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import msgpack
 from blake3 import blake3
 
-from jobs.dataset import DatasetVersion, Split
 from jobs.errors import DataUnavailable
+from jobs.models.dataset import DatasetVersion, Split
 from jobs.store import Store
 
 _VERSION: Final = 1

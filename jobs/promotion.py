@@ -14,7 +14,6 @@ from typing import Final, Literal
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.evaluation import Evaluation, GateLimits, Part, unpack_answers
 from jobs.ledger.models import (
     StoredEvaluation,
     add_verdict,
@@ -24,7 +23,8 @@ from jobs.ledger.models import (
     lock_champion,
     move_champion,
 )
-from jobs.model import Model, why_unfit
+from jobs.models.evaluation import Evaluation, GateLimits, Part, unpack_answers
+from jobs.models.model import Model, why_unfit
 
 #: The command that creates a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"

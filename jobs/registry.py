@@ -1,6 +1,6 @@
 """The model registry: immutable model files in the store, and their rows in the ledger.
 
-A file's key is its SHA-256. The hash and the content (`jobs.model_file`) are checked before anything parses
+A file's key is its SHA-256. The hash and the content (`jobs.models.model_file`) are checked before anything parses
 the file, because loading a Keras file can run code.
 """
 
@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.dataset import MNIST
 from jobs.errors import Conflict, ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.model_changes import remove_row
 from jobs.ledger.models import add_model, get_model, has_file
-from jobs.model import InputSpec, Model
-from jobs.model_file import check_model_file
+from jobs.models.dataset import MNIST
+from jobs.models.model import InputSpec, Model
+from jobs.models.model_file import check_model_file
 from jobs.reading import why
 from jobs.store import Store
 

@@ -35,8 +35,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from jobs.dataset import MAX_NAME, MNIST
 from jobs.ids import ID_LENGTH
+from jobs.models.dataset import MAX_NAME, MNIST
 
 
 class JobState(StrEnum):
@@ -259,7 +259,7 @@ training_epochs = Table(
     Column("seconds", Double, nullable=False),
 )
 
-#: A model's evaluation on one set: `jobs.evaluation` as JSON, and the model's answer to each image.
+#: A model's evaluation on one set: `jobs.models.evaluation` as JSON, and the model's answer to each image.
 evaluations = Table(
     "evaluations",
     metadata,
@@ -269,7 +269,7 @@ evaluations = Table(
     Column("dataset", _Name, nullable=False, server_default=MNIST),
     Column("dataset_version", Integer),  # empty for the built-in dataset
     Column("measures", _Json, nullable=False),
-    Column("answers", LargeBinary, nullable=False),  # see `jobs.evaluation.pack_answers`
+    Column("answers", LargeBinary, nullable=False),  # see `jobs.models.evaluation.pack_answers`
     Column("created_at", UtcTime, nullable=False),
 )
 

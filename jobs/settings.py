@@ -18,10 +18,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 
 from jobs.cores import usable_cores
-from jobs.dataset import MNIST
 from jobs.errors import SettingsError
-from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, MAX_DAYS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
+from jobs.models.dataset import MNIST
+from jobs.models.evaluation import GateLimits
 from jobs.network.urls import (
     check_api_key,
     check_api_url,

@@ -32,7 +32,7 @@ from jobs.ledger.corrections import (
 )
 from jobs.ledger.models import get_model
 from jobs.ledger.queries import JobStatus, Prediction, job_status, no_job, predictions_of
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.network.references import Reference, Roots
 from jobs.payloads import Content, read_payload
 from jobs.settings import Settings

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from jobs.evaluation import Evaluation
 from jobs.files import private_umask
 from jobs.ledger.models import find_evaluation
 from jobs.ledger.queries import JobStatus, Prediction
-from jobs.model import Model
+from jobs.models.evaluation import Evaluation
+from jobs.models.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import Console, exit_code_of, next_steps, say

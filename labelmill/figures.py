@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.cells import cell_len
 
-from jobs.evaluation import Figures
+from jobs.models.evaluation import Figures
 from labelmill.console import pluralize, say
 from labelmill.labelled import LabelledEvaluation
 from labelmill.reporting.tables import MAX_CLASSES, by_class, most_confused

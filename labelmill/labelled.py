@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ImageError, ModelRefused, UserError
-from jobs.evaluation import MISTAKES, Figures
 from jobs.ledger.queries import Prediction
-from jobs.model import Model, name_classes
+from jobs.models.evaluation import MISTAKES, Figures
+from jobs.models.model import Model, name_classes
 from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from jobs.limits import ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from worker.predicting.decode import decode
 
 _SIDE: Final = 16

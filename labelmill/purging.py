@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from jobs.dataset import DATASETS
 from jobs.errors import Conflict, Unavailable
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
@@ -35,6 +34,7 @@ from jobs.ledger.maintenance import (
 )
 from jobs.ledger.partitions import Partition, empty_partition, partitions_to_empty, partitions_to_leave
 from jobs.ledger.queries import JobStatus, job_status
+from jobs.models.dataset import DATASETS
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
 from labelmill.copies import remove_copies, stray_copies

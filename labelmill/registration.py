@@ -7,15 +7,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from jobs.class_names import check_class_names
-from jobs.dataset import MNIST
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import get_version
 from jobs.ledger.models import list_models
-from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
-from jobs.model_file import check_model_file
+from jobs.models.class_names import check_class_names
+from jobs.models.dataset import MNIST
+from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
+from jobs.models.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
 from jobs.store import Store

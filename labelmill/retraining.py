@@ -6,9 +6,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.dataset import describe_accuracy
 from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
+from jobs.models.dataset import describe_accuracy
 from jobs.schema import RunState
 from labelmill.client import Client
 from labelmill.console import ExitCode, pluralize, say

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.dataset import MNIST
 from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger.runs import RUN_GRACE_SECONDS, Run
+from jobs.models.dataset import MNIST
 from jobs.settings import Settings
 from labelmill.console import format_time, say
 from labelmill.progress import ProgressLine
@@ -22,7 +22,7 @@ MAX_SEED: Final = 2**31 - 1
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
 
-    from jobs.model import InputSpec
+    from jobs.models.model import InputSpec
     from worker.learning.mnist import Mnist
     from worker.learning.recipes import Recipe
     from worker.learning.retrain import Retrained

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -38,6 +37,7 @@ from jobs.ledger.submission import (
     touch_job,
 )
 from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
+from jobs.models.dataset import MNIST
 from jobs.network.references import Reference, Roots
 from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Publisher

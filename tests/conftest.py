@@ -34,7 +34,6 @@ from celery import Celery
 from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.ids import new_id
 from jobs.ledger import Ledger, partitions
 from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
@@ -44,7 +43,8 @@ from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
 from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
-from jobs.model import MNIST_INPUT, Model
+from jobs.models.dataset import MNIST
+from jobs.models.model import MNIST_INPUT, Model
 from jobs.payloads import payload_key
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.registry import register_model

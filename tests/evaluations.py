@@ -9,7 +9,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from jobs.evaluation import (
+from jobs.models.evaluation import (
     CALIBRATION_BINS,
     CONFIDENCE_EDGES,
     NO_ANSWER,

@@ -30,7 +30,7 @@ from jobs.ledger.submission import (
     open_job,
     seal_job,
 )
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.payloads import Content, pack_payload, payload_digest, payload_key
 from jobs.schema import SMALL_JOB_IMAGES, chunks
 from jobs.store import Store

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.dataset import MNIST
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.model import MNIST_INPUT, InputSpec, Model
+from jobs.models.dataset import MNIST
+from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.registry import register_model
 from jobs.store import Store
 

@@ -21,7 +21,6 @@ from celery.beat import Scheduler
 from celery.schedules import ParseException, crontab
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import LabelmillError, SettingsError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -31,6 +30,7 @@ from jobs.ledger.metrics import now as database_now
 from jobs.ledger.runs import clear_expired_run, request_run
 from jobs.ledger.schedules import Schedule, list_schedules, new_corrections
 from jobs.ledger.workers import BEAT
+from jobs.models.dataset import MNIST
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings

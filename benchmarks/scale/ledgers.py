@@ -17,7 +17,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, point_alias
 from jobs.ledger.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from jobs.payloads import payload_key
 from jobs.settings import Settings
 

@@ -17,8 +17,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.ledger.database import batched, insert_into
+from jobs.models.dataset import MNIST
 from jobs.schema import PAYLOAD_COLUMNS, ChunkState, chunks, corrections, db_now, models
 
 #: The folder of all copies in the store.

@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.dataset import MNIST, DatasetVersion
 from jobs.errors import Conflict, NotFound
+from jobs.models.dataset import MNIST, DatasetVersion
 from jobs.schema import aliases, dataset_versions, db_now, gate_limits, schedules, training_runs
 
 

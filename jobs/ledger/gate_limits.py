@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.evaluation import GateLimits
 from jobs.ledger.database import insert_into
+from jobs.models.evaluation import GateLimits
 from jobs.schema import db_now, gate_limits
 
 

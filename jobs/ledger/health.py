@@ -16,15 +16,15 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
-from jobs.drift import MIN_IMAGES, Drift, Shift
-from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.database import Ledger
 from jobs.ledger.maintenance import take_lock
 from jobs.ledger.models import champions, find_evaluation, model_or_champion
 from jobs.ledger.outbox import is_wanted, report
+from jobs.models.dataset import MNIST
+from jobs.models.drift import MIN_IMAGES, Drift, Shift
+from jobs.models.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.network.webhooks import Event
 from jobs.schema import FINISHED, db_now, jobs, predictions
 

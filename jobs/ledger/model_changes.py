@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import Conflict, UserError
 from jobs.ledger.models import get_model
 from jobs.ledger.schedules import list_schedules
-from jobs.model import Model, name_classes
+from jobs.models.model import Model, name_classes
 from jobs.schema import evaluations, metadata, models, verdicts
 
 #: The columns of other tables that name a model. Evaluations belong to their model, and go with it.

@@ -9,14 +9,14 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.dataset import MNIST, dataset_option
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import ANSWER_BYTES, Evaluation, Part
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
 from jobs.ledger.datasets import get_version
 from jobs.ledger.outbox import report
-from jobs.model import InputSpec, Model
+from jobs.models.dataset import MNIST, dataset_option
+from jobs.models.evaluation import ANSWER_BYTES, Evaluation, Part
+from jobs.models.model import InputSpec, Model
 from jobs.network.webhooks import Event
 from jobs.schema import aliases, db_now, evaluations, jobs, models, promotions, verdicts
 
@@ -210,7 +210,7 @@ class StoredEvaluation:
 
     data_fingerprint: str
     evaluation: Evaluation
-    answers: bytes  # as `jobs.evaluation.pack_answers` returns them
+    answers: bytes  # as `jobs.models.evaluation.pack_answers` returns them
     created_at: datetime
     dataset: str = MNIST
     version: int | None = None  # of the dataset; None for the built-in one

@@ -18,7 +18,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.dataset import MNIST
 from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
@@ -27,6 +26,7 @@ from jobs.ledger.models import StoredVerdict
 from jobs.ledger.outbox import report, seconds
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
+from jobs.models.dataset import MNIST
 from jobs.network.webhooks import Event
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger.models import SHADOW, check_dataset, find_alias, find_champion, get_model, point_alias
-from jobs.model import Model
+from jobs.models.dataset import MNIST
+from jobs.models.model import Model
 from jobs.schema import PAYLOAD_COLUMNS, ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
 
 #: Below every priority that a person can set: a shadow delays no job.

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from jobs.dataset import DatasetVersion, decoded_folder
 from jobs.extras import require_decoders
 from jobs.ledger.datasets import get_version, list_datasets
+from jobs.models.dataset import DatasetVersion, decoded_folder
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.datasets.removing import remove
 

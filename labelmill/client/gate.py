@@ -6,11 +6,11 @@ import math
 from dataclasses import fields
 from typing import Final
 
-from jobs.dataset import MNIST
 from jobs.errors import UserError
-from jobs.evaluation import GateLimits
 from jobs.ledger.datasets import get_version
 from jobs.ledger.gate_limits import effective_limits, own_limits, set_limits
+from jobs.models.dataset import MNIST
+from jobs.models.evaluation import GateLimits
 from labelmill.client.session import Session, accept_numpy_numbers
 
 _NAMES: Final = tuple(field.name for field in fields(GateLimits))

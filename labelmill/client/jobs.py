@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import Conflict
 from jobs.ledger.batches import repeat_batch
 from jobs.ledger.control import end_job, pause_job, resume_job
@@ -26,6 +25,7 @@ from jobs.ledger.queries import (
 )
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
+from jobs.models.dataset import MNIST
 from jobs.schema import JobState
 from labelmill.client.session import Session, accept_numpy_numbers
 from producer.sources import SourceImage

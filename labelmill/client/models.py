@@ -6,10 +6,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from jobs.class_names import check_class_names
-from jobs.dataset import MNIST
 from jobs.errors import ModelRefused, UserError
-from jobs.evaluation import Evaluation
 from jobs.ledger.gate_limits import effective_limits
 from jobs.ledger.health import Health, model_health
 from jobs.ledger.model_changes import rename_classes
@@ -38,7 +35,10 @@ from jobs.ledger.shadows import (
     require_challenger,
     require_champion,
 )
-from jobs.model import Invert, Model, Resampling
+from jobs.models.class_names import check_class_names
+from jobs.models.dataset import MNIST
+from jobs.models.evaluation import Evaluation
+from jobs.models.model import Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import read_stored, remove_model
 from jobs.store_identity import check_store

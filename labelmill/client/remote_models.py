@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from jobs.dataset import MNIST, DatasetVersion
 from jobs.ledger.health import Health
 from jobs.ledger.models import Promotion
 from jobs.ledger.runs import Run
 from jobs.ledger.workers import WorkerStatus
-from jobs.model import Model
+from jobs.models.dataset import MNIST, DatasetVersion
+from jobs.models.model import Model
 from jobs.promotion import Verdict
 from labelmill.client.http import Api
 from labelmill.client.session import accept_numpy_numbers

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy.engine import Row
 
-from jobs.dataset import MNIST
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.datasets import get_version
@@ -30,6 +29,7 @@ from jobs.ledger.runs import (
 )
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
+from jobs.models.dataset import MNIST
 from labelmill.client.session import Session, accept_numpy_numbers
 from worker.learning.recipes import TrainingRequest
 from worker.learning.start_model import model_to_start_from

@@ -14,7 +14,7 @@ import typer
 
 from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
-from jobs.model import name_classes
+from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.connection import open_client
 from labelmill.console import examples, pluralize, print_json, report_errors, say

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from jobs.dataset import MNIST, DatasetVersion, Split
 from jobs.errors import UserError
+from jobs.models.dataset import MNIST, DatasetVersion, Split
 from labelmill.client import Client
 from labelmill.console import (
     examples,

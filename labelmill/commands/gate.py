@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from jobs.dataset import MNIST
 from jobs.errors import UserError
-from jobs.evaluation import GateLimits
+from jobs.models.dataset import MNIST
+from jobs.models.evaluation import GateLimits
 from labelmill.client import Client
 from labelmill.console import examples, print_json, report_errors
 from labelmill.tables import Column, print_table

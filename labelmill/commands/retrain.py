@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.dataset import MNIST
 from jobs.errors import LabelmillError
+from jobs.models.dataset import MNIST
 from labelmill.client import Client
 from labelmill.commands.options import (
     ArchitectureOption,

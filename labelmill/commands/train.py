@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.dataset import MNIST
+from jobs.models.dataset import MNIST
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.commands.options import (

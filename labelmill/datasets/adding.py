@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from jobs.dataset import MNIST, DatasetVersion, check_name, dataset_folder
 from jobs.errors import Conflict, ImageError, SourceError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import add_version, find_version, latest_version
 from jobs.manifest import Manifest, PayloadFile, read_manifest
+from jobs.models.dataset import MNIST, DatasetVersion, check_name, dataset_folder
 from jobs.network.references import Roots
 from jobs.payloads import Content, pack_payload, payload_digest
 from jobs.settings import Settings

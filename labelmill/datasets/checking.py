@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.dataset import Split
 from jobs.errors import UserError
 from jobs.manifest import Manifest
+from jobs.models.dataset import Split
 from labelmill.datasets.labels import check_class_count
 from labelmill.datasets.merging import Merging
 from labelmill.datasets.sources import Skipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.dataset import DatasetVersion, Split
+from jobs.models.dataset import DatasetVersion, Split
 from labelmill.console import pluralize
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from jobs.dataset import MAX_CLASSES, Split
 from jobs.errors import UserError
+from jobs.models.dataset import MAX_CLASSES, Split
 from jobs.text import is_plain
 
 #: Folders that hold one split each, and the words for splits in manifests.

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from jobs.dataset import Split
 from jobs.errors import ImageError
 from jobs.manifest import DatasetImage, Manifest, PayloadFile
+from jobs.models.dataset import Split
 from jobs.text import storable
 from labelmill.datasets.findings import Findings
 from labelmill.datasets.labels import Label

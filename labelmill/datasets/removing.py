@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from jobs.dataset import MNIST, dataset_folder
 from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import manifests_of, remove_dataset
+from jobs.models.dataset import MNIST, dataset_folder
 from jobs.store import Store
 from jobs.store_identity import check_store
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
-from jobs.dataset import Split
 from jobs.errors import ErrorCode, ImageError, SourceError, UserError
+from jobs.models.dataset import Split
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
 from jobs.settings import Settings

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import SettingsError, Unavailable
 from jobs.ledger import metrics
 from jobs.ledger.models import CHAMPION, list_models
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.registry import model_key
 from jobs.settings import Settings
 from jobs.store import Store

@@ -12,7 +12,7 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from markupsafe import Markup
 
-from jobs.evaluation import CONFIDENCE_EDGES, CalibrationBin
+from jobs.models.evaluation import CONFIDENCE_EDGES, CalibrationBin
 
 #: In SVG units, about one pixel each. As wide as a phone, so that text is not shrunk there.
 WIDTH: Final = 380

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from PIL import Image
 
-from jobs.dataset import DatasetVersion, Split
 from jobs.errors import ImageError
 from jobs.manifest import DatasetImage, Manifest, read_manifest
-from jobs.model import InputSpec
+from jobs.models.dataset import DatasetVersion, Split
+from jobs.models.model import InputSpec
 from jobs.network.references import Reference, Roots
 from jobs.payloads import Content, read_payload
 from jobs.settings import Settings

@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import Evaluation, Part
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.models import (
     CHAMPION,
@@ -26,7 +25,8 @@ from jobs.ledger.models import (
 from jobs.ledger.runs import Run, epochs_of, get_run
 from jobs.ledger.shadows import Comparison as Shadowing
 from jobs.ledger.shadows import compare as compare_shadow
-from jobs.model import Model
+from jobs.models.evaluation import Evaluation, Part
+from jobs.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 
-from jobs.evaluation import Mistake
+from jobs.models.evaluation import Mistake
 from labelmill.labelled import LabelledEvaluation
 from labelmill.reporting import tables
 from labelmill.reporting.page import render_template

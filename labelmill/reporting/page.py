@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.dataset import describe_version
-from jobs.evaluation import Evaluation
 from jobs.ledger.models import StoredEvaluation
+from jobs.models.dataset import describe_version
+from jobs.models.evaluation import Evaluation
 from jobs.promotion import LIVE_SET, TEST_SET
 from labelmill.console import format_duration
 from labelmill.reporting import charts, tables

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.evaluation import NO_ANSWER, Evaluation, Figures, Mistake, unpack_answers
 from jobs.ledger.models import StoredEvaluation
+from jobs.models.evaluation import NO_ANSWER, Evaluation, Figures, Mistake, unpack_answers
 from jobs.promotion import Compared, compare_answers
 
 #: With more classes than this, no matrix is shown, only the most frequent confusions and the classes with the

@@ -12,7 +12,6 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
@@ -23,6 +22,7 @@ from jobs.ledger.queries import JobStatus, full_id, job_status, latest_jobs, mod
 from jobs.ledger.submission import find_key, open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
+from jobs.models.dataset import MNIST
 from jobs.network.references import Roots
 from jobs.network.webhooks import check_receiver
 from jobs.schema import JobState

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
 from tests.console import Home, processes_below, rows, until, wait_for_broker

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import Client

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from jobs.registry import register_model
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store

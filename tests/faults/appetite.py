@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jobs.errors import LabelmillError
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from producer.sources import Sources
 from worker.predicting.decode import decode
 

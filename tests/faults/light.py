@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from tests.faults.pictures import GREY_STEP, LABEL_PIXEL
 
 #: How many images take `PACE_SECONDS` together.

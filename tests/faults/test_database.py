@@ -11,11 +11,11 @@ import time
 
 import psycopg
 
-from jobs.dataset import MNIST
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.submission import open_job
+from jobs.models.dataset import MNIST
 from jobs.schema import JobState
 from jobs.sqlite import driver
 from tests.console import LABELMILL, killed_at_the_end, until

@@ -18,7 +18,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.batches import add_batch
 from jobs.ledger.files import add_file, file_key
 from jobs.ledger.submission import open_job
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.payloads import read_payload
 from jobs.queue import Publisher
 from jobs.schema import JobState, batches, chunks, db_now, jobs

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from jobs.dataset import MNIST, decoded_folder
 from jobs.ids import new_id
 from jobs.ledger.runs import Run, get_run, request_run
 from jobs.messages import RETRAIN_QUEUE
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.models.dataset import MNIST, decoded_folder
+from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import ENV_PREFIX

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import add_version
-from jobs.model import MNIST_INPUT, Model
+from jobs.models.model import MNIST_INPUT, Model
 from jobs.queue import Publisher
 from jobs.settings import Settings
 from jobs.store import Store

@@ -141,7 +141,7 @@ def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.
 _STRUCK: Final = '''
 import os, signal, sys
 from billiard.exceptions import SoftTimeLimitExceeded
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
 from worker.context import WorkerContext

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from jobs.dataset import DatasetVersion, decoded_folder
 from jobs.errors import Conflict, DataUnavailable, LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.runs import Run, RunClaim, get_run
 from jobs.manifest import read_manifest
-from jobs.model import InputSpec
+from jobs.models.dataset import DatasetVersion, decoded_folder
+from jobs.models.model import InputSpec
 from jobs.schema import RunState, dataset_versions, evaluations
 from jobs.settings import Settings
 from jobs.store import Store

@@ -17,9 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from jobs.dataset import Split, decoded_folder
 from jobs.errors import DataUnavailable, NotFound, UserError
-from jobs.evaluation import Part
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
@@ -27,7 +25,9 @@ from jobs.ledger.datasets import get_version
 from jobs.ledger.models import find_champion, find_evaluation
 from jobs.ledger.runs import RunLost, get_run
 from jobs.manifest import read_manifest
-from jobs.model import InputSpec, Model
+from jobs.models.dataset import Split, decoded_folder
+from jobs.models.evaluation import Part
+from jobs.models.model import InputSpec, Model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store

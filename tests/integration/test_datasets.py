@@ -19,11 +19,11 @@ import fsspec
 import pytest
 
 from jobs import ids
-from jobs.dataset import MAX_CLASSES, MNIST, Split
 from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavailable, UserError
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION
 from jobs.manifest import Manifest, read_manifest
+from jobs.models.dataset import MAX_CLASSES, MNIST, Split
 from jobs.network.references import Reference, Roots
 from jobs.payloads import read_payload
 from jobs.schema import aliases, db_now, models, training_runs

@@ -8,7 +8,6 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import Part
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, SHADOW, champions, describe_pin, point_alias, save_evaluation
@@ -29,7 +28,8 @@ from jobs.ledger.runs import (
 )
 from jobs.ledger.shadows import shadow_job
 from jobs.messages import RETRAIN_QUEUE
-from jobs.model import Model
+from jobs.models.evaluation import Part
+from jobs.models.model import Model
 from jobs.promotion import check_limits
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs, training_runs

@@ -27,7 +27,7 @@ from jobs.ledger.schedules import set_schedule
 from jobs.ledger.submission import open_job
 from jobs.ledger.workers import BEAT, WorkerRow, report_worker
 from jobs.messages import RETRAIN_QUEUE
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.queue import KEY_PREFIX
 from jobs.registry import fetch_model, model_key
 from jobs.schema import (

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jobs.ledger import Ledger
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.schema import evaluations, models
 from jobs.store import Store
 from labelmill.client import Client

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 import pytest
 import sqlalchemy as sa
 
-from jobs.drift import Drift, Shift, population_stability
 from jobs.errors import ErrorCode
-from jobs.evaluation import CONFIDENCE_EDGES
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
 from jobs.ledger.control import end_job
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
 from jobs.ledger.models import save_evaluation
-from jobs.model import Model
+from jobs.models.drift import Drift, Shift, population_stability
+from jobs.models.evaluation import CONFIDENCE_EDGES
+from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker, plans_of
 from tests.evaluations import made_evaluation

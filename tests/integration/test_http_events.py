@@ -18,7 +18,7 @@ from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.submission import open_job
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
 from labelmill.server import batches, events

@@ -18,7 +18,7 @@ from jobs.ledger.files import add_file, file_key
 from jobs.ledger.queries import PAGE_ROWS, job_status
 from jobs.ledger.submission import open_job
 from jobs.ledger.webhooks import secret_of_batches
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings

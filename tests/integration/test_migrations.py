@@ -10,12 +10,12 @@ from alembic import command
 from sqlalchemy.engine import make_url
 
 from jobs.errors import LedgerNotReady
-from jobs.evaluation import NO_ANSWER
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import COMPATIBLE_SINCE, REVISION, revision
 from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
 from jobs.ledger.queries import Filter, job_status, page_of_predictions
+from jobs.models.evaluation import NO_ANSWER
 from jobs.schema import evaluations, jobs, metadata, models
 from jobs.settings import Settings
 from labelmill.metrics import LabelmillCollector

@@ -26,7 +26,7 @@ from jobs.ledger.models import (
 )
 from jobs.ledger.schedules import set_schedule
 from jobs.ledger.submission import open_job
-from jobs.model import MNIST_INPUT, Model
+from jobs.models.model import MNIST_INPUT, Model
 from jobs.registry import model_key, read_stored, remove_model
 from jobs.schema import corrections, db_now, metadata, models, training_runs
 from jobs.store import Store

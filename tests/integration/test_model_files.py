@@ -18,8 +18,8 @@ from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
-from jobs.model import MNIST_INPUT, Model
-from jobs.model_file import check_model_file
+from jobs.models.model import MNIST_INPUT, Model
+from jobs.models.model_file import check_model_file
 from jobs.registry import fetch_model, model_key
 from jobs.settings import Settings
 from jobs.store import Store

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import ErrorCode, ImageError, SourceError, Unavailable
 from jobs.ledger import Ledger
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.network.references import Reference, Roots
 from jobs.queue import Publisher
 from jobs.schema import batches

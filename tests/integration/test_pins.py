@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import GateLimits
 from jobs.ledger import Ledger
 from jobs.ledger.models import (
     champion_before,
@@ -19,7 +18,8 @@ from jobs.ledger.models import (
     roll_back,
     save_evaluation,
 )
-from jobs.model import Model
+from jobs.models.evaluation import GateLimits
+from jobs.models.model import Model
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.store import Store
 from labelmill.commands.models import app as models_command

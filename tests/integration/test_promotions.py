@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from jobs import ids
 from jobs.errors import Conflict, ModelRefused
-from jobs.evaluation import GateLimits, Part
 from jobs.ledger import Ledger
 from jobs.ledger.models import (
     CHAMPION,
@@ -26,7 +25,8 @@ from jobs.ledger.models import (
     roll_back,
     save_evaluation,
 )
-from jobs.model import Model
+from jobs.models.evaluation import GateLimits, Part
+from jobs.models.model import Model
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import read_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs

@@ -18,7 +18,7 @@ import labelmill
 from jobs.ledger import Ledger
 from jobs.ledger.api_keys import Role, create_key
 from jobs.ledger.files import list_files
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.settings import Settings
 from jobs.store import Store

@@ -38,7 +38,7 @@ from jobs.ledger.runs import (
 )
 from jobs.ledger.workers import WorkerRow, forget_worker, report_worker
 from jobs.messages import RETRAIN_QUEUE
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from tests.conftest import Broker

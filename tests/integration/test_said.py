@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.model import Model
+from jobs.models.model import Model
 from tests.conftest import JobMaker, Worker
 from tests.console import Home
 

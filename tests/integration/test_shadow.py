@@ -17,7 +17,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.models import CHAMPION, SHADOW, point_alias
 from jobs.ledger.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
-from jobs.model import MNIST_INPUT, InputSpec, Model
+from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
 from jobs.registry import model_key
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions

@@ -21,7 +21,7 @@ from jobs.ledger.models import save_evaluation
 from jobs.ledger.queries import Prediction
 from jobs.ledger.runs import request_run
 from jobs.ledger.shadows import Comparison, Disagreement
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
 from jobs.store import Store

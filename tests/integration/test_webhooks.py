@@ -41,7 +41,7 @@ from jobs.ledger.webhooks import (
 )
 from jobs.limits import ErrorLimits
 from jobs.messages import WEBHOOK_QUEUE
-from jobs.model import Model
+from jobs.models.model import Model
 from jobs.network.webhooks import Event, check_receiver, check_secret, new_secret
 from jobs.queue import Publisher, make_app
 from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, webhook_endpoints

@@ -12,7 +12,7 @@ from PIL import Image
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import IMAGE_FORMATS, ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from tests.faults.corpus import encode
 from worker.predicting.avif import open_avif
 from worker.predicting.decode import decode

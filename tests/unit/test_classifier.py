@@ -12,7 +12,7 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.models.model import MNIST_INPUT, InputSpec
 from worker.learning.training import build, save
 from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier, Predictions
 from worker.predicting.tensorflow_runtime import keras
@@ -289,7 +289,7 @@ def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
     # Given a process that shares the cores with more processes than there are cores, and an empty home
     program = f"""
 from pathlib import Path
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from worker.predicting.classifier import Classifier, configure_threads
 from worker.predicting.tensorflow_runtime import set_threads, tf
 import numpy as np

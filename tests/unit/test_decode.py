@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import IMAGE_FORMATS, ImageLimits
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.models.model import MNIST_INPUT, InputSpec
 from tests.faults.corpus import CASES, encode
 from tests.png import chunk, png
 from worker.predicting.decode import decode, prepare, prepare_arrays
@@ -80,7 +80,7 @@ def test_no_decoder_off_the_list_is_even_imported() -> None:
     program = f"""
 import sys
 from jobs.errors import ImageError
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from worker.predicting.decode import decode
 for data in {inputs!r}:
     try:

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.evaluation import (
+from jobs.models.evaluation import (
     CALIBRATION_BINS,
     CONFIDENCE_EDGES,
     MISTAKES,
@@ -27,7 +27,7 @@ from jobs.evaluation import (
     unpack_answers,
     wilson,
 )
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from worker.learning.data import Labelled
 from worker.learning.evaluation import (
     MIN_PROBABILITY,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from tests.faults.corpus import encode
 from tests.png import chunk, png
 from worker.predicting import fast_png

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.evaluation import Figures
+from jobs.models.evaluation import Figures
 from labelmill.figures import class_lines, confusion_lines, summary_lines
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.dataset import Split
 from jobs.errors import UserError
 from jobs.manifest import DatasetImage
-from jobs.model import InputSpec
+from jobs.models.dataset import Split
+from jobs.models.model import InputSpec
 from jobs.settings import Settings
 from worker.learning.recipes import Recipe, TrainingRequest, fitted_to, recipe_for
 from worker.learning.stored import choose_input

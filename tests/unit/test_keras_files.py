@@ -15,8 +15,8 @@ from keras.src import api_export
 from keras.src.ops.operation import Operation
 
 from jobs.errors import ModelRefused
-from jobs.keras_names import APPLICATION_LAYERS, LAYERS, OPERATIONS
-from jobs.model_file import check_model_file
+from jobs.models.keras_names import APPLICATION_LAYERS, LAYERS, OPERATIONS
+from jobs.models.model_file import check_model_file
 from tests.kerasfile import archive, function, layer, members, sequential
 from worker.predicting.classifier import Classifier, input_spec_of, load_model
 from worker.predicting.tensorflow_runtime import keras

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from jobs.errors import UserError
-from jobs.evaluation import MISTAKES
 from jobs.ledger.queries import Prediction
-from jobs.model import MNIST_INPUT, Model
+from jobs.models.evaluation import MISTAKES
+from jobs.models.model import MNIST_INPUT, Model
 from labelmill.figures import labelled_lines, labelled_to_json
 from labelmill.labelled import compare_with_folders, folder_of
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import ModelRefused
-from jobs.model_file import check_model_file
+from jobs.models.model_file import check_model_file
 from tests.kerasfile import HDF5, archive, function, keras_file, layer, members, sequential
 
 

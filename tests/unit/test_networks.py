@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.errors import ModelRefused
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.models.model import MNIST_INPUT, InputSpec
 from worker.learning.networks import Start, build, freeze, make_training_copy
 from worker.learning.training import save
 from worker.predicting.classifier import Classifier

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluation import NO_ANSWER
 from jobs.ledger.corrections import LiveAccuracy
 from jobs.ledger.models import StoredEvaluation, StoredVerdict
 from jobs.ledger.queries import Prediction
 from jobs.ledger.runs import Run
 from jobs.ledger.shadows import Comparison
-from jobs.model import MNIST_INPUT, Model
+from jobs.models.evaluation import NO_ANSWER
+from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import RunState
 from labelmill.labelled import compare_with_folders
 from labelmill.reporting import charts, tables

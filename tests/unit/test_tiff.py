@@ -11,7 +11,7 @@ from PIL import Image
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import IMAGE_FORMATS, ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from tests import tiff as tags
 from tests.faults.corpus import encode
 from tests.tiff import tiff

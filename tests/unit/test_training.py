@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jobs.errors import TrainingDiverged
-from jobs.model import MNIST_INPUT
+from jobs.models.model import MNIST_INPUT
 from worker.learning import mnist, networks, training
 from worker.learning.data import Data, Labelled, Uint16
 from worker.learning.networks import Start, build, make_training_copy, precision

@@ -17,11 +17,11 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from jobs.errors import DataUnavailable, ImageError
-from jobs.evaluation import Part
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import Correction, all_corrections, correction_key
 from jobs.limits import ImageLimits
-from jobs.model import InputSpec
+from jobs.models.evaluation import Part
+from jobs.models.model import InputSpec
 from jobs.store import Store
 from worker.learning.data import Data, Joined, Labelled, Uint8, Uint16
 from worker.predicting.decode import content_hash, decode

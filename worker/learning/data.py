@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from jobs.evaluation import Part
-from jobs.model import InputSpec
+from jobs.models.evaluation import Part
+from jobs.models.model import InputSpec
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 Uint16: TypeAlias = npt.NDArray[np.uint16]

@@ -1,6 +1,6 @@
 """Evaluate a model as it is served: with the same `prepare` and the same `Classifier`.
 
-`jobs.evaluation` declares the measures, `jobs.ledger.models` stores them, and `jobs.promotion` judges them.
+`jobs.models.evaluation` declares the measures, `jobs.ledger.models` stores them, and `jobs.promotion` judges them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from PIL import Image
 from sqlalchemy.engine import Connection
 
 from jobs.errors import ModelRefused, UserError
-from jobs.evaluation import (
+from jobs.ledger import Ledger
+from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
+from jobs.models.evaluation import (
     CALIBRATION_BINS,
     CONFIDENCE_EDGES,
     MISTAKES,
@@ -30,9 +32,7 @@ from jobs.evaluation import (
     Mistake,
     Part,
 )
-from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
-from jobs.model import Model, why_unfit
+from jobs.models.model import Model, why_unfit
 from jobs.registry import fetch_model
 from jobs.store import Store
 from worker.learning.data import Data, Labelled, Uint16
@@ -55,7 +55,7 @@ class Evaluated:
     """The measures, and the answers that they were computed from."""
 
     evaluation: Evaluation
-    #: Little-endian uint16, shape (n, 2), whose bytes are those of `jobs.evaluation.pack_answers`: for each
+    #: Little-endian uint16, shape (n, 2), whose bytes are those of `jobs.models.evaluation.pack_answers`: for each
     #: image the predicted class index, or NO_ANSWER, and the true one.
     answers: npt.NDArray[np.uint16]
 

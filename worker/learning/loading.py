@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from jobs.dataset import MNIST
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import get_version
-from jobs.model import InputSpec
+from jobs.models.dataset import MNIST
+from jobs.models.model import InputSpec
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.learning import mnist

@@ -21,12 +21,12 @@ from typing import Final
 
 import numpy as np
 
-from jobs.class_names import read_class_names
-from jobs.dataset import MNIST
 from jobs.errors import DataUnavailable, UserError
-from jobs.evaluation import Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.models.class_names import read_class_names
+from jobs.models.dataset import MNIST
+from jobs.models.evaluation import Part
+from jobs.models.model import MNIST_INPUT, InputSpec
 from worker.learning.data import Data, Labelled, Uint8, no_images
 from worker.predicting.decode import prepare_arrays
 

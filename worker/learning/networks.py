@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from jobs.errors import ModelRefused
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.models.model import MNIST_INPUT, InputSpec
 from worker.predicting.tensorflow_runtime import keras, multiplies_bfloat16, tf
 
 #: With Keras's default of 0.99, the moving averages would still contain the untrained network when a quick

@@ -9,8 +9,8 @@ import secrets
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from jobs.dataset import MNIST
 from jobs.errors import UserError
+from jobs.models.dataset import MNIST
 
 if TYPE_CHECKING:
     from jobs.settings import Settings

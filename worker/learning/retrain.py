@@ -17,9 +17,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable, UserError
-from jobs.evaluation import Part
 from jobs.files import temporary_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -39,7 +37,9 @@ from jobs.ledger.runs import (
     request_run,
     was_finished_by,
 )
-from jobs.model import InputSpec, Model
+from jobs.models.dataset import MNIST
+from jobs.models.evaluation import Part
+from jobs.models.model import InputSpec, Model
 from jobs.promotion import judge_and_promote
 from jobs.registry import cache_errors, fetch_model, register_model
 from jobs.schema import RunState

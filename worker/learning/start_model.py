@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
-from jobs.dataset import MNIST
 from jobs.errors import NotFound
 from jobs.ledger.models import find_champion, get_model
-from jobs.model import MNIST_INPUT, Model
+from jobs.models.dataset import MNIST
+from jobs.models.model import MNIST_INPUT, Model
 
 
 def model_to_start_from(connection: Connection, dataset: str, model_id: str | None) -> Model:

@@ -21,12 +21,12 @@ from typing import Final
 import numpy as np
 
 from jobs.cores import usable_cores
-from jobs.dataset import DatasetVersion, Split, decoded_folder
 from jobs.errors import DataUnavailable, ImageError, PayloadDamaged
-from jobs.evaluation import Part
 from jobs.files import make_private_folder, sync, temporary_folder
 from jobs.manifest import DatasetImage, Manifest, read_manifest
-from jobs.model import InputSpec, Mode
+from jobs.models.dataset import DatasetVersion, Split, decoded_folder
+from jobs.models.evaluation import Part
+from jobs.models.model import InputSpec, Mode
 from jobs.network.references import Reference, Roots
 from jobs.payloads import Payload, read_payload
 from jobs.reading import why

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from jobs.errors import TrainingDiverged
 from jobs.files import sync
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.data import Data, Labelled
 from worker.learning.networks import Start, build, freeze, make_training_copy, precision

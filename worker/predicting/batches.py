@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger.results import CONFIDENCE_DIGITS
 from jobs.limits import ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from jobs.network.references import Reference, Roots
 from jobs.outcomes import Alternative, Outcomes
 from jobs.payloads import Content

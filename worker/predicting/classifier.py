@@ -19,8 +19,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused, Unavailable
 from jobs.files import temporary_folder
-from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling
-from jobs.model_file import copy_with_config, find_compiled_parts
+from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling
+from jobs.models.model_file import copy_with_config, find_compiled_parts
 from jobs.reading import why
 from worker.predicting.tensorflow_runtime import configure_threads, keras, tf
 

@@ -1,4 +1,4 @@
-"""Decode a picture and convert it to the model's input, as `jobs.model.InputSpec` declares.
+"""Decode a picture and convert it to the model's input, as `jobs.models.model.InputSpec` declares.
 
 Training and evaluation use the same `prepare`, so that a model is served what it was trained on. The next
 step is `worker.predicting.classifier`.
@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.errors import ImageError
 from jobs.limits import ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 from worker.predicting import fast_png
 from worker.predicting.pictures import DEFAULT_LIMITS, open_picture, picture_errors, upright
 from worker.predicting.validation import check_header

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from jobs.limits import ImageLimits
-from jobs.model import InputSpec
+from jobs.models.model import InputSpec
 
 #: Pillow's C code. It is not documented: if it changes, a test fails, and `Image.open` is used instead.
 _PILLOW: Final[Any] = Image.core  # type: ignore[attr-defined]

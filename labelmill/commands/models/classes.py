@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.class_names import read_class_names
 from jobs.errors import UserError
+from jobs.models.class_names import read_class_names
 
 ClassesOption = Annotated[
     str | None, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import UserError
-from jobs.model import name_classes
+from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.console import examples, print_data, print_json, report_errors, say

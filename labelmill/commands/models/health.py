@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from jobs.dataset import describe_accuracy
-from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
+from jobs.models.dataset import describe_accuracy
+from jobs.models.drift import Shift
 from labelmill.client import Client
 from labelmill.commands.options import ChampionOfOption
 from labelmill.console import examples, pluralize, print_data, print_json, printable_lines, report_errors

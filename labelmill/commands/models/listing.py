@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from jobs.evaluation import Evaluation
-from jobs.model import Model, name_classes, name_input
+from jobs.models.evaluation import Evaluation
+from jobs.models.model import Model, name_classes, name_input
 from labelmill.client import Client
 from labelmill.commands.options import AliasOfOption
 from labelmill.console import examples, print_json, report_errors

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from jobs.dataset import MNIST
+from jobs.models.dataset import MNIST
 from labelmill.client import Client
 from labelmill.commands.options import DatasetOption
 from labelmill.console import ExitCode, examples, fail, print_data, print_json, report_errors, say

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.dataset import MNIST, describe_accuracy, describe_version
 from jobs.errors import LabelmillError
-from jobs.model import Invert, Model, Resampling, name_classes
+from jobs.models.dataset import MNIST, describe_accuracy, describe_version
+from jobs.models.model import Invert, Model, Resampling, name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
@@ -28,7 +28,7 @@ from labelmill.progress import ProgressLine
 from labelmill.registration import describe_input
 
 if TYPE_CHECKING:
-    from jobs.evaluation import Evaluation
+    from jobs.models.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Final
 
 import typer
 
-from jobs.dataset import MNIST
 from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreement
+from jobs.models.dataset import MNIST
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.tables import Column, field_lines, print_table

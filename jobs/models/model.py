@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from jobs.dataset import MNIST
 from jobs.errors import UserError
+from jobs.models.dataset import MNIST
 
 Mode = Literal["L", "RGB"]
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]

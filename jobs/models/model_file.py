@@ -3,7 +3,7 @@
 Loading a model builds every class that its config names. Classes that run code (`Lambda`), open files
 (`StringLookup`, `TFSMLayer`) or call any function of Keras have repeatedly led to code execution:
 CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So only what is listed here and in
-`jobs.keras_names` may be in a file, and that is checked before Keras parses it. Keras's own safe mode applies
+`jobs.models.keras_names` may be in a file, and that is checked before Keras parses it. Keras's own safe mode applies
 as well.
 
 How a model was compiled matters only to its training. It often names custom code, so it is not checked and
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import ModelRefused
-from jobs.keras_names import APPLICATION_LAYERS, LAYERS, OPERATIONS
+from jobs.models.keras_names import APPLICATION_LAYERS, LAYERS, OPERATIONS
 
 _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 
