@@ -29,7 +29,7 @@ from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
 from jobs.ledger.datasets import get_version
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.console import report_errors, say
 from labelmill.migrating import open_ledger

@@ -12,9 +12,9 @@ from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
 from jobs.models.model import Model
-from jobs.registry import fetch_model, register_model
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model, register_model
+from jobs.storage.store import Store
 from labelmill.console import say
 from labelmill.migrating import open_ledger
 

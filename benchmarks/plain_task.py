@@ -14,10 +14,10 @@ from celery.signals import worker_process_init
 from benchmarks.plain_worker import TASK, make_app, note_ready
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion
-from jobs.registry import fetch_model
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model
+from jobs.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np

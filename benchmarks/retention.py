@@ -29,7 +29,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.partitions import partitions
 from jobs.ledger.queries import Filter, page_of_predictions
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.console import report_errors, say
 from labelmill.migrating import alembic_config, upgrade
 from labelmill.purging import Purge

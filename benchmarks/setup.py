@@ -17,9 +17,9 @@ import typer
 from benchmarks.databases import Work
 from benchmarks.images import Pictures, make_images
 from benchmarks.model import TrainedModel, train_once
-from jobs.payloads import PAYLOADS, payload_folder
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.payloads import PAYLOADS, payload_folder
+from jobs.storage.store import Store
 
 RESULTS: Final = Path(__file__).parent / "results"
 

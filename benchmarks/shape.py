@@ -46,9 +46,9 @@ from benchmarks.setup import (
 )
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import pack_payload, payload_digest, payload_key, read_payload
+from jobs.storage.store import Store
 from labelmill.console import Console, report_errors, say
 from producer.chunking import CHUNK_BYTES, FIRST_IMAGES
 

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 from benchmarks.producer import ignore_ctrl_c
 from jobs.ledger import Ledger
 from jobs.models.model import InputSpec
-from jobs.registry import register_model
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import register_model
+from jobs.storage.store import Store
 
 _CLASSES: Final = tuple("0123456789")
 _SPEC: Final = InputSpec(width=160, height=160, mode="L", invert="never")

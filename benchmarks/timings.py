@@ -22,9 +22,9 @@ from jobs.ledger.models import find_champion
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.network.references import Roots
-from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import pack_payload, payload_digest, payload_key, read_payload
+from jobs.storage.store import Store
 from producer.sources import SourceImage, Sources
 from worker.predicting.timings import Timings
 

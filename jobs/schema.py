@@ -377,7 +377,7 @@ chunks = Table(
     Column("first_index", BigInteger, nullable=False),  # of its first image in the job
     Column("images", Integer, nullable=False),
     Column("payload", Text, nullable=False),  # its key in the store
-    # The payload's digest (see `jobs.payloads`), which may be a BLAKE3. The name stays because workers of an
+    # The payload's digest (see `jobs.storage.payloads`), which may be a BLAKE3. The name stays because workers of an
     # older version read this column.
     Column("payload_sha256", String(64), nullable=False),
     Column("payload_offset", Integer, nullable=False, server_default="0"),  # its first image in the file
@@ -592,7 +592,7 @@ purges = Table(
     Column("ended_at", UtcTime, nullable=False),
 )
 
-#: The object store that holds the ledger's files (`jobs.store_identity`): at most one row.
+#: The object store that holds the ledger's files (`jobs.storage.store_identity`): at most one row.
 store_identity = Table(
     "store_identity",
     metadata,

@@ -34,10 +34,10 @@ from jobs.ledger.models import get_model
 from jobs.ledger.queries import JobStatus, Prediction, job_status, no_job, predictions_of
 from jobs.models.model import Model
 from jobs.network.references import Reference, Roots
-from jobs.payloads import Content, read_payload
 from jobs.settings import Settings
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.payloads import Content, read_payload
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from labelmill.copies import remove_copies
 from labelmill.correction_files import (
     MAX_INDEX,

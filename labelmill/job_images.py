@@ -11,9 +11,9 @@ from jobs.extras import require_decoders
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import FinishedChunk, chunk_of
 from jobs.network.references import Reference, Roots
-from jobs.payloads import Content, read_payload
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import Content, read_payload
+from jobs.storage.store import Store
 
 #: Pixels of the longer side of a thumbnail.
 THUMBNAIL_SIDE: Final = 96

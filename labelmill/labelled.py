@@ -15,9 +15,9 @@ from jobs.errors import ImageError, ModelRefused, UserError
 from jobs.ledger.queries import Prediction
 from jobs.models.evaluation import MISTAKES, Figures
 from jobs.models.model import Model, name_classes
-from jobs.registry import fetch_model
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model
+from jobs.storage.store import Store
 from producer.sources import SourceImage
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from jobs.ledger.maintenance import (
 from jobs.ledger.partitions import Partition, empty_partition, partitions_to_empty, partitions_to_leave
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.models.dataset import DATASETS
-from jobs.payloads import PAYLOADS, payload_folder
-from jobs.store import Store
+from jobs.storage.payloads import PAYLOADS, payload_folder
+from jobs.storage.store import Store
 from labelmill.copies import remove_copies, stray_copies
 from labelmill.datasets.removing import stray_folders
 

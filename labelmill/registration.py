@@ -16,10 +16,10 @@ from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
 from jobs.models.model_file import check_model_file
-from jobs.registry import register_model
 from jobs.settings import Settings
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.registry import register_model
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.training import require_tensorflow
 

@@ -14,8 +14,8 @@ from jobs.ledger.corrections import correction_key, latest_corrected_images
 from jobs.ledger.queries import Prediction, job_status
 from jobs.ledger.review import least_confident
 from jobs.settings import Settings
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from labelmill.job_images import THUMBNAIL_SIDE, read_images
 
 #: Candidates that are read for each image wanted: the others make up for near-duplicates.

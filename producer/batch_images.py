@@ -17,9 +17,9 @@ from jobs.ledger.batches import Intake, last_chunk
 from jobs.ledger.files import File, get_file
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.network.references import Roots
-from jobs.payloads import read_payload
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import read_payload
+from jobs.storage.store import Store
 from jobs.text import storable
 from producer.rows import is_manifest
 from producer.sources import SourceImage, Sources

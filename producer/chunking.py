@@ -11,8 +11,8 @@ from jobs.errors import ImageError, SourceError
 from jobs.limits import JobLimits
 from jobs.network.objects import is_url
 from jobs.network.references import Reference, Roots
-from jobs.payloads import Content
 from jobs.schema import SMALL_JOB_IMAGES
+from jobs.storage.payloads import Content
 from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes
 

@@ -33,8 +33,8 @@ from jobs.network.references import Roots
 from jobs.queue import Publisher
 from jobs.schema import JobState
 from jobs.settings import Settings
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from producer.batch_images import batch_images
 from producer.chunking import chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat

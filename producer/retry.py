@@ -18,9 +18,9 @@ from jobs.ledger.queries import (
     job_status,
 )
 from jobs.network.references import Reference
-from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher
-from jobs.store import Store
+from jobs.storage.payloads import Payload, read_payload
+from jobs.storage.store import Store
 from producer.chunking import Item, chunks_of
 from producer.submit import JobOptions, Submitted, Submitter
 

@@ -39,11 +39,11 @@ from jobs.ledger.submission import (
 from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Reference, Roots
-from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Publisher
 from jobs.schema import SMALL_JOB_IMAGES
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.payloads import pack_payload, payload_digest, payload_folder, payload_key
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from producer.chunking import Chunk, chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources, no_images

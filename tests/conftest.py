@@ -45,12 +45,12 @@ from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, Model
-from jobs.payloads import payload_key
 from jobs.queue import KEY_PREFIX, Publisher, make_app
-from jobs.registry import register_model
 from jobs.schema import chunks
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.payloads import payload_key
+from jobs.storage.registry import register_model
+from jobs.storage.store import Store
 from labelmill.migrating import upgrade
 from labelmill.stack import _broker_command, broker_answers
 from tests.console import folder_for_sockets

@@ -31,9 +31,9 @@ from jobs.ledger.submission import (
     seal_job,
 )
 from jobs.models.model import Model
-from jobs.payloads import Content, pack_payload, payload_digest, payload_key
 from jobs.schema import SMALL_JOB_IMAGES, chunks
-from jobs.store import Store
+from jobs.storage.payloads import Content, pack_payload, payload_digest, payload_key
+from jobs.storage.store import Store
 from tests.faults.pictures import pictures
 from tests.registering import register_digits
 from worker.context import WorkerContext

@@ -8,8 +8,8 @@ from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
-from jobs.registry import register_model
-from jobs.store import Store
+from jobs.storage.registry import register_model
+from jobs.storage.store import Store
 
 
 def register_digits(

@@ -25,11 +25,11 @@ from jobs.ledger import Ledger
 from jobs.ledger.models import champions, get_model
 from jobs.ledger.workers import Problem, report_model_problem
 from jobs.network.references import Roots
-from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher, make_app
-from jobs.registry import fetch_model
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import Payload, read_payload
+from jobs.storage.registry import fetch_model
+from jobs.storage.store import Store
 from jobs.traces import open_tracing
 
 if TYPE_CHECKING:

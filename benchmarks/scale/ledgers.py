@@ -18,8 +18,8 @@ from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, point_alias
 from jobs.ledger.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
 from jobs.models.model import MNIST_INPUT
-from jobs.payloads import payload_key
 from jobs.settings import Settings
+from jobs.storage.payloads import payload_key
 
 #: Images of a chunk by default.
 CHUNK_IMAGES: Final[int] = Settings.model_fields["chunk_images"].default

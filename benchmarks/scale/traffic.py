@@ -24,7 +24,7 @@ from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX, MAX_WAITING, Publisher, make_app
 from jobs.schema import chunks
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.console import say
 from labelmill.stack import Stack
 from producer.sources import Sources

@@ -1,6 +1,6 @@
 """A dataset: a named, versioned collection of labelled images.
 
-`jobs.manifest` lists a version's images, `labelmill.datasets` adds versions, and `worker.learning` trains on
+`jobs.storage.dataset_list` lists a version's images, `labelmill.datasets` adds versions, and `worker.learning` trains on
 them.
 """
 

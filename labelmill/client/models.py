@@ -40,8 +40,8 @@ from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import read_stored, remove_model
-from jobs.store_identity import check_store
+from jobs.storage.registry import read_stored, remove_model
+from jobs.storage.store_identity import check_store
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.registration import Registered, register
 

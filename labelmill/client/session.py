@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client.common import CommonMethods
 from labelmill.migrating import open_ledger
 

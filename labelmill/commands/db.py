@@ -6,10 +6,10 @@ from typing import Final
 
 import typer
 
-from jobs import store_identity
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage import store_identity
+from jobs.storage.store import Store
 from labelmill.console import examples, report_errors, say
 from labelmill.migrating import upgrade as run_migrations
 

@@ -10,8 +10,8 @@ from rich.filesize import decimal
 
 from jobs.errors import UserError
 from jobs.limits import MAX_DAYS
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from labelmill.client import Client
 from labelmill.console import examples, pluralize, print_json, report_errors, say
 from labelmill.progress import ProgressLine

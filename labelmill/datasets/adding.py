@@ -17,13 +17,13 @@ from jobs.errors import Conflict, ImageError, SourceError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import add_version, find_version, latest_version
-from jobs.manifest import Manifest, PayloadFile, read_manifest
 from jobs.models.dataset import MNIST, DatasetVersion, check_name, dataset_folder
 from jobs.network.references import Roots
-from jobs.payloads import Content, pack_payload, payload_digest
 from jobs.settings import Settings
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.dataset_list import Manifest, PayloadFile, read_manifest
+from jobs.storage.payloads import Content, pack_payload, payload_digest
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from labelmill.datasets.checking import check_usable
 from labelmill.datasets.examining import Examined, Examiner
 from labelmill.datasets.merging import Merging, Place

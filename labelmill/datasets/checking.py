@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs.errors import UserError
-from jobs.manifest import Manifest
 from jobs.models.dataset import Split
+from jobs.storage.dataset_list import Manifest
 from labelmill.datasets.labels import check_class_count
 from labelmill.datasets.merging import Merging
 from labelmill.datasets.sources import Skipped

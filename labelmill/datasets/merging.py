@@ -8,8 +8,8 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from jobs.errors import ImageError
-from jobs.manifest import DatasetImage, Manifest, PayloadFile
 from jobs.models.dataset import Split
+from jobs.storage.dataset_list import DatasetImage, Manifest, PayloadFile
 from jobs.text import storable
 from labelmill.datasets.findings import Findings
 from labelmill.datasets.labels import Label

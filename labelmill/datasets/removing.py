@@ -10,8 +10,8 @@ from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.datasets import manifests_of, remove_dataset
 from jobs.models.dataset import MNIST, dataset_folder
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 
 #: A folder without a version is removed once it is this old: until then, a process may still write to it.
 _STRAY_SECONDS: Final = 24 * 3600

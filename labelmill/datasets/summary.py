@@ -6,8 +6,8 @@ from collections import Counter
 from statistics import median_low
 from typing import Any, Final
 
-from jobs.manifest import Manifest
 from jobs.models.dataset import Split
+from jobs.storage.dataset_list import Manifest
 from labelmill.datasets.merging import Merging
 from labelmill.datasets.sources import Skipped
 

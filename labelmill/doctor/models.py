@@ -12,9 +12,9 @@ from jobs.errors import SettingsError, Unavailable
 from jobs.ledger import metrics
 from jobs.ledger.models import CHAMPION, list_models
 from jobs.models.model import Model
-from jobs.registry import model_key
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import model_key
+from jobs.storage.store import Store
 from labelmill.console import pluralize
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.doctor.ledger import check_in_ledger

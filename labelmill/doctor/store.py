@@ -9,7 +9,7 @@ from typing import Final
 from jobs.errors import SettingsError, Unavailable
 from jobs.ids import new_id
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import redacted_message
 

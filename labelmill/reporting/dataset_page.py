@@ -14,13 +14,13 @@ from typing import Any, Final
 from PIL import Image
 
 from jobs.errors import ImageError
-from jobs.manifest import DatasetImage, Manifest, read_manifest
 from jobs.models.dataset import DatasetVersion, Split
 from jobs.models.model import InputSpec
 from jobs.network.references import Reference, Roots
-from jobs.payloads import Content, read_payload
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.dataset_list import DatasetImage, Manifest, read_manifest
+from jobs.storage.payloads import Content, read_payload
+from jobs.storage.store import Store
 from labelmill.datasets.describing import found_lines, modes_line, sizes_line
 from labelmill.reporting.page import render_template
 from worker.predicting.decode import decode

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger.files import File, add_file, delete_file, file_key, get_file, list_files
-from jobs.store_identity import check_store
+from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.outputs import Output, find_output

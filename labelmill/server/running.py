@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from jobs.errors import LabelmillError
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.addresses import http_url
 from labelmill.console import say
 from labelmill.exporter import Exporter

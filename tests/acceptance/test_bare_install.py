@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import COMMAND_SECONDS, Home, rows
 from tests.kerasfile import keras_file

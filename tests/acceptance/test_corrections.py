@@ -11,7 +11,7 @@ from PIL import Image
 
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import Home, rows
 from tests.registering import register_digits

@@ -12,9 +12,9 @@ import pytest
 
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.models.model import MNIST_INPUT
-from jobs.registry import register_model
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.registry import register_model
+from jobs.storage.store import Store
 from labelmill import Client
 from labelmill.stack import broker_answers
 from tests.console import (

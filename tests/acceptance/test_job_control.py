@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.schema import ChunkState, chunks
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import LABELMILL, Home, killed_at_the_end, rows, until
 from tests.faults.stack import running_job

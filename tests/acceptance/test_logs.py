@@ -25,7 +25,7 @@ from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import Publisher, make_app
 from jobs.schema import chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from jobs.traces import ENDPOINT_VARIABLE
 from labelmill.stack import worker_command
 from producer.submit import submit

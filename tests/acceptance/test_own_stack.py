@@ -16,7 +16,7 @@ from PIL import Image
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
 from tests.kerasfile import keras_file

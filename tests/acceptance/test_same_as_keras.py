@@ -14,9 +14,9 @@ import pytest
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion
 from jobs.models.model import Model
-from jobs.registry import fetch_model
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model
+from jobs.storage.store import Store
 from tests.console import Home, rows
 from worker.learning import mnist
 

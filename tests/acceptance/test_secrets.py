@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from jobs.ledger import Ledger
 from jobs.schema import metadata
 from jobs.settings import ENV_PREFIX
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.cli import COMMANDS
 from labelmill.readiness import Part
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until

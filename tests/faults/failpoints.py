@@ -71,7 +71,7 @@ import worker.reconcile
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from tests.faults.pictures import poison_of
 from worker.app import app
 from worker.predicting import pipeline

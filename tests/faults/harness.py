@@ -28,7 +28,7 @@ from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.stack import _begin, _broker_command, broker_answers, worker_command
 from producer.submit import submit
 from tests.console import processes_below, until

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ledger import Ledger
-from jobs.store import Store
+from jobs.storage.store import Store
 
 _left = 0
 

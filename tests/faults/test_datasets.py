@@ -12,10 +12,10 @@ import pytest
 
 from jobs.errors import NotFound
 from jobs.ledger import Ledger
-from jobs.manifest import read_manifest
-from jobs.payloads import read_payload
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.dataset_list import read_manifest
+from jobs.storage.payloads import read_payload
+from jobs.storage.store import Store
 from labelmill import Client
 from labelmill.datasets import removing
 from tests.console import LABELMILL, Home

@@ -19,11 +19,11 @@ from jobs.ledger.batches import add_batch
 from jobs.ledger.files import add_file, file_key
 from jobs.ledger.submission import open_job
 from jobs.models.model import Model
-from jobs.payloads import read_payload
 from jobs.queue import Publisher
 from jobs.schema import JobState, batches, chunks, db_now, jobs
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import read_payload
+from jobs.storage.store import Store
 from producer.intake import take_in_next
 from tests.console import Home
 from worker.reconcile import fail_abandoned_jobs
@@ -36,7 +36,7 @@ KILLS_ITSELF = """
 from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from producer.intake import take_in_next
 from tests.faults.steps import begin_steps, serve
 

@@ -24,9 +24,9 @@ from jobs.ledger.runs import request_run
 from jobs.ledger.schedules import set_schedule
 from jobs.ledger.workers import BEAT, GONE_SECONDS
 from jobs.messages import RETRAIN_QUEUE
-from jobs.registry import model_key
 from jobs.schema import db_now, training_runs, workers
 from jobs.settings import Settings
+from jobs.storage.registry import model_key
 from labelmill.readiness import Part, readiness
 from labelmill.stack import beat_command
 from tests.console import folder_for_sockets, until

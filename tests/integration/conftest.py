@@ -17,7 +17,7 @@ from jobs.ledger.datasets import add_version
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.queue import Publisher
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client import Client
 from producer.sources import SourceImage
 from producer.submit import submit

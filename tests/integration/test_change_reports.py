@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
 from jobs.schema import aliases, chunks, corrections, jobs, predictions, training_runs
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client import Client
 from tests.outcomes import Outcome
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.ledger.models import point_alias
 from jobs.limits import ErrorLimits
-from jobs.payloads import read_payload
 from jobs.schema import jobs
+from jobs.storage.payloads import read_payload
 from labelmill.client import Client
 from tests.ledger_probes import chunks_of
 from tests.outcomes import Outcome

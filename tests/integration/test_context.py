@@ -13,7 +13,7 @@ import pytest
 
 from jobs.ledger.workers import WorkerRow, list_workers, report_worker
 from jobs.messages import CLASSIFY_QUEUE
-from jobs.registry import model_key
+from jobs.storage.registry import model_key
 from tests.faults import light
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file

@@ -29,9 +29,9 @@ from jobs.ledger.corrections import (
 from jobs.ledger.runs import request_run
 from jobs.limits import ImageLimits
 from jobs.network.references import Roots
-from jobs.payloads import payload_folder
 from jobs.schema import corrections, db_now, jobs, models, training_runs
-from jobs.store import Store
+from jobs.storage.payloads import payload_folder
+from jobs.storage.store import Store
 from labelmill import copies as removing
 from labelmill import correcting
 from labelmill.client import Client

@@ -15,12 +15,12 @@ import pytest
 from jobs.errors import Conflict, DataUnavailable, LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.runs import Run, RunClaim, get_run
-from jobs.manifest import read_manifest
 from jobs.models.dataset import DatasetVersion, decoded_folder
 from jobs.models.model import InputSpec
 from jobs.schema import RunState, dataset_versions, evaluations
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.dataset_list import read_manifest
+from jobs.storage.store import Store
 from labelmill.client import Client
 from tests.colours import write_pictures
 from worker.learning.data import Data

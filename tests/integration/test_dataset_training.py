@@ -24,13 +24,13 @@ from jobs.ledger.corrections import NewCorrection, correction_key, save_correcti
 from jobs.ledger.datasets import get_version
 from jobs.ledger.models import find_champion, find_evaluation
 from jobs.ledger.runs import RunLost, get_run
-from jobs.manifest import read_manifest
 from jobs.models.dataset import Split, decoded_folder
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
 from jobs.schema import RunState
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.dataset_list import read_manifest
+from jobs.storage.store import Store
 from labelmill.client import Client
 from tests.colours import COLOURS, picture, write_pictures
 from worker.learning.corrections import add_corrections

@@ -22,13 +22,13 @@ from jobs import ids
 from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavailable, UserError
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION
-from jobs.manifest import Manifest, read_manifest
 from jobs.models.dataset import MAX_CLASSES, MNIST, Split
 from jobs.network.references import Reference, Roots
-from jobs.payloads import read_payload
 from jobs.schema import aliases, db_now, models, training_runs
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.dataset_list import Manifest, read_manifest
+from jobs.storage.payloads import read_payload
+from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.purging import Purge
 from tests.labelled import picture, write_classes

@@ -34,7 +34,7 @@ from jobs.promotion import check_limits
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs, training_runs
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client import Client
 from tests.conftest import Broker, JobMaker, ModelMaker
 from tests.evaluations import made_evaluation

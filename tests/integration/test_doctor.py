@@ -29,7 +29,6 @@ from jobs.ledger.workers import BEAT, WorkerRow, report_worker
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.model import Model
 from jobs.queue import KEY_PREFIX
-from jobs.registry import fetch_model, model_key
 from jobs.schema import (
     ChunkState,
     JobState,
@@ -45,7 +44,8 @@ from jobs.schema import (
 )
 from jobs.schema import models as models_table
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model, model_key
+from jobs.storage.store import Store
 from labelmill import doctor, probes
 from labelmill.doctor import Finding, Level
 from labelmill.doctor.api import check_api

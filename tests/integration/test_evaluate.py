@@ -13,7 +13,7 @@ from PIL import Image
 from jobs.ledger import Ledger
 from jobs.models.model import Model
 from jobs.schema import evaluations, models
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.commands.evaluate import app as evaluate_command
 from labelmill.commands.models import app as models_command
@@ -141,7 +141,7 @@ def test_a_labelled_folder_is_evaluated_with_a_model(
     told = json.loads(done.stdout)
 
     # Then the figures are those of the classifier's own answers
-    from jobs.registry import fetch_model
+    from jobs.storage.registry import fetch_model
     from worker.predicting.classifier import Classifier
 
     path = fetch_model(store, model, tmp_path / "cache")

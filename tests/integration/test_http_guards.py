@@ -20,7 +20,7 @@ from jobs.ledger import batches as ledger_batches
 from jobs.ledger.api_keys import Role, create_key
 from jobs.schema import batches
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.server import guards, uploads
 from labelmill.server.guards import check_host
 from labelmill.server.problems import ApiError

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, ImageError
 from jobs.ledger import Ledger
 from jobs.network import outbound
-from jobs.payloads import read_payload
 from jobs.queue import Publisher
 from jobs.schema import chunks
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import read_payload
+from jobs.storage.store import Store
 from producer.intake import take_in_next
 from tests.web import FORBIDDEN, resolver, untouched, web_server
 

@@ -22,7 +22,7 @@ from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.purging import Purge
 from producer.intake import take_in_next
 from tests.conftest import JobMaker, Worker

@@ -15,11 +15,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jobs.errors import ErrorCode, ImageError
 from jobs.ledger import Ledger
 from jobs.network.references import Reference
-from jobs.payloads import read_payload
 from jobs.queue import Publisher
 from jobs.schema import batches, chunks
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import read_payload
+from jobs.storage.store import Store
 from producer.intake import take_in_next
 
 pytestmark = pytest.mark.usefixtures("champion")

@@ -27,9 +27,9 @@ from jobs.ledger.models import (
 from jobs.ledger.schedules import set_schedule
 from jobs.ledger.submission import open_job
 from jobs.models.model import MNIST_INPUT, Model
-from jobs.registry import model_key, read_stored, remove_model
 from jobs.schema import corrections, db_now, metadata, models, training_runs
-from jobs.store import Store
+from jobs.storage.registry import model_key, read_stored, remove_model
+from jobs.storage.store import Store
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file

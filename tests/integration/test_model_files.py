@@ -20,9 +20,9 @@ from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.models.model_file import check_model_file
-from jobs.registry import fetch_model, model_key
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model, model_key
+from jobs.storage.store import Store
 from tests.harness import Harness, digits
 from tests.kerasfile import archive
 from tests.registering import register_digits

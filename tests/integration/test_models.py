@@ -14,9 +14,9 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, find_champion, get_model, list_models, point_alias
 from jobs.models.model import InputSpec, Model
-from jobs.registry import fetch_model, model_key, register_model
 from jobs.schema import db_now, models
-from jobs.store import Store
+from jobs.storage.registry import fetch_model, model_key, register_model
+from jobs.storage.store import Store
 from tests.kerasfile import keras_file
 
 

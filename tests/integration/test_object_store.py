@@ -18,7 +18,7 @@ from jobs.network.references import Reference, Roots
 from jobs.queue import Publisher
 from jobs.schema import batches
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from producer.intake import take_in_next
 from producer.sources import Sources, ahead
 from producer.sources.ahead import READERS

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import COMMAND_SECONDS, LABELMILL
 from tests.harness import digits

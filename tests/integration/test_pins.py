@@ -21,7 +21,7 @@ from jobs.ledger.models import (
 from jobs.models.evaluation import GateLimits
 from jobs.models.model import Model
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file

@@ -26,8 +26,8 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
 from jobs.network.references import Reference
-from jobs.payloads import Content
 from jobs.schema import ChunkState, JobState, jobs, predictions
+from jobs.storage.payloads import Content
 from tests.conftest import Broker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
@@ -634,9 +634,17 @@ def test_an_unavailable_store_fails_no_job(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("broken", "error", "reason"),
     [
-        ("jobs.registry.write_whole", OSError(errno.ENOSPC, "No space left on device"), "No space left"),
-        ("jobs.registry.make_private_folder", PermissionError(errno.EACCES, "Permission denied"), "denied"),
-        ("jobs.registry._read_cached", PermissionError(errno.EACCES, "Permission denied"), "denied"),
+        (
+            "jobs.storage.registry.write_whole",
+            OSError(errno.ENOSPC, "No space left on device"),
+            "No space left",
+        ),
+        (
+            "jobs.storage.registry.make_private_folder",
+            PermissionError(errno.EACCES, "Permission denied"),
+            "denied",
+        ),
+        ("jobs.storage.registry._read_cached", PermissionError(errno.EACCES, "Permission denied"), "denied"),
         (
             "worker.predicting.tensorflow_runtime.keras.saving.load_model",
             MemoryError(),

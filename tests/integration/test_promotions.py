@@ -28,9 +28,9 @@ from jobs.ledger.models import (
 from jobs.models.evaluation import GateLimits, Part
 from jobs.models.model import Model
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import read_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
-from jobs.store import Store
+from jobs.storage.registry import read_stored
+from jobs.storage.store import Store
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file

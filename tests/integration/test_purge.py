@@ -20,10 +20,10 @@ from jobs.ledger import queries as progress
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import delete_job, mark_purged
 from jobs.ledger.queries import Filter, job_status, stream_predictions
-from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import payload_key
+from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
@@ -457,7 +457,7 @@ def test_an_export_of_a_job_that_is_half_gone_fails(settings, finished, monkeypa
 STOPS_AFTER = """
 import signal, sys
 from jobs.ledger import Ledger, maintenance as retention
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.purging import Purge
 
 ledger_url, store_url, stop_after = sys.argv[1], sys.argv[2], int(sys.argv[3])

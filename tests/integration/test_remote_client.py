@@ -21,7 +21,7 @@ from jobs.ledger.files import list_files
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.client import http
 from labelmill.client.remote import RemoteClient
 from labelmill.server.application import create_app

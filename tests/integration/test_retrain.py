@@ -36,10 +36,10 @@ from jobs.ledger.runs import (
 )
 from jobs.messages import RETRAIN_TASK
 from jobs.queue import make_app
-from jobs.registry import fetch_model
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.registry import fetch_model
+from jobs.storage.store import Store
 from labelmill.client import Client
 from tests.console import until
 from tests.ledger_probes import champion_of

@@ -15,10 +15,10 @@ from jobs.ledger import queries as retries
 from jobs.ledger.maintenance import mark_purged
 from jobs.ledger.queries import job_status
 from jobs.network.references import Roots
-from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX
-from jobs.store import Store
+from jobs.storage.payloads import Content, Payload, payload_folder, read_payload
+from jobs.storage.store import Store
 from labelmill.commands.retry import app as retry_command
 from labelmill.purging import Purge
 from producer import retry as retry_module

@@ -19,8 +19,8 @@ from jobs.ledger.models import CHAMPION, SHADOW, point_alias
 from jobs.ledger.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
-from jobs.registry import model_key
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions
+from jobs.storage.registry import model_key
 from labelmill.client import Client
 from labelmill.purging import Purge
 from producer.retry import retry

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from jobs.errors import Conflict, Unavailable
 from jobs.ledger import Ledger
 from jobs.schema import store_identity
-from jobs.store import Store
-from jobs.store_identity import adopt_store, check_store
+from jobs.storage.store import Store
+from jobs.storage.store_identity import adopt_store, check_store
 from labelmill.client import Client
 from tests.console import Home
 from tests.threads import at_once

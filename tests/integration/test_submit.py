@@ -36,11 +36,11 @@ from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK
 from jobs.network.references import Reference, Roots
-from jobs.payloads import Payload, payload_key, read_payload
 from jobs.queue import Publisher, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.payloads import Payload, payload_key, read_payload
+from jobs.storage.store import Store
 from producer import chunking, heartbeat
 from producer import submit as submit_module
 from producer.sources import SourceImage, Sources

@@ -24,7 +24,7 @@ from jobs.ledger.shadows import Comparison, Disagreement
 from jobs.models.model import Model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill import console, demo
 from labelmill.cli import app
 from labelmill.client import Client

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import Publisher, make_app
-from jobs.registry import model_key
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.storage.registry import model_key
+from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import Home, rows, until
 from tests.registering import register_digits

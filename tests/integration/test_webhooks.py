@@ -46,7 +46,7 @@ from jobs.network.webhooks import Event, check_receiver, check_secret, new_secre
 from jobs.queue import Publisher, make_app
 from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, webhook_endpoints
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from labelmill.commands import webhooks as command
 from labelmill.purging import Purge
 from tests.conftest import Broker, JobMaker, Worker

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from jobs.errors import UserError
-from jobs.manifest import DatasetImage
 from jobs.models.dataset import Split
 from jobs.models.model import InputSpec
 from jobs.settings import Settings
+from jobs.storage.dataset_list import DatasetImage
 from worker.learning.recipes import Recipe, TrainingRequest, fitted_to, recipe_for
 from worker.learning.stored import choose_input
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from jobs.errors import ErrorCode, ImageError, JobError, PayloadDamaged
 from jobs.network.references import Reference
-from jobs.payloads import Content, pack_payload, payload_digest, payload_key, read_payload
-from jobs.store import Store
+from jobs.storage.payloads import Content, pack_payload, payload_digest, payload_key, read_payload
+from jobs.storage.store import Store
 
 NAMES = st.text()
 ERRORS = st.builds(ImageError, st.sampled_from(ErrorCode), st.text())

@@ -14,7 +14,7 @@ from jobs.cores import usable_cores
 from jobs.errors import SettingsError
 from jobs.limits import ArchiveLimits, ImageLimits, JobLimits
 from jobs.settings import ENV_PREFIX, SECRETS, Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 
 
 @pytest.fixture(autouse=True)

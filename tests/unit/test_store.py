@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import SettingsError, Unavailable
 from jobs.files import unfinished
-from jobs.store import Store, write_whole
+from jobs.storage.store import Store, write_whole
 
 
 @pytest.fixture(params=["folder", "file URL", "memory", "s3"])
@@ -159,7 +159,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     write_whole(path, b"before")
     script = (
-        "import resource, signal, sys; from pathlib import Path; from jobs.store import write_whole\n"
+        "import resource, signal, sys; from pathlib import Path; from jobs.storage.store import write_whole\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_whole(Path(sys.argv[1]), b'x' * 100_000)\n"
@@ -180,7 +180,7 @@ def test_a_writer_that_is_killed_leaves_whole_files_only(tmp_path):
     path = tmp_path / "file"
     script = (
         "import sys\nfrom itertools import cycle\nfrom pathlib import Path\n"
-        "from jobs.store import write_whole\n"
+        "from jobs.storage.store import write_whole\n"
         "for digit in cycle(b'12'): write_whole(Path(sys.argv[1]), bytes([digit]) * 300_000)"
     )
     for _ in range(3):

@@ -22,7 +22,7 @@ from jobs.ledger.corrections import Correction, all_corrections, correction_key
 from jobs.limits import ImageLimits
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec
-from jobs.store import Store
+from jobs.storage.store import Store
 from worker.learning.data import Data, Joined, Labelled, Uint8, Uint16
 from worker.predicting.decode import content_hash, decode
 from worker.retry import retry

@@ -33,8 +33,8 @@ from jobs.models.evaluation import (
     Part,
 )
 from jobs.models.model import Model, why_unfit
-from jobs.registry import fetch_model
-from jobs.store import Store
+from jobs.storage.registry import fetch_model
+from jobs.storage.store import Store
 from worker.learning.data import Data, Labelled, Uint16
 from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
 

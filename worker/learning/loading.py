@@ -10,7 +10,7 @@ from jobs.ledger.datasets import get_version
 from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.store import Store
 from worker.learning import mnist
 from worker.learning.data import Data
 from worker.learning.stored import StoredDataset

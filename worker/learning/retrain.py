@@ -41,11 +41,11 @@ from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
 from jobs.promotion import judge_and_promote
-from jobs.registry import cache_errors, fetch_model, register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
-from jobs.store import Store
-from jobs.store_identity import check_store
+from jobs.storage.registry import cache_errors, fetch_model, register_model
+from jobs.storage.store import Store
+from jobs.storage.store_identity import check_store
 from worker.context import owner_name
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data

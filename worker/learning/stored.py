@@ -23,15 +23,15 @@ import numpy as np
 from jobs.cores import usable_cores
 from jobs.errors import DataUnavailable, ImageError, PayloadDamaged
 from jobs.files import make_private_folder, sync, temporary_folder
-from jobs.manifest import DatasetImage, Manifest, read_manifest
 from jobs.models.dataset import DatasetVersion, Split, decoded_folder
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Mode
 from jobs.network.references import Reference, Roots
-from jobs.payloads import Payload, read_payload
 from jobs.reading import why
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.storage.dataset_list import DatasetImage, Manifest, read_manifest
+from jobs.storage.payloads import Payload, read_payload
+from jobs.storage.store import Store
 from worker.learning.data import Data, Labelled, Uint8, no_images
 from worker.predicting.decode import decode
 from worker.retry import retry

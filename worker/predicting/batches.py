@@ -20,8 +20,8 @@ from jobs.limits import ImageLimits
 from jobs.models.model import InputSpec
 from jobs.network.references import Reference, Roots
 from jobs.outcomes import Alternative, Outcomes
-from jobs.payloads import Content
 from jobs.settings import Settings
+from jobs.storage.payloads import Content
 from worker.predicting import decode, fast_png
 from worker.predicting.deadline import Deadline
 from worker.predicting.timings import Timings

@@ -17,8 +17,8 @@ from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_un
 from jobs.ledger.control import end_job
 from jobs.ledger.results import Classified, record_results
 from jobs.outcomes import Outcomes
-from jobs.payloads import Content, Payload
 from jobs.schema import JobState
+from jobs.storage.payloads import Content, Payload
 from worker.context import WorkerContext
 from worker.predicting import telemetry
 from worker.predicting.batches import classify_images, fetch_references

@@ -18,9 +18,9 @@ from jobs.ledger import Ledger
 from jobs.ledger.database import insert_into
 from jobs.ledger.models import champions
 from jobs.network.objects import shown_url
-from jobs.registry import model_key
 from jobs.schema import db_now, store_identity
-from jobs.store import Store
+from jobs.storage.registry import model_key
+from jobs.storage.store import Store
 
 _CONTENT: Final = b"A Labelmill ledger knows its store by this file. Copy it when you move the store.\n"
 

@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from jobs.errors import ErrorCode, ImageError, PayloadDamaged
 from jobs.network.references import Reference
-from jobs.store import Store
+from jobs.storage.store import Store
 
 #: The store's folder of all payloads.
 PAYLOADS: Final = "payloads"

@@ -22,7 +22,7 @@ from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec, Model
 from jobs.models.model_file import check_model_file
 from jobs.reading import why
-from jobs.store import Store
+from jobs.storage.store import Store
 
 
 def register_model(

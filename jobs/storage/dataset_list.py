@@ -1,7 +1,7 @@
 """The manifest: the file in the store that lists the images of one version of a dataset.
 
 It is a digest and a msgpack array `[version, payloads, columns]`: the payload files that hold the images
-(`jobs.payloads`), and one column for each field of `DatasetImage`, hashes as bytes.
+(`jobs.storage.payloads`), and one column for each field of `DatasetImage`, hashes as bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from jobs.errors import DataUnavailable
 from jobs.models.dataset import DatasetVersion, Split
-from jobs.store import Store
+from jobs.storage.store import Store
 
 _VERSION: Final = 1
 
@@ -34,7 +34,7 @@ class PayloadFile(NamedTuple):
     """One payload that holds images of a version."""
 
     key: str  # in the store
-    digest: str  # see `jobs.payloads`
+    digest: str  # see `jobs.storage.payloads`
     images: int  # in the file; a version may use only some of them
 
 
