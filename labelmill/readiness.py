@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from jobs.errors import LabelmillError
-from jobs.ledger.room import prove_room
+from jobs.ledger.free_space import prove_room
 from jobs.ledger.workers import BEAT, WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import Settings

@@ -21,8 +21,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from jobs.errors import LabelmillError, LedgerFull, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import PENDING_COUNTS, write_counts
+from jobs.ledger.sqlite import driver
 from jobs.network.certificates import ledger_certificate_end
-from jobs.sqlite import driver
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
 SQLITE_BUSY_SECONDS: Final = 30

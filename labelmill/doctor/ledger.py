@@ -16,11 +16,11 @@ from jobs.errors import LedgerFull, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, metrics
 from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.database import REVISION, is_newer_and_compatible, revision
+from jobs.ledger.free_space import prove_room
 from jobs.ledger.partitions import partitions_end
-from jobs.ledger.room import prove_room
+from jobs.ledger.sqlite import is_repaired
 from jobs.network.certificates import ledger_certificate_end
 from jobs.settings import Settings
-from jobs.sqlite import is_repaired
 from labelmill.console import format_duration
 from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.findings import Finding, ok, problem, warning

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from jobs.sqlite import driver
+from jobs.ledger.sqlite import driver
 
 
 class Expected(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sqlite import driver
+from jobs.ledger.sqlite import driver
 from tests.faults.checker import Expected, attempts_are_bounded, check_job
 
 JOB = "job"

@@ -14,10 +14,10 @@ import psycopg
 from jobs.ids import new_id
 from jobs.ledger.control import end_job
 from jobs.ledger.models import model_or_champion
+from jobs.ledger.sqlite import driver
 from jobs.ledger.submission import open_job
 from jobs.models.dataset import MNIST
 from jobs.schema import JobState
-from jobs.sqlite import driver
 from tests.console import LABELMILL, killed_at_the_end, until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
 from tests.faults.harness import HEALED_SECONDS, Harness

@@ -20,13 +20,13 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger.runs import Run, get_run, request_run
+from jobs.ledger.sqlite import driver
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST, decoded_folder
 from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import ENV_PREFIX
-from jobs.sqlite import driver
 from labelmill.datasets.adding import add_dataset
 from tests.colours import COLOURS, write_pictures
 from tests.console import folder_for_sockets, until

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, database
+from jobs.ledger.sqlite import driver
 from jobs.schema import db_now, locks
-from jobs.sqlite import driver
 from tests.conftest import PostgresqlServer
 from worker.retry import retry
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from jobs.sqlite import is_repaired
+from jobs.ledger.sqlite import is_repaired
 
 PROJECT = Path(__file__).parents[2]
 
 #: Runs in a process of its own: the choice is made once per process, and depends on what it has imported.
-CHOOSE = "from jobs.sqlite import driver; print(driver().__name__, driver().sqlite_version)"
+CHOOSE = "from jobs.ledger.sqlite import driver; print(driver().__name__, driver().sqlite_version)"
 
 
 #: Makes the import of the package fail: None in sys.modules does that.

@@ -10,7 +10,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import LedgerFull, Unavailable
 from jobs.ledger.claims import Reason, claimed_by, release_claims
-from jobs.ledger.room import prove_room
+from jobs.ledger.free_space import prove_room
 from worker.context import WorkerContext
 
 logger = logging.getLogger(__name__)
