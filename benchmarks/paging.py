@@ -22,7 +22,7 @@ from benchmarks.report import milliseconds, seconds_of, write_measured
 from benchmarks.setup import RESULTS, Json, WorkDir, prepare, run, settings_in, settle, short_folder
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.queries import Filter, page_of_predictions
+from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.schema import predictions
 from jobs.settings import Settings
 from labelmill.client import Client

@@ -27,8 +27,8 @@ from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, noti
 from benchmarks.setup import RESULTS, Json, drop_developer_settings, run, settings_in, short_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import partitions
-from jobs.ledger.queries import Filter, page_of_predictions
 from jobs.storage.store import Store
 from labelmill.console import report_errors, say
 from labelmill.migrating import alembic_config, upgrade

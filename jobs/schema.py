@@ -334,7 +334,7 @@ jobs = Table(
     Column("error_rate_sample", BigInteger),
     Column("top_k", Integer),  # how many of the most probable classes each prediction keeps
     Column("retry_of", _Id),  # the job whose unlabelled images these are; it may be purged by now
-    # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.shadows`).
+    # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.jobs.shadows`).
     Column("shadow_of", _Id),
     Column("traceparent", String(55)),  # the trace of its submission, as W3C writes it
     Column("paused_at", UtcTime),  # when it was paused; kept if it ends while paused
@@ -366,7 +366,7 @@ jobs = Table(
 )
 
 #: A job of at most this many images is small: it gets a higher priority, and its chunk is claimed together
-#: with other small ones (`jobs.ledger.claims`).
+#: with other small ones (`jobs.ledger.jobs.claims`).
 SMALL_JOB_IMAGES: Final = 64
 
 chunks = Table(
@@ -533,7 +533,9 @@ predictions = Table(
     Column("confidence", REAL),
     Column("error", String(32)),
     Column("detail", Text),
-    Column("alternatives", _Json),  # the most probable classes, if the job asked for them (`jobs.outcomes`)
+    Column(
+        "alternatives", _Json
+    ),  # the most probable classes, if the job asked for them (`jobs.ledger.jobs.outcomes`)
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (job_id)",
 )

@@ -18,7 +18,7 @@ from typing import IO, Any, Final, NoReturn, ParamSpec
 import rich.console
 
 from jobs.errors import LabelmillError, UserError
-from jobs.ledger.queries import JobStatus
+from jobs.ledger.jobs.queries import JobStatus
 from jobs.schema import JobState
 from jobs.settings import Settings, unknown_variables
 from jobs.text import storable

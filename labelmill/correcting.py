@@ -30,8 +30,8 @@ from jobs.ledger.corrections import (
     remove_correction,
     save_corrections,
 )
+from jobs.ledger.jobs.queries import JobStatus, Prediction, job_status, no_job, predictions_of
 from jobs.ledger.models import get_model
-from jobs.ledger.queries import JobStatus, Prediction, job_status, no_job, predictions_of
 from jobs.models.model import Model
 from jobs.network.references import Reference, Roots
 from jobs.settings import Settings

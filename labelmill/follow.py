@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import Unavailable
-from jobs.ledger.queries import JobStatus
+from jobs.ledger.jobs.queries import JobStatus
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import ExitCode, say

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ImageError, ModelRefused, UserError
-from jobs.ledger.queries import Prediction
+from jobs.ledger.jobs.queries import Prediction
 from jobs.models.evaluation import MISTAKES, Figures
 from jobs.models.model import Model, name_classes
 from jobs.settings import Settings

@@ -42,10 +42,10 @@ from jobs.ledger.counters import (
     totals,
 )
 from jobs.ledger.disks import list_disks, read_disk
+from jobs.ledger.jobs.results import RECORD_STAGE
 from jobs.ledger.metrics import backlog, last_run_seconds
 from jobs.ledger.metrics import now as database_now
 from jobs.ledger.models import champions
-from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN, active_runs
 from jobs.ledger.schedules import Schedule
 from jobs.ledger.workers import BEAT, Problem, QueueWorkers, lost_workers, workers_by_queue

@@ -17,10 +17,11 @@ from typing import Any, Final
 from jobs.errors import Conflict, Unavailable
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
-from jobs.ledger.control import could_be_settled, shadows_of, still_claimed
 from jobs.ledger.database import batched
 from jobs.ledger.deliveries import old_deliveries
 from jobs.ledger.files import FILES, file_key, known_files
+from jobs.ledger.jobs.control import could_be_settled, shadows_of, still_claimed
+from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.ledger.maintenance import (
     count_predictions,
     delete_chunks,
@@ -33,7 +34,6 @@ from jobs.ledger.maintenance import (
     record_purge,
 )
 from jobs.ledger.partitions import Partition, empty_partition, partitions_to_empty, partitions_to_leave
-from jobs.ledger.queries import JobStatus, job_status
 from jobs.models.dataset import DATASETS
 from jobs.storage.payloads import PAYLOADS, payload_folder
 from jobs.storage.store import Store

@@ -11,8 +11,8 @@ from jobs.errors import Conflict, ImageError
 from jobs.extras import require_decoders
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import correction_key, latest_corrected_images
-from jobs.ledger.queries import Prediction, job_status
-from jobs.ledger.review import least_confident
+from jobs.ledger.jobs.queries import Prediction, job_status
+from jobs.ledger.jobs.review import least_confident
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store

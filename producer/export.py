@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
-from jobs.ledger.queries import PAGE_ROWS, Prediction
+from jobs.ledger.jobs.queries import PAGE_ROWS, Prediction
 
 #: Maximum width of the column of names in a table, so that one long name does not widen every row.
 NAME_WIDTH: Final = 60

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from jobs.errors import LabelmillError
-from jobs.ledger.queries import JobStatus
+from jobs.ledger.jobs.queries import JobStatus
 
 #: Pauses start short, for jobs of one image, and grow for long jobs.
 _FIRST_PAUSE_SECONDS: Final = 0.01

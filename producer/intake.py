@@ -25,10 +25,10 @@ from jobs.ledger.batches import (
     is_batch_open,
     release_intake,
 )
-from jobs.ledger.control import end_job
 from jobs.ledger.files import file_key, known_files
-from jobs.ledger.shadows import shadow_job
-from jobs.ledger.submission import add_chunk, seal_job, touch_job
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.shadows import shadow_job
+from jobs.ledger.jobs.submission import add_chunk, seal_job, touch_job
 from jobs.network.references import Roots
 from jobs.queue import Publisher
 from jobs.schema import JobState

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, ImageError, PayloadDamaged
 from jobs.ledger import Ledger
-from jobs.ledger.queries import (
+from jobs.ledger.jobs.queries import (
     Unlabelled,
     check_not_purged,
     check_retry,

@@ -21,9 +21,8 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import get_model, model_or_champion
-from jobs.ledger.shadows import shadow_job
-from jobs.ledger.submission import (
+from jobs.ledger.jobs.shadows import shadow_job
+from jobs.ledger.jobs.submission import (
     DEFAULT_PRIORITY,
     SMALL_JOB_PRIORITY,
     KeyHolder,
@@ -36,6 +35,7 @@ from jobs.ledger.submission import (
     sealed_images,
     touch_job,
 )
+from jobs.ledger.models import get_model, model_or_champion
 from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Reference, Roots

@@ -36,11 +36,11 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger, partitions
-from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
+from jobs.ledger.jobs.claims import Claim, Reason, claim_next, claimed_as, release_claims
+from jobs.ledger.jobs.results import Classified, record_results
+from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.ledger.results import Classified, record_results
-from jobs.ledger.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
 from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.models.dataset import MNIST

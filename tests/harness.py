@@ -21,8 +21,8 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.queries import Filter, JobStatus, Prediction, job_status, stream_predictions
-from jobs.ledger.submission import (
+from jobs.ledger.jobs.queries import Filter, JobStatus, Prediction, job_status, stream_predictions
+from jobs.ledger.jobs.submission import (
     DEFAULT_PRIORITY,
     SMALL_JOB_PRIORITY,
     NewChunk,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import NamedTuple
 
-from jobs.outcomes import Alternative, Outcomes
+from jobs.ledger.jobs.outcomes import Alternative, Outcomes
 
 
 class Outcome(NamedTuple):

@@ -33,7 +33,7 @@ from jobs.storage.store import Store
 from jobs.traces import open_tracing
 
 if TYPE_CHECKING:
-    from jobs.ledger.claims import Claim
+    from jobs.ledger.jobs.claims import Claim
     from worker.predicting.classifier import Classifier
 
 logger = logging.getLogger(__name__)

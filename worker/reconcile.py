@@ -24,9 +24,9 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.deliveries import count_due_deliveries
 from jobs.ledger.free_space import prove_room
+from jobs.ledger.jobs.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.maintenance import (
     RECONCILE_LOCK,
     count_due,

@@ -17,9 +17,9 @@ from benchmarks.producer import ignore_ctrl_c
 from benchmarks.scale.ledgers import image_name
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_next
-from jobs.ledger.results import Classified, Spent, record_results
-from jobs.outcomes import Outcomes
+from jobs.ledger.jobs.claims import claim_next
+from jobs.ledger.jobs.outcomes import Outcomes
+from jobs.ledger.jobs.results import Classified, Spent, record_results
 
 _LEASE_SECONDS: Final = 600.0
 

@@ -2,7 +2,7 @@
 
 A purge is a series of small transactions that can stop after any of them. It marks the job before it removes
 files and deletes the job's row last, so the next purge finds what is left. It deletes the chunks before the
-predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.queries`). Predictions outlive
+predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.jobs.queries`). Predictions outlive
 their job only if their whole partition will soon be emptied (`jobs.ledger.partitions`).
 """
 
@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
-from jobs.ledger.claims import IS_CLAIMED, Reason, next_due, release_claims
-from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
 from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
-from jobs.ledger.submission import ABANDONED_SECONDS
+from jobs.ledger.jobs.claims import IS_CLAIMED, Reason, next_due, release_claims
+from jobs.ledger.jobs.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
+from jobs.ledger.jobs.submission import ABANDONED_SECONDS
 from jobs.schema import FINISHED, JobState, batches, chunks, db_now, jobs, locks, predictions, purges
 
 # ---- the reconciler -------------------------------------------------------------------------------

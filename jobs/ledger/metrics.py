@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import IS_PENDING, chunk_is_in_work
-from jobs.ledger.control import JOB_IS_UNFINISHED
+from jobs.ledger.jobs.claims import IS_PENDING, chunk_is_in_work
+from jobs.ledger.jobs.control import JOB_IS_UNFINISHED
+from jobs.ledger.jobs.queries import OLDEST_PENDING_AT
 from jobs.ledger.maintenance import RECONCILE_LOCK
-from jobs.ledger.queries import OLDEST_PENDING_AT
 from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, locks, metadata, training_runs
 
 # ---- the backlog ----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from jobs.schema import aliases, db_now, evaluations, jobs, models, promotions, 
 #: The alias of the model that new jobs are pinned to.
 CHAMPION: Final = "champion"
 
-#: The alias of the challenger (`jobs.ledger.shadows`).
+#: The alias of the challenger (`jobs.ledger.jobs.shadows`).
 SHADOW: Final = "shadow"
 
 #: The number of latest jobs from which `champions` determines which datasets are in use.

@@ -4,7 +4,7 @@ Three unique indexes enforce the rules, each per dataset. `active` is 1 while a 
 empty afterwards, so there is one such run at a time. `slot` is the scheduled time that a run was made for,
 and `corrections_seen` the time of the newest of the corrections that triggered it, so there is one run for
 each, however many beats are running. A trainer holds its run as a worker holds a chunk
-(`jobs.ledger.claims`): by a lease with a fencing token.
+(`jobs.ledger.jobs.claims`): by a lease with a fencing token.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
+from jobs.ledger.jobs.claims import chunk_is_in_work
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
 #: The queue in beat's row, although beat takes no messages.

@@ -9,7 +9,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
 
 from jobs.errors import SourceError
-from jobs.ledger.queries import JobStatus
+from jobs.ledger.jobs.queries import JobStatus
 from jobs.limits import ErrorLimits
 from jobs.reading import too_large
 from jobs.settings import Settings

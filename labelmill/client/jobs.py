@@ -9,10 +9,9 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ledger.batches import repeat_batch
-from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.corrections import corrected_labels
-from jobs.ledger.models import get_model
-from jobs.ledger.queries import (
+from jobs.ledger.jobs.control import end_job, pause_job, resume_job
+from jobs.ledger.jobs.queries import (
     PAGE_ROWS,
     Filter,
     JobStatus,
@@ -23,6 +22,7 @@ from jobs.ledger.queries import (
     model_named,
     stream_predictions,
 )
+from jobs.ledger.models import get_model
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.models.dataset import MNIST

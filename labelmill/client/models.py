@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING
 from jobs.errors import ModelRefused, UserError
 from jobs.ledger.gate_limits import effective_limits
 from jobs.ledger.health import Health, model_health
+from jobs.ledger.jobs.queries import model_named
+from jobs.ledger.jobs.shadows import (
+    Comparison,
+    Disagreement,
+    begin_shadow,
+    compare,
+    end_shadow,
+    first_disagreements,
+    require_challenger,
+    require_champion,
+)
 from jobs.ledger.model_changes import rename_classes
 from jobs.ledger.models import (
     Promotion,
@@ -23,17 +34,6 @@ from jobs.ledger.models import (
     list_models,
     pin_champion,
     roll_back,
-)
-from jobs.ledger.queries import model_named
-from jobs.ledger.shadows import (
-    Comparison,
-    Disagreement,
-    begin_shadow,
-    compare,
-    end_shadow,
-    first_disagreements,
-    require_challenger,
-    require_champion,
 )
 from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST

@@ -12,8 +12,8 @@ from sqlalchemy.engine import Row
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.datasets import get_version
+from jobs.ledger.jobs.queries import full_id
 from jobs.ledger.models import StoredVerdict
-from jobs.ledger.queries import full_id
 from jobs.ledger.runs import (
     FailureDetector,
     Run,

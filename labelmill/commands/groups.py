@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from jobs.ids import id_range
-from jobs.ledger.queries import MIN_BEGINNING
+from jobs.ledger.jobs.queries import MIN_BEGINNING
 
 
 class ListingGroup(TyperGroup):

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.queries import Prediction
+from jobs.ledger.jobs.queries import Prediction
 from labelmill.connection import open_client
 from labelmill.console import examples, pluralize, report_errors, say
 from labelmill.follow import report_incomplete

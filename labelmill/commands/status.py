@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.ledger.queries import JobStatus
+from jobs.ledger.jobs.queries import JobStatus
 from labelmill.connection import open_client
 from labelmill.console import examples, exit_code_of, format_time, print_data, print_json, report_errors
 from labelmill.follow import format_state, status_to_json, watch

@@ -10,6 +10,8 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, NotFound
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.jobs.shadows import Comparison as Shadowing
+from jobs.ledger.jobs.shadows import compare as compare_shadow
 from jobs.ledger.models import (
     CHAMPION,
     Promotion,
@@ -23,8 +25,6 @@ from jobs.ledger.models import (
     get_model,
 )
 from jobs.ledger.runs import Run, epochs_of, get_run
-from jobs.ledger.shadows import Comparison as Shadowing
-from jobs.ledger.shadows import compare as compare_shadow
 from jobs.models.evaluation import Evaluation, Part
 from jobs.models.model import Model
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import chain
 from typing import Final
 
-from jobs.ledger.queries import Prediction
+from jobs.ledger.jobs.queries import Prediction
 from labelmill.server.problems import ApiError
 from labelmill.server.schemas import Result
 from producer.export import pages_of, parquet_pages, write_csv

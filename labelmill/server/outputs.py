@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from jobs.errors import NotFound
 from jobs.ids import is_id
-from jobs.ledger.queries import JobStatus, Prediction
+from jobs.ledger.jobs.queries import JobStatus, Prediction
 from labelmill.client import Client
 from labelmill.server.schemas import FILE_PREFIX, FileObject
 from producer.export import pages_of

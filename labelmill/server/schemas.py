@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from jobs.ledger.health import Health
+from jobs.ledger.jobs.queries import JobStatus, Prediction
 from jobs.ledger.models import Promotion
-from jobs.ledger.queries import JobStatus, Prediction
 from jobs.ledger.runs import Run
 from jobs.ledger.workers import WorkerStatus
 from jobs.limits import MAX_TOP_K

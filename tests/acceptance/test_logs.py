@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
-from jobs.ledger.queries import job_status
+from jobs.ledger.jobs.queries import job_status
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import Publisher, make_app
 from jobs.schema import chunks, jobs

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from jobs.ledger.api_keys import Role, create_key
 from jobs.ledger.files import FILES, file_key
-from jobs.ledger.queries import job_status
+from jobs.ledger.jobs.queries import job_status
 from jobs.schema import batches, files
 from labelmill.purging import Purge
 from labelmill.serving import listen_on

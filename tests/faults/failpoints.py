@@ -60,9 +60,9 @@ import psycopg
 from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
-import jobs.ledger.claims
 import jobs.ledger.deliveries
-import jobs.ledger.results
+import jobs.ledger.jobs.claims
+import jobs.ledger.jobs.results
 import worker.celery_patches
 import worker.context
 import worker.learning.task
@@ -326,7 +326,7 @@ def _recording(original: Callable[..., Any], connection: Any, *args: Any) -> Any
     return recorded
 
 
-@_wrap(jobs.ledger.results, "_copy")
+@_wrap(jobs.ledger.jobs.results, "_copy")
 def _copying(original: Callable[..., None], *args: Any) -> None:
     *before, rows = args
 

@@ -12,10 +12,10 @@ import time
 import psycopg
 
 from jobs.ids import new_id
-from jobs.ledger.control import end_job
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.models import model_or_champion
 from jobs.ledger.sqlite import driver
-from jobs.ledger.submission import open_job
 from jobs.models.dataset import MNIST
 from jobs.schema import JobState
 from tests.console import LABELMILL, killed_at_the_end, until

@@ -17,7 +17,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.batches import add_batch
 from jobs.ledger.files import add_file, file_key
-from jobs.ledger.submission import open_job
+from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import JobState, batches, chunks, db_now, jobs

@@ -36,7 +36,7 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import ErrorCode, LeaseLost, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import (
+from jobs.ledger.jobs.claims import (
     Claim,
     Reason,
     claim_next,
@@ -45,7 +45,7 @@ from jobs.ledger.claims import (
     claimed_under,
     release_claims,
 )
-from jobs.ledger.control import (
+from jobs.ledger.jobs.control import (
     drop_leftover_chunks,
     end_job,
     hold_leftover_chunks,
@@ -53,10 +53,10 @@ from jobs.ledger.control import (
     resume_job,
     settle_job,
 )
+from jobs.ledger.jobs.results import Classified, record_results, were_finished
+from jobs.ledger.jobs.submission import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims, take_lock
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.results import Classified, record_results, were_finished
-from jobs.ledger.submission import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
 from tests.faults.checker import Verdict

@@ -17,11 +17,11 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_next
-from jobs.ledger.control import drop_leftover_chunks
+from jobs.ledger.jobs.claims import Claim, claim_next
+from jobs.ledger.jobs.control import drop_leftover_chunks
+from jobs.ledger.jobs.results import finish_claims
+from jobs.ledger.jobs.submission import NewChunk, discard_job
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims
-from jobs.ledger.results import finish_claims
-from jobs.ledger.submission import NewChunk, discard_job
 from jobs.schema import chunks, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker
 

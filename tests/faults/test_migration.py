@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_next
-from jobs.ledger.control import resume_job
 from jobs.ledger.database import revision
+from jobs.ledger.jobs.claims import Claim, claim_next
+from jobs.ledger.jobs.control import resume_job
+from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.results import Classified, record_results
 from labelmill.migrating import upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix

@@ -16,14 +16,14 @@ from sqlalchemy.engine import Row
 from jobs.errors import LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import (
+from jobs.ledger.jobs.claims import (
     COMBINED_CLAIM_IMAGES,
     RETRY_SECONDS,
     Reason,
     claim_next,
 )
+from jobs.ledger.jobs.results import were_finished
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.results import were_finished
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, chunks, db_now
 from tests.conftest import plans_of
 from tests.threads import at_once

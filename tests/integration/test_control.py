@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.control import (
+from jobs.ledger.jobs.control import (
     hold_leftover_chunks,
     pause_job,
     resume_job,
 )
+from jobs.ledger.jobs.submission import NewChunk, add_chunk
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.submission import NewChunk, add_chunk
 from jobs.schema import ChunkState, JobState, chunks, jobs
 from jobs.settings import ENV_PREFIX
 from labelmill.commands.control import app as control_command

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger, counters
-from jobs.ledger.claims import Reason, claimed_by, claimed_under, release_claims
-from jobs.ledger.control import end_job
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
+from jobs.ledger.jobs.claims import Reason, claimed_by, claimed_under, release_claims
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.results import Classified, Spent, record_results
+from jobs.ledger.jobs.submission import seal_job
 from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
-from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import (
     FailureDetector,
     cancel_run,
@@ -29,7 +30,6 @@ from jobs.ledger.runs import (
     interrupt_runs_of,
     request_run,
 )
-from jobs.ledger.submission import seal_job
 from jobs.schema import JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
 from tests.outcomes import Outcome, to_columns

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.shadows import shadow_job
 from jobs.ledger.models import CHAMPION, SHADOW, champions, describe_pin, point_alias, save_evaluation
 from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
@@ -26,7 +27,6 @@ from jobs.ledger.runs import (
     interrupt_runs_of,
     request_run,
 )
-from jobs.ledger.shadows import shadow_job
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.evaluation import Part
 from jobs.models.model import Model

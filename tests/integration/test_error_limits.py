@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import ErrorCode, UserError
-from jobs.ledger.control import drop_leftover_chunks
+from jobs.ledger.jobs.control import drop_leftover_chunks
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, predictions
 from tests.conftest import Job, JobMaker

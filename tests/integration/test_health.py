@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
-from jobs.ledger.control import end_job
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
+from jobs.ledger.jobs.control import end_job
 from jobs.ledger.models import save_evaluation
 from jobs.models.drift import Drift, Shift, population_stability
 from jobs.models.evaluation import CONFIDENCE_EDGES

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from jobs.ledger import Ledger
-from jobs.ledger.queries import job_status
+from jobs.ledger.jobs.queries import job_status
 from jobs.schema import db_now, jobs
 from jobs.settings import Settings
 from tests.console import until

@@ -17,7 +17,7 @@ import pytest
 from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.submission import open_job
+from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings

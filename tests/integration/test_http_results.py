@@ -12,7 +12,7 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.queries import PAGE_ROWS
+from jobs.ledger.jobs.queries import PAGE_ROWS
 from jobs.models.model import Model
 from jobs.schema import ChunkState, chunks, db_now, predictions
 from tests.integration.test_http_server import add_done_job

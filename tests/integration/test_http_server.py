@@ -15,8 +15,8 @@ from jobs.ledger import Ledger
 from jobs.ledger.batches import add_batch
 from jobs.ledger.deliveries import claim_delivery
 from jobs.ledger.files import add_file, file_key
-from jobs.ledger.queries import PAGE_ROWS, job_status
-from jobs.ledger.submission import open_job
+from jobs.ledger.jobs.queries import PAGE_ROWS, job_status
+from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.models.model import Model
 from jobs.queue import Publisher

@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
-from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
+from jobs.ledger.jobs.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
+from jobs.ledger.jobs.outcomes import Outcomes
+from jobs.ledger.jobs.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.ledger.maintenance import (
     ABANDONED,
     count_due,
@@ -20,8 +22,6 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
-from jobs.outcomes import Outcomes
 from jobs.schema import JobState, chunks, jobs
 from tests.conftest import plans_of
 from tests.ledger_probes import age_heartbeat, count_rows, status_of
@@ -77,7 +77,7 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     ledger, make_job, worker, monkeypatch
 ):
     # Given a leftover chunk of a cancelled job behind two pending chunks, and a reconciler that checks two
-    monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 2)
+    monkeypatch.setattr("jobs.ledger.jobs.control.CHECKED_CHUNKS", 2)
     other, job = make_job([1, 1]), make_job([1])
     with ledger.transaction() as connection:
         end_job(connection, job.id, JobState.CANCELLED)
@@ -100,7 +100,7 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job, worker, monkeypatch):
     # Given a ledger of many finished jobs and many pending chunks, which PostgreSQL has analyzed
-    monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 100)
+    monkeypatch.setattr("jobs.ledger.jobs.control.CHECKED_CHUNKS", 100)
     worker.must_claim(make_job([1]).chunks[0], lease_seconds=-1)
     large, paused = make_job([1]).id, make_job([1]).id
     with ledger.transaction() as connection:

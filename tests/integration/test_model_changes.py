@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.model_changes import remove_row, rename_classes
 from jobs.ledger.models import (
     CHAMPION,
@@ -25,7 +26,6 @@ from jobs.ledger.models import (
     save_evaluation,
 )
 from jobs.ledger.schedules import set_schedule
-from jobs.ledger.submission import open_job
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import corrections, db_now, metadata, models, training_runs
 from jobs.storage.registry import model_key, read_stored, remove_model

@@ -17,8 +17,8 @@ from jobs import ids
 from jobs.errors import Unavailable
 from jobs.ids import id_seconds
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import Partition, empty_partition, partitions
-from jobs.ledger.queries import Filter, page_of_predictions
 from jobs.schema import jobs, predictions
 from labelmill.migrating import alembic_config, upgrade
 from labelmill.purging import Purge, Purged

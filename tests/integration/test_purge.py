@@ -16,10 +16,10 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger import maintenance as retention_module
-from jobs.ledger import queries as progress
-from jobs.ledger.control import end_job
+from jobs.ledger.jobs import queries as progress
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.queries import Filter, job_status, stream_predictions
 from jobs.ledger.maintenance import delete_job, mark_purged
-from jobs.ledger.queries import Filter, job_status, stream_predictions
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 from jobs.settings import Settings
 from jobs.storage.payloads import payload_key

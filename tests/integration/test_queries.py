@@ -12,9 +12,9 @@ import pytest
 from jobs.errors import Conflict, ErrorCode, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger import queries as progress
-from jobs.ledger.control import end_job, pause_job
-from jobs.ledger.queries import (
+from jobs.ledger.jobs import queries as progress
+from jobs.ledger.jobs.control import end_job, pause_job
+from jobs.ledger.jobs.queries import (
     Filter,
     Prediction,
     job_status,

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, LeaseLost, LedgerFull, Stopped, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.queries import Filter, Prediction, page_of_predictions
-from jobs.ledger.results import Classified, record_results
-from jobs.ledger.submission import seal_job
+from jobs.ledger.jobs.queries import Filter, Prediction, page_of_predictions
+from jobs.ledger.jobs.results import Classified, record_results
+from jobs.ledger.jobs.submission import seal_job
 from jobs.schema import ChunkState, JobState, predictions
 from tests.ledger_probes import chunk_states_of, status_of
 from tests.outcomes import Outcome, best, to_columns

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.outcomes import Alternative
+from jobs.ledger.jobs.outcomes import Alternative
 from jobs.schema import JobState, UtcTime, jobs, predictions
 from tests.outcomes import best
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from jobs.errors import NotFound
 from jobs.ledger import Ledger
-from jobs.ledger.queries import job_status
+from jobs.ledger.jobs.queries import job_status
 from jobs.schema import db_now, jobs, purges
 from jobs.settings import Settings
 from tests.conftest import JobMaker, WorkerMaker

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger
-from jobs.ledger import queries as retries
+from jobs.ledger.jobs import queries as retries
+from jobs.ledger.jobs.queries import job_status
 from jobs.ledger.maintenance import mark_purged
-from jobs.ledger.queries import job_status
 from jobs.network.references import Roots
 from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX

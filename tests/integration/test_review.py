@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import Conflict
-from jobs.ledger import review as finding
-from jobs.ledger.review import least_confident
+from jobs.ledger.jobs import review as finding
+from jobs.ledger.jobs.review import least_confident
 from labelmill.commands.correct import app as correct_command
 from labelmill.commands.review import app as review_command
 from labelmill.purging import Purge

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from jobs.errors import Conflict, ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.control import end_job
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.ledger.models import CHAMPION, SHADOW, point_alias
-from jobs.ledger.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions

@@ -29,10 +29,10 @@ from jobs.errors import (
 )
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.control import end_job
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.queries import job_status, latest_jobs
+from jobs.ledger.jobs.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job, touch_job
 from jobs.ledger.maintenance import fail_abandoned_jobs
-from jobs.ledger.queries import job_status, latest_jobs
-from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job, touch_job
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK
 from jobs.network.references import Reference, Roots

@@ -19,7 +19,6 @@ from jobs.errors import AddressForbidden, ErrorCode, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
 from jobs.ledger.batches import add_batch
-from jobs.ledger.control import end_job
 from jobs.ledger.deliveries import (
     Delivery,
     claim_delivery,
@@ -28,10 +27,11 @@ from jobs.ledger.deliveries import (
     record_answer,
 )
 from jobs.ledger.health import report_drift
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.models import lock_champion, move_champion, roll_back
 from jobs.ledger.outbox import BATCHES, report_test
 from jobs.ledger.runs import cancel_run, request_run
-from jobs.ledger.submission import open_job
 from jobs.ledger.webhooks import (
     add_endpoint,
     list_endpoints,

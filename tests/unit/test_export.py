@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import ErrorCode
-from jobs.ledger.queries import Prediction
+from jobs.ledger.jobs.queries import Prediction
 from labelmill.commands import predictions as command
 from producer import export
 from producer.export import COLUMNS, Format, as_json, write_csv, write_jsonl, write_parquet, write_table

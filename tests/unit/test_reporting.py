@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.ledger.corrections import LiveAccuracy
+from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.shadows import Comparison
 from jobs.ledger.models import StoredEvaluation, StoredVerdict
-from jobs.ledger.queries import Prediction
 from jobs.ledger.runs import Run
-from jobs.ledger.shadows import Comparison
 from jobs.models.evaluation import NO_ANSWER
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import RunState

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
-from jobs.ledger.results import CONFIDENCE_DIGITS
+from jobs.ledger.jobs.outcomes import Alternative, Outcomes
+from jobs.ledger.jobs.results import CONFIDENCE_DIGITS
 from jobs.limits import ImageLimits
 from jobs.models.model import InputSpec
 from jobs.network.references import Reference, Roots
-from jobs.outcomes import Alternative, Outcomes
 from jobs.settings import Settings
 from jobs.storage.payloads import Content
 from worker.predicting import decode, fast_png

@@ -1,7 +1,7 @@
 """Process one claim: claim, read, fetch, decode, predict, record, or release with a reason.
 
-`jobs.ledger.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
-`jobs.ledger.results` records those. `worker.predicting.telemetry` writes the log and traces.
+`jobs.ledger.jobs.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
+`jobs.ledger.jobs.results` records those. `worker.predicting.telemetry` writes the log and traces.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, LedgerFull, PayloadDamaged, Unavailable
 from jobs.ids import new_id
-from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
-from jobs.ledger.control import end_job
-from jobs.ledger.results import Classified, record_results
-from jobs.outcomes import Outcomes
+from jobs.ledger.jobs.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
+from jobs.ledger.jobs.control import end_job
+from jobs.ledger.jobs.outcomes import Outcomes
+from jobs.ledger.jobs.results import Classified, record_results
 from jobs.schema import JobState
 from jobs.storage.payloads import Content, Payload
 from worker.context import WorkerContext

@@ -9,8 +9,8 @@ from typing import Final
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import LedgerFull, Unavailable
-from jobs.ledger.claims import Reason, claimed_by, release_claims
 from jobs.ledger.free_space import prove_room
+from jobs.ledger.jobs.claims import Reason, claimed_by, release_claims
 from worker.context import WorkerContext
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from structlog.contextvars import bind_contextvars
 
-from jobs.ledger.claims import Claim
-from jobs.ledger.results import Classified
+from jobs.ledger.jobs.claims import Claim
+from jobs.ledger.jobs.results import Classified
 from jobs.traces import Tracing
 from worker.predicting.timings import Timings
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from jobs.ledger.results import Spent
+from jobs.ledger.jobs.results import Spent
 from jobs.traces import Part
 
 

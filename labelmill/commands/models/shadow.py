@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.shadows import Comparison, Disagreement
+from jobs.ledger.jobs.shadows import Comparison, Disagreement
 from jobs.models.dataset import MNIST
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, report_errors, say

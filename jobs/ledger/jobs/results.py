@@ -17,12 +17,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import LeaseLost
-from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
-from jobs.ledger.control import drop_waiting_work
 from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
 from jobs.ledger.database import as_unavailable
+from jobs.ledger.jobs.claims import IS_CLAIMED, Claim, claimed_as
+from jobs.ledger.jobs.control import drop_waiting_work
+from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.outbox import report_ended_jobs
-from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 from jobs.text import all_storable, storable
 

@@ -2,7 +2,7 @@
 
 A claim writes a fresh token into the chunk's row. Every later statement about the chunk carries the token and
 changes nothing if the row has another one, so a worker that was declared dead and comes back does no harm.
-`jobs.ledger.results` ends a claim with results.
+`jobs.ledger.jobs.results` ends a claim with results.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def release_claims(connection: Connection, which: sa.ColumnElement[bool], reason
         .where(IS_CLAIMED, which)
         .values(
             # A paused job's chunk is not held here: the job may be resumed at this moment, which would pass
-            # this chunk over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.control`).
+            # this chunk over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.jobs.control`).
             state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
             finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
             lease_until=None,

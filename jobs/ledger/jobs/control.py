@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.ledger.claims import IS_PENDING, chunk_is_in_work, job_was_stopped, next_due
 from jobs.ledger.counters import CounterName, count
+from jobs.ledger.jobs.claims import IS_PENDING, chunk_is_in_work, job_was_stopped, next_due
 from jobs.ledger.outbox import report_ended_jobs
 from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 
@@ -57,7 +57,7 @@ def drop_waiting_work(connection: Connection, job_id: str) -> None:
 
 
 def shadows_of(connection: Connection, job_id: str) -> list[str]:
-    """Return the ids of the job's shadows (`jobs.ledger.shadows`)."""
+    """Return the ids of the job's shadows (`jobs.ledger.jobs.shadows`)."""
     return list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
 
 

@@ -1,0 +1,1 @@
+"""Jobs in the ledger: submission, claims, results, control, shadows, and what people ask about them."""
