@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
-from jobs.ledger.datasets import get_version
+from jobs.ledger.learning.datasets import get_version
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.settings import Settings
 from jobs.storage.store import Store

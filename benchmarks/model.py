@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, find_champion, point_alias
+from jobs.ledger.learning.models import CHAMPION, find_champion, point_alias
 from jobs.models.model import Model
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model, register_model

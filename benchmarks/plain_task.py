@@ -13,7 +13,7 @@ from celery.signals import worker_process_init
 
 from benchmarks.plain_worker import TASK, make_app, note_ready
 from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion
+from jobs.ledger.learning.models import find_champion
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model

@@ -19,7 +19,7 @@ from celery import Celery
 from benchmarks.processes import with_children
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion
+from jobs.ledger.learning.models import find_champion
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
 

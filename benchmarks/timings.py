@@ -20,7 +20,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.claims import claim_next
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.jobs.submission import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.models import find_champion
+from jobs.ledger.learning.models import find_champion
 from jobs.network.references import Roots
 from jobs.settings import Settings
 from jobs.storage.payloads import pack_payload, payload_digest, payload_key, read_payload

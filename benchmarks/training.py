@@ -22,7 +22,7 @@ import typer
 
 from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS
-from jobs.ledger.models import CHAMPION
+from jobs.ledger.learning.models import CHAMPION
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.console import report_errors, say

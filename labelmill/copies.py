@@ -13,7 +13,7 @@ from typing import Final
 
 from jobs.files import unfinished
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import COPIES, correction_key, without_correction
+from jobs.ledger.learning.corrections import COPIES, correction_key, without_correction
 from jobs.storage.store import Store
 
 #: How many copies the ledger is asked about at once: that takes as long for one as for all of these.

@@ -1,7 +1,7 @@
 """Store corrections: find the image, check the label, and copy the image's bytes.
 
 Corrections come one at a time or as a file. Either all rows of a file are stored or none. The copies are
-written to the store before the rows that name them (`jobs.ledger.corrections`). Each payload is read once,
+written to the store before the rows that name them (`jobs.ledger.learning.corrections`). Each payload is read once,
 however many of its images are corrected.
 """
 
@@ -19,7 +19,8 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, PayloadDamaged, Unavailable, UserError
 from jobs.ids import is_id
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import (
+from jobs.ledger.jobs.queries import JobStatus, Prediction, job_status, no_job, predictions_of
+from jobs.ledger.learning.corrections import (
     Correction,
     FinishedChunk,
     NewCorrection,
@@ -30,8 +31,7 @@ from jobs.ledger.corrections import (
     remove_correction,
     save_corrections,
 )
-from jobs.ledger.jobs.queries import JobStatus, Prediction, job_status, no_job, predictions_of
-from jobs.ledger.models import get_model
+from jobs.ledger.learning.models import get_model
 from jobs.models.model import Model
 from jobs.network.references import Reference, Roots
 from jobs.settings import Settings

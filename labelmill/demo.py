@@ -16,7 +16,7 @@ from rich.text import Text
 
 from jobs.files import private_umask
 from jobs.ledger.jobs.queries import JobStatus, Prediction
-from jobs.ledger.models import find_evaluation
+from jobs.ledger.learning.models import find_evaluation
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Model
 from jobs.settings import Settings

@@ -9,7 +9,7 @@ from typing import Final
 from jobs.errors import ImageError, PayloadDamaged
 from jobs.extras import require_decoders
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import FinishedChunk, chunk_of
+from jobs.ledger.learning.corrections import FinishedChunk, chunk_of
 from jobs.network.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.storage.payloads import Content, read_payload

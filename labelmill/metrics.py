@@ -30,7 +30,6 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.counters import (
     BUCKETS,
     DEATHS,
@@ -43,11 +42,12 @@ from jobs.ledger.counters import (
 )
 from jobs.ledger.disks import list_disks, read_disk
 from jobs.ledger.jobs.results import RECORD_STAGE
+from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.learning.models import champions
+from jobs.ledger.learning.runs import UNFINISHED_RUN, active_runs
+from jobs.ledger.learning.schedules import Schedule
 from jobs.ledger.metrics import backlog, last_run_seconds
 from jobs.ledger.metrics import now as database_now
-from jobs.ledger.models import champions
-from jobs.ledger.runs import UNFINISHED_RUN, active_runs
-from jobs.ledger.schedules import Schedule
 from jobs.ledger.workers import BEAT, Problem, QueueWorkers, lost_workers, workers_by_queue
 from jobs.messages import QUEUES
 from jobs.network.certificates import broker_certificate_end, ledger_certificate_end

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import get_version
-from jobs.ledger.models import list_models
+from jobs.ledger.learning.datasets import get_version
+from jobs.ledger.learning.models import list_models
 from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.ledger.models import StoredVerdict
-from jobs.ledger.runs import Run
+from jobs.ledger.learning.models import StoredVerdict
+from jobs.ledger.learning.runs import Run
 from jobs.models.dataset import describe_accuracy
 from jobs.schema import RunState
 from labelmill.client import Client

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
-from jobs.ledger.runs import RUN_GRACE_SECONDS, Run
+from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, Run
 from jobs.models.dataset import MNIST
 from jobs.settings import Settings
 from labelmill.console import format_time, say

@@ -35,7 +35,7 @@ from jobs.ledger.jobs.submission import (
     sealed_images,
     touch_job,
 )
-from jobs.ledger.models import get_model, model_or_champion
+from jobs.ledger.learning.models import get_model, model_or_champion
 from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Reference, Roots

@@ -39,8 +39,8 @@ from jobs.ledger import Ledger, partitions
 from jobs.ledger.jobs.claims import Claim, Reason, claim_next, claimed_as, release_claims
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.learning.models import CHAMPION, point_alias
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.models import CHAMPION, point_alias
 from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.models.dataset import MNIST

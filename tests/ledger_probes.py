@@ -8,7 +8,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.ledger.jobs.submission import NewChunk
-from jobs.ledger.models import find_champion
+from jobs.ledger.learning.models import find_champion
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from tests.conftest import Job
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.learning.models import CHAMPION, point_alias
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.storage.registry import register_model

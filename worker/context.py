@@ -22,7 +22,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.models import champions, get_model
+from jobs.ledger.learning.models import champions, get_model
 from jobs.ledger.workers import Problem, report_model_problem
 from jobs.network.references import Roots
 from jobs.queue import Publisher, make_app

@@ -27,6 +27,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.deliveries import count_due_deliveries
 from jobs.ledger.free_space import prove_room
 from jobs.ledger.jobs.control import drop_leftover_chunks, hold_leftover_chunks
+from jobs.ledger.learning.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
 from jobs.ledger.maintenance import (
     RECONCILE_LOCK,
     count_due,
@@ -36,7 +37,6 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
 from jobs.ledger.workers import GONE_SECONDS, forget_lost_workers, lost_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
 from jobs.queue import MAX_WAITING, Publisher

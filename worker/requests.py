@@ -16,7 +16,7 @@ from structlog.contextvars import bound_contextvars
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.claims import Reason, claimed_by, release_claims
-from jobs.ledger.runs import interrupt_runs_of
+from jobs.ledger.learning.runs import interrupt_runs_of
 from jobs.messages import MessageError, run_id_of
 from worker.celery_patches import SlotFreeingRequest
 from worker.context import owner_name

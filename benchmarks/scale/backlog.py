@@ -18,6 +18,7 @@ from jobs.ledger.jobs.claims import COMBINED_CLAIM_IMAGES, Claim, claim_next
 from jobs.ledger.jobs.control import drop_leftover_chunks, hold_leftover_chunks, pause_job
 from jobs.ledger.jobs.queries import job_status, latest_jobs
 from jobs.ledger.jobs.submission import SMALL_JOB_PRIORITY
+from jobs.ledger.learning.runs import FailureDetector, active_runs, end_lost_runs
 from jobs.ledger.maintenance import (
     count_due,
     end_stalled_sessions,
@@ -25,7 +26,6 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
 )
 from jobs.ledger.metrics import backlog
-from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING
 from labelmill.console import say

@@ -16,7 +16,7 @@ from jobs import schema
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.models import CHAMPION, add_model, point_alias
+from jobs.ledger.learning.models import CHAMPION, add_model, point_alias
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from jobs.storage.payloads import payload_key

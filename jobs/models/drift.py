@@ -1,6 +1,6 @@
 """Drift: how far recent images differ from those of a model's evaluation, by their distribution over groups.
 
-`jobs.ledger.health` counts them.
+`jobs.ledger.learning.health` counts them.
 """
 
 from __future__ import annotations

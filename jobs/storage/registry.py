@@ -16,8 +16,8 @@ from jobs.errors import Conflict, ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.model_changes import remove_row
-from jobs.ledger.models import add_model, get_model, has_file
+from jobs.ledger.learning.model_changes import remove_row
+from jobs.ledger.learning.models import add_model, get_model, has_file
 from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec, Model
 from jobs.models.model_file import check_model_file

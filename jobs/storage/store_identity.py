@@ -16,7 +16,7 @@ from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import insert_into
-from jobs.ledger.models import champions
+from jobs.ledger.learning.models import champions
 from jobs.network.objects import shown_url
 from jobs.schema import db_now, store_identity
 from jobs.storage.registry import model_key

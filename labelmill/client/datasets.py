@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from jobs.extras import require_decoders
-from jobs.ledger.datasets import get_version, list_datasets
+from jobs.ledger.learning.datasets import get_version, list_datasets
 from jobs.models.dataset import DatasetVersion, decoded_folder
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.datasets.removing import remove

@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Final
 
 from jobs.errors import UserError
-from jobs.ledger.datasets import get_version
-from jobs.ledger.gate_limits import effective_limits, own_limits, set_limits
+from jobs.ledger.learning.datasets import get_version
+from jobs.ledger.learning.gate import effective_limits, own_limits, set_limits
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
 from labelmill.client.session import Session, accept_numpy_numbers

@@ -9,7 +9,6 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ledger.batches import repeat_batch
-from jobs.ledger.corrections import corrected_labels
 from jobs.ledger.jobs.control import end_job, pause_job, resume_job
 from jobs.ledger.jobs.queries import (
     PAGE_ROWS,
@@ -22,7 +21,8 @@ from jobs.ledger.jobs.queries import (
     model_named,
     stream_predictions,
 )
-from jobs.ledger.models import get_model
+from jobs.ledger.learning.corrections import corrected_labels
+from jobs.ledger.learning.models import get_model
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.models.dataset import MNIST

@@ -7,8 +7,6 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from jobs.errors import ModelRefused, UserError
-from jobs.ledger.gate_limits import effective_limits
-from jobs.ledger.health import Health, model_health
 from jobs.ledger.jobs.queries import model_named
 from jobs.ledger.jobs.shadows import (
     Comparison,
@@ -20,8 +18,10 @@ from jobs.ledger.jobs.shadows import (
     require_challenger,
     require_champion,
 )
-from jobs.ledger.model_changes import rename_classes
-from jobs.ledger.models import (
+from jobs.ledger.learning.gate import effective_limits
+from jobs.ledger.learning.health import Health, model_health
+from jobs.ledger.learning.model_changes import rename_classes
+from jobs.ledger.learning.models import (
     Promotion,
     StoredEvaluation,
     StoredVerdict,
@@ -35,11 +35,11 @@ from jobs.ledger.models import (
     pin_champion,
     roll_back,
 )
+from jobs.ledger.learning.promotion import Verdict, judge_and_promote
 from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Invert, Model, Resampling
-from jobs.promotion import Verdict, judge_and_promote
 from jobs.storage.registry import read_stored, remove_model
 from jobs.storage.store_identity import check_store
 from labelmill.client.session import Session, accept_numpy_numbers

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from jobs.errors import NotFound, Unavailable, UserError
 from jobs.ids import id_range, is_id, new_id
-from jobs.ledger.corrections import Correction
 from jobs.ledger.jobs.queries import JobStatus, Prediction, no_job
+from jobs.ledger.learning.corrections import Correction
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState
 from jobs.settings import Settings

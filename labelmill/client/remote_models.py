@@ -10,13 +10,13 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from jobs.ledger.health import Health
-from jobs.ledger.models import Promotion
-from jobs.ledger.runs import Run
+from jobs.ledger.learning.health import Health
+from jobs.ledger.learning.models import Promotion
+from jobs.ledger.learning.promotion import Verdict
+from jobs.ledger.learning.runs import Run
 from jobs.ledger.workers import WorkerStatus
 from jobs.models.dataset import MNIST, DatasetVersion
 from jobs.models.model import Model
-from jobs.promotion import Verdict
 from labelmill.client.http import Api
 from labelmill.client.session import accept_numpy_numbers
 from labelmill.client.training import RUN_POLL_SECONDS

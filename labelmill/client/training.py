@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from sqlalchemy.engine import Row
 
 from jobs.ids import new_id
-from jobs.ledger.corrections import Correction, all_corrections
-from jobs.ledger.datasets import get_version
 from jobs.ledger.jobs.queries import full_id
-from jobs.ledger.models import StoredVerdict
-from jobs.ledger.runs import (
+from jobs.ledger.learning.corrections import Correction, all_corrections
+from jobs.ledger.learning.datasets import get_version
+from jobs.ledger.learning.models import StoredVerdict
+from jobs.ledger.learning.runs import (
     FailureDetector,
     Run,
     cancel_run,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.corrections import Correction
+from jobs.ledger.learning.corrections import Correction
 from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.connection import open_client

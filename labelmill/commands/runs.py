@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 import typer
 from sqlalchemy.engine import Row
 
-from jobs.ledger.models import StoredVerdict
-from jobs.ledger.runs import Run
+from jobs.ledger.learning.models import StoredVerdict
+from jobs.ledger.learning.runs import Run
 from jobs.models.dataset import describe_version
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup

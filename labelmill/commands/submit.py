@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from jobs.errors import NotFound, UserError
-from jobs.ledger.models import CHAMPION
+from jobs.ledger.learning.models import CHAMPION
 from jobs.limits import ErrorLimits
 from jobs.network.references import Roots
 from jobs.schema import SMALL_JOB_IMAGES, JobState

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from jobs.errors import Conflict, ImageError, SourceError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import add_version, find_version, latest_version
+from jobs.ledger.learning.datasets import add_version, find_version, latest_version
 from jobs.models.dataset import MNIST, DatasetVersion, check_name, dataset_folder
 from jobs.network.references import Roots
 from jobs.settings import Settings

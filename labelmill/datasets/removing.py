@@ -8,7 +8,7 @@ from typing import Final
 from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import manifests_of, remove_dataset
+from jobs.ledger.learning.datasets import manifests_of, remove_dataset
 from jobs.models.dataset import MNIST, dataset_folder
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store

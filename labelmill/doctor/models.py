@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import SettingsError, Unavailable
 from jobs.ledger import metrics
-from jobs.ledger.models import CHAMPION, list_models
+from jobs.ledger.learning.models import CHAMPION, list_models
 from jobs.models.model import Model
 from jobs.settings import Settings
 from jobs.storage.registry import model_key

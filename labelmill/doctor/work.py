@@ -8,8 +8,8 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import metrics
+from jobs.ledger.learning.runs import active_runs
 from jobs.ledger.metrics import OpenJob
-from jobs.ledger.runs import active_runs
 from jobs.ledger.workers import BEAT, list_workers, workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState

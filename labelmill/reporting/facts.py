@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, NotFound
-from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.jobs.shadows import Comparison as Shadowing
 from jobs.ledger.jobs.shadows import compare as compare_shadow
-from jobs.ledger.models import (
+from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.learning.models import (
     CHAMPION,
     Promotion,
     StoredEvaluation,
@@ -24,7 +24,7 @@ from jobs.ledger.models import (
     find_verdict,
     get_model,
 )
-from jobs.ledger.runs import Run, epochs_of, get_run
+from jobs.ledger.learning.runs import Run, epochs_of, get_run
 from jobs.models.evaluation import Evaluation, Part
 from jobs.models.model import Model
 

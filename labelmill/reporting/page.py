@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.ledger.models import StoredEvaluation
+from jobs.ledger.learning.models import StoredEvaluation
+from jobs.ledger.learning.promotion import LIVE_SET, TEST_SET
 from jobs.models.dataset import describe_version
 from jobs.models.evaluation import Evaluation
-from jobs.promotion import LIVE_SET, TEST_SET
 from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts

@@ -19,7 +19,7 @@ from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches, is_b
 from jobs.ledger.files import get_file
 from jobs.ledger.jobs.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.jobs.submission import find_key, open_job
-from jobs.ledger.models import model_or_champion
+from jobs.ledger.learning.models import model_or_champion
 from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
 from jobs.models.dataset import MNIST

@@ -10,8 +10,8 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path, Response
 
 from jobs.errors import ImageError, NotFound
-from jobs.ledger.corrections import Correction
 from jobs.ledger.jobs.queries import predictions_of
+from jobs.ledger.learning.corrections import Correction
 from jobs.limits import IMAGE_FORMATS
 from labelmill.correction_files import CorrectionRequest
 from labelmill.job_images import read_images

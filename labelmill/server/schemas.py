@@ -9,15 +9,15 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from jobs.ledger.health import Health
 from jobs.ledger.jobs.queries import JobStatus, Prediction
-from jobs.ledger.models import Promotion
-from jobs.ledger.runs import Run
+from jobs.ledger.learning.health import Health
+from jobs.ledger.learning.models import Promotion
+from jobs.ledger.learning.promotion import Verdict
+from jobs.ledger.learning.runs import Run
 from jobs.ledger.workers import WorkerStatus
 from jobs.limits import MAX_TOP_K
 from jobs.models.dataset import MNIST, DatasetVersion
 from jobs.models.model import Model
-from jobs.promotion import Verdict
 from labelmill.training import MAX_SEED
 from producer.submit import MAX_PRIORITY
 from worker.learning.recipes import MAX_SIZE, MIN_SIZE

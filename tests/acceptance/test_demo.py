@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.learning.models import CHAMPION, point_alias
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.registry import register_model

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion
+from jobs.ledger.learning.models import find_champion
 from jobs.models.model import Model
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model

@@ -23,7 +23,7 @@ from celery import Celery
 
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.queries import job_status
-from jobs.ledger.models import find_champion
+from jobs.ledger.learning.models import find_champion
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState

@@ -14,7 +14,7 @@ import psycopg
 from jobs.ids import new_id
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.models import model_or_champion
+from jobs.ledger.learning.models import model_or_champion
 from jobs.ledger.sqlite import driver
 from jobs.models.dataset import MNIST
 from jobs.schema import JobState

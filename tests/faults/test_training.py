@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from jobs.ids import new_id
-from jobs.ledger.runs import Run, get_run, request_run
+from jobs.ledger.learning.runs import Run, get_run, request_run
 from jobs.ledger.sqlite import driver
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST, decoded_folder

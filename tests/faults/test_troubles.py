@@ -19,9 +19,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ids import new_id
-from jobs.ledger.models import find_champion
-from jobs.ledger.runs import request_run
-from jobs.ledger.schedules import set_schedule
+from jobs.ledger.learning.models import find_champion
+from jobs.ledger.learning.runs import request_run
+from jobs.ledger.learning.schedules import set_schedule
 from jobs.ledger.workers import BEAT, GONE_SECONDS
 from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import db_now, training_runs, workers

@@ -13,7 +13,7 @@ from typer import Typer
 from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import add_version
+from jobs.ledger.learning.datasets import add_version
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.queue import Publisher
 from jobs.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, ImageError, SourceError
-from jobs.ledger.models import point_alias
+from jobs.ledger.learning.models import point_alias
 from jobs.limits import ErrorLimits
 from jobs.schema import jobs
 from jobs.storage.payloads import read_payload

@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import (
+from jobs.ledger.learning.corrections import (
     correction_key,
     live_accuracy,
     without_correction,
 )
-from jobs.ledger.runs import request_run
+from jobs.ledger.learning.runs import request_run
 from jobs.limits import ImageLimits
 from jobs.network.references import Roots
 from jobs.schema import corrections, db_now, jobs, models, training_runs

@@ -20,8 +20,7 @@ from jobs.ledger.jobs.claims import Reason, claimed_by, claimed_under, release_c
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.results import Classified, Spent, record_results
 from jobs.ledger.jobs.submission import seal_job
-from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
-from jobs.ledger.runs import (
+from jobs.ledger.learning.runs import (
     FailureDetector,
     cancel_run,
     claim_run,
@@ -30,6 +29,7 @@ from jobs.ledger.runs import (
     interrupt_runs_of,
     request_run,
 )
+from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
 from jobs.schema import JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
 from tests.outcomes import Outcome, to_columns

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Conflict, DataUnavailable, LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.runs import Run, RunClaim, get_run
+from jobs.ledger.learning.runs import Run, RunClaim, get_run
 from jobs.models.dataset import DatasetVersion, decoded_folder
 from jobs.models.model import InputSpec
 from jobs.schema import RunState, dataset_versions, evaluations

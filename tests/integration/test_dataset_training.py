@@ -20,10 +20,10 @@ from PIL import Image
 from jobs.errors import DataUnavailable, NotFound, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
-from jobs.ledger.datasets import get_version
-from jobs.ledger.models import find_champion, find_evaluation
-from jobs.ledger.runs import RunLost, get_run
+from jobs.ledger.learning.corrections import NewCorrection, correction_key, save_corrections
+from jobs.ledger.learning.datasets import get_version
+from jobs.ledger.learning.models import find_champion, find_evaluation
+from jobs.ledger.learning.runs import RunLost, get_run
 from jobs.models.dataset import Split, decoded_folder
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model

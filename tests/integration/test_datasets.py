@@ -21,7 +21,7 @@ import pytest
 from jobs import ids
 from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavailable, UserError
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION
+from jobs.ledger.learning.models import CHAMPION
 from jobs.models.dataset import MAX_CLASSES, MNIST, Split
 from jobs.network.references import Reference, Roots
 from jobs.schema import aliases, db_now, models, training_runs

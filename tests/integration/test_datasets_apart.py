@@ -11,8 +11,16 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.shadows import shadow_job
-from jobs.ledger.models import CHAMPION, SHADOW, champions, describe_pin, point_alias, save_evaluation
-from jobs.ledger.runs import (
+from jobs.ledger.learning.models import (
+    CHAMPION,
+    SHADOW,
+    champions,
+    describe_pin,
+    point_alias,
+    save_evaluation,
+)
+from jobs.ledger.learning.promotion import check_limits
+from jobs.ledger.learning.runs import (
     RUN_GRACE_SECONDS,
     SLOT_PATIENCE_SECONDS,
     FailureDetector,
@@ -30,7 +38,6 @@ from jobs.ledger.runs import (
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.evaluation import Part
 from jobs.models.model import Model
-from jobs.promotion import check_limits
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs, training_runs
 from jobs.settings import Settings

@@ -23,8 +23,8 @@ from jobs.ledger import Ledger, metrics
 from jobs.ledger.api_keys import Role, create_key, revoke_key
 from jobs.ledger.batches import INTAKE_LEASE_SECONDS, add_batch, claim_intake
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.runs import request_run
-from jobs.ledger.schedules import set_schedule
+from jobs.ledger.learning.runs import request_run
+from jobs.ledger.learning.schedules import set_schedule
 from jobs.ledger.workers import BEAT, WorkerRow, report_worker
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.model import Model

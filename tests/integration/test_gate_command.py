@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jobs.ledger.models import save_evaluation
+from jobs.ledger.learning.models import save_evaluation
 from labelmill.commands.gate import app
 from tests.evaluations import made_evaluation
 

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
-from jobs.ledger import Ledger, health
-from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
+from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.models import save_evaluation
+from jobs.ledger.learning import health
+from jobs.ledger.learning.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
+from jobs.ledger.learning.models import save_evaluation
 from jobs.models.drift import Drift, Shift, population_stability
 from jobs.models.evaluation import CONFIDENCE_EDGES
 from jobs.models.model import Model

@@ -17,7 +17,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.counters import totals
 from jobs.ledger.disks import STALE_SECONDS, list_disks
-from jobs.ledger.runs import claim_run, request_run
+from jobs.ledger.learning.runs import claim_run, request_run
 from jobs.ledger.workers import (
     BEAT,
     FORGOTTEN_SECONDS,

@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.ids import new_id
-from jobs.ledger import Ledger, runs
-from jobs.ledger.runs import RUN_GRACE_SECONDS, claim_run, renew_run, request_run
+from jobs.ledger import Ledger
+from jobs.ledger.learning import runs
+from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, claim_run, renew_run, request_run
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client

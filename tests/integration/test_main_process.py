@@ -18,8 +18,8 @@ from celery import Celery
 from jobs.errors import ErrorCode, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.learning.runs import claim_run, get_run, request_run
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.runs import claim_run, get_run, request_run
 from jobs.ledger.workers import list_workers
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
 from jobs.queue import Publisher

@@ -17,12 +17,12 @@ from prometheus_client import generate_latest
 
 from jobs.ids import new_id
 from jobs.ledger import metrics as ledger_metrics
-from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.disks import Disk, report_disk
 from jobs.ledger.jobs.control import end_job, pause_job
 from jobs.ledger.jobs.results import Classified, Spent, record_results
+from jobs.ledger.learning.corrections import NewCorrection, save_corrections
+from jobs.ledger.learning.runs import cancel_run, request_run
 from jobs.ledger.metrics import backlog
-from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.workers import WorkerRow, report_worker
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import JobState, chunks, db_now, workers

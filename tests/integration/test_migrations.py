@@ -14,7 +14,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import COMPATIBLE_SINCE, REVISION, revision
 from jobs.ledger.jobs.queries import Filter, job_status, page_of_predictions
-from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
+from jobs.ledger.learning.models import find_champion, find_evaluation, save_evaluation
 from jobs.models.evaluation import NO_ANSWER
 from jobs.schema import evaluations, jobs, metadata, models
 from jobs.settings import Settings

@@ -13,8 +13,8 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.model_changes import remove_row, rename_classes
-from jobs.ledger.models import (
+from jobs.ledger.learning.model_changes import remove_row, rename_classes
+from jobs.ledger.learning.models import (
     CHAMPION,
     add_model,
     add_verdict,
@@ -25,7 +25,7 @@ from jobs.ledger.models import (
     point_alias,
     save_evaluation,
 )
-from jobs.ledger.schedules import set_schedule
+from jobs.ledger.learning.schedules import set_schedule
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import corrections, db_now, metadata, models, training_runs
 from jobs.storage.registry import model_key, read_stored, remove_model

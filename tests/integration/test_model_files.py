@@ -17,7 +17,7 @@ import pytest
 from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import add_model, get_model
+from jobs.ledger.learning.models import add_model, get_model
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.models.model_file import check_model_file
 from jobs.settings import Settings

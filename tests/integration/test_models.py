@@ -12,7 +12,14 @@ import sqlalchemy as sa
 from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, add_model, find_champion, get_model, list_models, point_alias
+from jobs.ledger.learning.models import (
+    CHAMPION,
+    add_model,
+    find_champion,
+    get_model,
+    list_models,
+    point_alias,
+)
 from jobs.models.model import InputSpec, Model
 from jobs.schema import db_now, models
 from jobs.storage.registry import fetch_model, model_key, register_model

@@ -10,8 +10,8 @@ from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
 from jobs.ledger.jobs.queries import full_id, model_named
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.models import point_alias
-from jobs.ledger.runs import request_run
+from jobs.ledger.learning.models import point_alias
+from jobs.ledger.learning.runs import request_run
 from labelmill.cli import app
 from tests.conftest import plans_of
 from tests.outcomes import Outcome

@@ -9,8 +9,8 @@ from celery.schedules import crontab
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.runs import request_run
-from jobs.ledger.schedules import set_schedule
+from jobs.ledger.learning.runs import request_run
+from jobs.ledger.learning.schedules import set_schedule
 from jobs.schema import db_now, schedules
 from jobs.settings import Settings
 from labelmill.metrics import LabelmillCollector

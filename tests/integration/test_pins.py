@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import Ledger
-from jobs.ledger.models import (
+from jobs.ledger.learning.models import (
     champion_before,
     find_champion,
     find_verdict,
@@ -18,9 +18,9 @@ from jobs.ledger.models import (
     roll_back,
     save_evaluation,
 )
+from jobs.ledger.learning.promotion import Verdict, judge_and_promote
 from jobs.models.evaluation import GateLimits
 from jobs.models.model import Model
-from jobs.promotion import Verdict, judge_and_promote
 from jobs.storage.store import Store
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from jobs import ids
 from jobs.errors import Conflict, ModelRefused
 from jobs.ledger import Ledger
-from jobs.ledger.models import (
+from jobs.ledger.learning.models import (
     CHAMPION,
     champion_before,
     champion_history,
@@ -25,9 +25,9 @@ from jobs.ledger.models import (
     roll_back,
     save_evaluation,
 )
+from jobs.ledger.learning.promotion import Verdict, judge_and_promote
 from jobs.models.evaluation import GateLimits, Part
 from jobs.models.model import Model
-from jobs.promotion import Verdict, judge_and_promote
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.storage.registry import read_stored
 from jobs.storage.store import Store

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion, find_evaluation, get_model, list_models
+from jobs.ledger.learning.models import find_champion, find_evaluation, get_model, list_models
 from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.commands.models import app as models_command

@@ -20,10 +20,11 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import DataUnavailable, Unavailable
 from jobs.ids import new_id
-from jobs.ledger import Ledger, runs
-from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
-from jobs.ledger.models import champion_history, find_champion, find_evaluation, list_models
-from jobs.ledger.runs import (
+from jobs.ledger import Ledger
+from jobs.ledger.learning import runs
+from jobs.ledger.learning.corrections import NewCorrection, correction_key, save_corrections
+from jobs.ledger.learning.models import champion_history, find_champion, find_evaluation, list_models
+from jobs.ledger.learning.runs import (
     RUN_LEASE_SECONDS,
     Run,
     RunClaim,

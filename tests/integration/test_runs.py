@@ -10,8 +10,9 @@ import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger, runs
-from jobs.ledger.runs import (
+from jobs.ledger import Ledger
+from jobs.ledger.learning import runs
+from jobs.ledger.learning.runs import (
     RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
     SLOT_PATIENCE_SECONDS,

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 
 from jobs.errors import SettingsError
 from jobs.ids import new_id
-from jobs.ledger import Ledger, runs
-from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.runs import claim_run, latest_runs, request_run
-from jobs.ledger.schedules import set_schedule
+from jobs.ledger import Ledger
+from jobs.ledger.learning import runs
+from jobs.ledger.learning.corrections import NewCorrection, save_corrections
+from jobs.ledger.learning.runs import claim_run, latest_runs, request_run
+from jobs.ledger.learning.schedules import set_schedule
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import make_app
 from jobs.schema import RunState, db_now, schedules, training_runs

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jobs.ids import new_id
-from jobs.ledger.schedules import set_schedule
+from jobs.ledger.learning.schedules import set_schedule
 from labelmill.commands.schedule import app
 
 

@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
-from jobs.ledger.models import CHAMPION, SHADOW, point_alias
+from jobs.ledger.learning.models import CHAMPION, SHADOW, point_alias
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions

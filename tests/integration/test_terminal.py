@@ -15,12 +15,12 @@ from PIL import Image
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import Prediction
 from jobs.ledger.jobs.shadows import Comparison, Disagreement
-from jobs.ledger.models import save_evaluation
-from jobs.ledger.runs import request_run
+from jobs.ledger.learning.corrections import NewCorrection, save_corrections
+from jobs.ledger.learning.models import save_evaluation
+from jobs.ledger.learning.runs import request_run
 from jobs.models.model import Model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings

@@ -17,7 +17,7 @@ from typer.testing import Result
 
 from jobs.errors import AddressForbidden, ErrorCode, UserError
 from jobs.ids import new_id
-from jobs.ledger import Ledger, health
+from jobs.ledger import Ledger
 from jobs.ledger.batches import add_batch
 from jobs.ledger.deliveries import (
     Delivery,
@@ -26,12 +26,13 @@ from jobs.ledger.deliveries import (
     list_deliveries,
     record_answer,
 )
-from jobs.ledger.health import report_drift
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.models import lock_champion, move_champion, roll_back
+from jobs.ledger.learning import health
+from jobs.ledger.learning.health import report_drift
+from jobs.ledger.learning.models import lock_champion, move_champion, roll_back
+from jobs.ledger.learning.runs import cancel_run, request_run
 from jobs.ledger.outbox import BATCHES, report_test
-from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.webhooks import (
     add_endpoint,
     list_endpoints,

@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.ledger.learning.promotion import (
+    MIN_LIVE_IMAGES,
+    Compared,
+    check_better,
+    check_limits,
+    compare_answers,
+    mcnemar,
+)
 from jobs.models.evaluation import NO_ANSWER, GateLimits
-from jobs.promotion import MIN_LIVE_IMAGES, Compared, check_better, check_limits, compare_answers, mcnemar
 from jobs.settings import Settings
 from tests.evaluations import made_evaluation
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ledger.corrections import LiveAccuracy
 from jobs.ledger.jobs.queries import Prediction
 from jobs.ledger.jobs.shadows import Comparison
-from jobs.ledger.models import StoredEvaluation, StoredVerdict
-from jobs.ledger.runs import Run
+from jobs.ledger.learning.corrections import LiveAccuracy
+from jobs.ledger.learning.models import StoredEvaluation, StoredVerdict
+from jobs.ledger.learning.runs import Run
 from jobs.models.evaluation import NO_ANSWER
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import RunState

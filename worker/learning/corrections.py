@@ -18,7 +18,7 @@ import numpy as np
 
 from jobs.errors import DataUnavailable, ImageError
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import Correction, all_corrections, correction_key
+from jobs.ledger.learning.corrections import Correction, all_corrections, correction_key
 from jobs.limits import ImageLimits
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec

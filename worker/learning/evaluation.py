@@ -1,6 +1,6 @@
 """Evaluate a model as it is served: with the same `prepare` and the same `Classifier`.
 
-`jobs.models.evaluation` declares the measures, `jobs.ledger.models` stores them, and `jobs.promotion` judges them.
+`jobs.models.evaluation` declares the measures, `jobs.ledger.learning.models` stores them, and `jobs.ledger.learning.promotion` judges them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ModelRefused, UserError
 from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
+from jobs.ledger.learning.models import find_champion, find_evaluation, save_evaluation
 from jobs.models.evaluation import (
     CALIBRATION_BINS,
     CONFIDENCE_EDGES,

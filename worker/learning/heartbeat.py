@@ -15,7 +15,7 @@ from structlog.contextvars import bind_contextvars
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.runs import RunClaim, RunLost, renew_run
+from jobs.ledger.learning.runs import RunClaim, RunLost, renew_run
 from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import get_version
+from jobs.ledger.learning.datasets import get_version
 from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec
 from jobs.settings import Settings

@@ -1,7 +1,7 @@
 """Execute one training run: load the data, train, evaluate, register, judge, promote.
 
 The last step is one transaction, and no step before it changes the champion: a run that fails, is stopped or
-is killed leaves the champion as it was. `jobs.ledger.runs` records which trainer owns the run;
+is killed leaves the champion as it was. `jobs.ledger.learning.runs` records which trainer owns the run;
 `worker.learning.heartbeat` renews that claim while the run lasts.
 """
 
@@ -21,9 +21,10 @@ from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailab
 from jobs.files import temporary_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.gate_limits import effective_limits
-from jobs.ledger.models import get_model
-from jobs.ledger.runs import (
+from jobs.ledger.learning.gate import effective_limits
+from jobs.ledger.learning.models import get_model
+from jobs.ledger.learning.promotion import judge_and_promote
+from jobs.ledger.learning.runs import (
     Run,
     RunClaim,
     RunLost,
@@ -40,7 +41,6 @@ from jobs.ledger.runs import (
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
-from jobs.promotion import judge_and_promote
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.storage.registry import cache_errors, fetch_model, register_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from jobs.errors import NotFound
-from jobs.ledger.models import find_champion, get_model
+from jobs.ledger.learning.models import find_champion, get_model
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, Model
 

@@ -11,7 +11,7 @@ from contextlib import closing
 
 from jobs.errors import NotFound
 from jobs.ledger import Ledger
-from jobs.ledger.runs import RunClaim, claim_run, get_run
+from jobs.ledger.learning.runs import RunClaim, claim_run, get_run
 from jobs.settings import Settings
 from worker.context import owner_name
 from worker.message_filter import log_dropped

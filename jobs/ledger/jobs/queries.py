@@ -17,7 +17,7 @@ from jobs.ids import id_range, is_id
 from jobs.ledger.database import Ledger, batched
 from jobs.ledger.jobs.control import settle_job, still_claimed
 from jobs.ledger.jobs.outcomes import Alternative
-from jobs.ledger.models import CHAMPION, find_alias, get_model, model_or_champion
+from jobs.ledger.learning.models import CHAMPION, find_alias, get_model, model_or_champion
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
 from jobs.schema import (

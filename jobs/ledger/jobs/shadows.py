@@ -16,7 +16,14 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ids import new_id
-from jobs.ledger.models import SHADOW, check_dataset, find_alias, find_champion, get_model, point_alias
+from jobs.ledger.learning.models import (
+    SHADOW,
+    check_dataset,
+    find_alias,
+    find_champion,
+    get_model,
+    point_alias,
+)
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
 from jobs.schema import PAYLOAD_COLUMNS, ChunkState, JobState, aliases, chunks, db_now, jobs, predictions

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from jobs.ledger.health import RECENT_DAYS, Health
+from jobs.ledger.learning.health import RECENT_DAYS, Health
 from jobs.models.dataset import describe_accuracy
 from jobs.models.drift import Shift
 from labelmill.client import Client

@@ -15,7 +15,7 @@ from labelmill.console import ExitCode, examples, fail, print_data, print_json, 
 from labelmill.tables import Column, print_table, short_time
 
 if TYPE_CHECKING:
-    from jobs.promotion import Verdict
+    from jobs.ledger.learning.promotion import Verdict
 
 app = typer.Typer(add_completion=False)
 

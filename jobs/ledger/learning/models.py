@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Row
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
-from jobs.ledger.datasets import get_version
+from jobs.ledger.learning.datasets import get_version
 from jobs.ledger.outbox import report
 from jobs.models.dataset import MNIST, dataset_option
 from jobs.models.evaluation import ANSWER_BYTES, Evaluation, Part

@@ -1,6 +1,6 @@
 """The promotion gate: decide whether a model becomes the champion, and record the decision.
 
-The gate judges by the evaluations that `jobs.ledger.models` stores, so a verdict takes milliseconds and needs
+The gate judges by the evaluations that `jobs.ledger.learning.models` stores, so a verdict takes milliseconds and needs
 neither the model nor the images.
 """
 
@@ -14,7 +14,7 @@ from typing import Final, Literal
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.ledger.models import (
+from jobs.ledger.learning.models import (
     StoredEvaluation,
     add_verdict,
     describe_pin,
@@ -196,7 +196,7 @@ class Compared:
 
 
 def compare_answers(challenger: bytes, champion: bytes) -> Compared:
-    """Compare two models' answers to the same images, as `jobs.ledger.models` stores them.
+    """Compare two models' answers to the same images, as `jobs.ledger.learning.models` stores them.
 
     Raises ValueError if they are not for the same images.
     """

@@ -22,7 +22,7 @@ from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
-from jobs.ledger.models import StoredVerdict
+from jobs.ledger.learning.models import StoredVerdict
 from jobs.ledger.outbox import report, seconds
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE

@@ -9,8 +9,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, UserError
-from jobs.ledger.models import get_model
-from jobs.ledger.schedules import list_schedules
+from jobs.ledger.learning.models import get_model
+from jobs.ledger.learning.schedules import list_schedules
 from jobs.models.model import Model, name_classes
 from jobs.schema import evaluations, metadata, models, verdicts
 
