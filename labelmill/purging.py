@@ -17,9 +17,9 @@ from typing import Any, Final
 from jobs.errors import Conflict, Unavailable
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
+from jobs.ledger.api.deliveries import old_deliveries
+from jobs.ledger.api.files import FILES, file_key, known_files
 from jobs.ledger.database import batched
-from jobs.ledger.deliveries import old_deliveries
-from jobs.ledger.files import FILES, file_key, known_files
 from jobs.ledger.jobs.control import could_be_settled, shadows_of, still_claimed
 from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.ledger.maintenance import (

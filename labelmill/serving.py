@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs.errors import UserError
 from jobs.files import make_private_folder, write_whole
-from jobs.ledger.api_keys import Role, create_key, list_keys
+from jobs.ledger.api.keys import Role, create_key, list_keys
 from jobs.settings import Settings
 from labelmill.client import Client
 

@@ -13,8 +13,8 @@ from itertools import islice
 
 from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
 from jobs.ledger import Ledger
-from jobs.ledger.batches import Intake, last_chunk
-from jobs.ledger.files import File, get_file
+from jobs.ledger.api.batches import Intake, last_chunk
+from jobs.ledger.api.files import File, get_file
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.network.references import Roots
 from jobs.settings import Settings

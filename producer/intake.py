@@ -1,6 +1,6 @@
 """Take in the images of batches: jobs that were committed over HTTP before their images were read.
 
-A batch is claimed under a lease (`jobs.ledger.batches`). Its images come in a fixed order, so a process that
+A batch is claimed under a lease (`jobs.ledger.api.batches`). Its images come in a fixed order, so a process that
 continues after another one skips as many as are in the ledger: each image is taken exactly once.
 """
 
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, LeaseLost, SourceError, Stopped, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.batches import (
+from jobs.ledger.api.batches import (
     Intake,
     claim_intake,
     delete_input,
@@ -25,7 +25,7 @@ from jobs.ledger.batches import (
     is_batch_open,
     release_intake,
 )
-from jobs.ledger.files import file_key, known_files
+from jobs.ledger.api.files import file_key, known_files
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.shadows import shadow_job
 from jobs.ledger.jobs.submission import add_chunk, seal_job, touch_job

@@ -19,7 +19,7 @@ import uvicorn
 from openai import OpenAI
 
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import Role, create_key
+from jobs.ledger.api.keys import Role, create_key
 from jobs.settings import Settings
 from labelmill.server.application import create_app
 from labelmill.server.connections import Connection

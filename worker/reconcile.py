@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.deliveries import count_due_deliveries
+from jobs.ledger.api.deliveries import count_due_deliveries
 from jobs.ledger.free_space import prove_room
 from jobs.ledger.jobs.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.learning.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of

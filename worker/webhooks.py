@@ -14,7 +14,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import AddressForbidden, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.deliveries import ClaimedDelivery, claim_delivery, record_answer
+from jobs.ledger.api.deliveries import ClaimedDelivery, claim_delivery, record_answer
 from jobs.network.outbound import request
 from jobs.network.webhooks import sign
 from jobs.settings import Settings

@@ -14,7 +14,7 @@ from typing import IO, Any, Final, Self
 
 from benchmarks.processes import memory_kib, with_children
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import Role, create_key
+from jobs.ledger.api.keys import Role, create_key
 from jobs.settings import Settings
 from labelmill.serving import listen_on
 

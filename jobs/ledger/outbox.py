@@ -1,7 +1,7 @@
 """The outbox: webhooks are written in the transaction of the change that they report.
 
 So a change that is committed is reported, and one that is rolled back is not. There is one row per event and
-receiver. If nobody wants an event, that costs one short query. `jobs.ledger.deliveries` takes the
+receiver. If nobody wants an event, that costs one short query. `jobs.ledger.api.deliveries` takes the
 rows out.
 """
 

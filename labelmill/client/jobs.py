@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.ledger.batches import repeat_batch
+from jobs.ledger.api.batches import repeat_batch
 from jobs.ledger.jobs.control import end_job, pause_job, resume_job
 from jobs.ledger.jobs.queries import (
     PAGE_ROWS,

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from jobs.ledger.api_keys import ApiKey, Role, create_key, list_keys, revoke_key
+from jobs.ledger.api.keys import ApiKey, Role, create_key, list_keys, revoke_key
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
 from labelmill.console import examples, print_data, print_json, report_errors, say

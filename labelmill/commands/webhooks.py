@@ -9,9 +9,8 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import Conflict, UserError
-from jobs.ledger.deliveries import Delivery, list_deliveries
-from jobs.ledger.outbox import BATCHES, report_test
-from jobs.ledger.webhooks import (
+from jobs.ledger.api.deliveries import Delivery, list_deliveries
+from jobs.ledger.api.webhooks import (
     Endpoint,
     add_endpoint,
     get_endpoint,
@@ -20,6 +19,7 @@ from jobs.ledger.webhooks import (
     rotate_secret,
     secret_of_batches,
 )
+from jobs.ledger.outbox import BATCHES, report_test
 from jobs.network.webhooks import Event, check_receiver, check_secret
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup

@@ -12,8 +12,8 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import metrics
-from jobs.ledger.api_keys import list_keys
-from jobs.ledger.batches import abandoned_seconds
+from jobs.ledger.api.batches import abandoned_seconds
+from jobs.ledger.api.keys import list_keys
 from jobs.settings import Settings
 from labelmill.console import format_duration
 from labelmill.doctor.findings import Finding, ok, problem, warning

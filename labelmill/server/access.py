@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import ApiKey, Role, find_key, record_action
+from jobs.ledger.api.keys import ApiKey, Role, find_key, record_action
 from labelmill.client import Client
 from labelmill.server.guards import address_of
 from labelmill.server.problems import ApiError

@@ -15,12 +15,12 @@ from sqlalchemy.engine import Connection
 from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
-from jobs.ledger.files import get_file
+from jobs.ledger.api.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
+from jobs.ledger.api.files import get_file
+from jobs.ledger.api.webhooks import secret_of_batches
 from jobs.ledger.jobs.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.jobs.submission import find_key, open_job
 from jobs.ledger.learning.models import model_or_champion
-from jobs.ledger.webhooks import secret_of_batches
 from jobs.limits import ErrorLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Roots

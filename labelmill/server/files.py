@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
-from jobs.ledger.files import File, add_file, delete_file, file_key, get_file, list_files
+from jobs.ledger.api.files import File, add_file, delete_file, file_key, get_file, list_files
 from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.server.access import Session, SubmitSession

@@ -18,8 +18,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from jobs.ledger.api_keys import Role, create_key
-from jobs.ledger.files import FILES, file_key
+from jobs.ledger.api.files import FILES, file_key
+from jobs.ledger.api.keys import Role, create_key
 from jobs.ledger.jobs.queries import job_status
 from jobs.schema import batches, files
 from labelmill.purging import Purge

@@ -60,7 +60,7 @@ import psycopg
 from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
-import jobs.ledger.deliveries
+import jobs.ledger.api.deliveries
 import jobs.ledger.jobs.claims
 import jobs.ledger.jobs.results
 import worker.celery_patches
@@ -87,7 +87,7 @@ worker.reconcile.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECON
 AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
 
 # A webhook that a killed sender had is due again as soon as an image.
-jobs.ledger.deliveries.LEASE_SECONDS = Settings.load().lease_seconds  # type: ignore[misc]
+jobs.ledger.api.deliveries.LEASE_SECONDS = Settings.load().lease_seconds  # type: ignore[misc]
 
 # The light classifier is so fast that one claim would take a whole job: then no fault could meet its middle.
 worker.context.FIRST_CLAIM_IMAGES = worker.context.MAX_CLAIM_IMAGES = 32  # type: ignore[misc]

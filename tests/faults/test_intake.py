@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import add_batch
-from jobs.ledger.files import add_file, file_key
+from jobs.ledger.api.batches import add_batch
+from jobs.ledger.api.files import add_file, file_key
 from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
 from jobs.queue import Publisher

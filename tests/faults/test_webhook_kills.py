@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from contextlib import ExitStack, suppress
 
-from jobs.ledger.webhooks import add_endpoint, remove_endpoint
+from jobs.ledger.api.webhooks import add_endpoint, remove_endpoint
 from jobs.messages import WEBHOOK_QUEUE
 from jobs.network.webhooks import Event
 from jobs.schema import DeliveryState, webhook_deliveries

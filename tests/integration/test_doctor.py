@@ -20,8 +20,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger, metrics
-from jobs.ledger.api_keys import Role, create_key, revoke_key
-from jobs.ledger.batches import INTAKE_LEASE_SECONDS, add_batch, claim_intake
+from jobs.ledger.api.batches import INTAKE_LEASE_SECONDS, add_batch, claim_intake
+from jobs.ledger.api.keys import Role, create_key, revoke_key
 from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.learning.runs import request_run
 from jobs.ledger.learning.schedules import set_schedule

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from jobs.ledger import Ledger
-from jobs.ledger import batches as ledger_batches
-from jobs.ledger.api_keys import Role, create_key
+from jobs.ledger.api import batches as ledger_batches
+from jobs.ledger.api.keys import Role, create_key
 from jobs.schema import batches
 from jobs.settings import Settings
 from jobs.storage.store import Store

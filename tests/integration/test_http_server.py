@@ -12,12 +12,12 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import add_batch
-from jobs.ledger.deliveries import claim_delivery
-from jobs.ledger.files import add_file, file_key
+from jobs.ledger.api.batches import add_batch
+from jobs.ledger.api.deliveries import claim_delivery
+from jobs.ledger.api.files import add_file, file_key
+from jobs.ledger.api.webhooks import secret_of_batches
 from jobs.ledger.jobs.queries import PAGE_ROWS, job_status
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.webhooks import secret_of_batches
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import JobState, db_now, jobs, predictions

@@ -16,8 +16,8 @@ import uvicorn
 
 import labelmill
 from jobs.ledger import Ledger
-from jobs.ledger.api_keys import Role, create_key
-from jobs.ledger.files import list_files
+from jobs.ledger.api.files import list_files
+from jobs.ledger.api.keys import Role, create_key
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.settings import Settings

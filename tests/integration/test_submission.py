@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from jobs.errors import NotFound, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import add_batch, claim_intake
+from jobs.ledger.api.batches import add_batch, claim_intake
 from jobs.ledger.jobs.control import end_job, pause_job
 from jobs.ledger.jobs.submission import (
     ABANDONED_SECONDS,

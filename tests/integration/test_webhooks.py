@@ -18,13 +18,20 @@ from typer.testing import Result
 from jobs.errors import AddressForbidden, ErrorCode, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.batches import add_batch
-from jobs.ledger.deliveries import (
+from jobs.ledger.api.batches import add_batch
+from jobs.ledger.api.deliveries import (
     Delivery,
     claim_delivery,
     count_due_deliveries,
     list_deliveries,
     record_answer,
+)
+from jobs.ledger.api.webhooks import (
+    add_endpoint,
+    list_endpoints,
+    remove_endpoint,
+    rotate_secret,
+    secret_of_batches,
 )
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.submission import open_job
@@ -33,13 +40,6 @@ from jobs.ledger.learning.health import report_drift
 from jobs.ledger.learning.models import lock_champion, move_champion, roll_back
 from jobs.ledger.learning.runs import cancel_run, request_run
 from jobs.ledger.outbox import BATCHES, report_test
-from jobs.ledger.webhooks import (
-    add_endpoint,
-    list_endpoints,
-    remove_endpoint,
-    rotate_secret,
-    secret_of_batches,
-)
 from jobs.limits import ErrorLimits
 from jobs.messages import WEBHOOK_QUEUE
 from jobs.models.model import Model

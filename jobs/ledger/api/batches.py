@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
-from jobs.ledger.files import delete_file
+from jobs.ledger.api.files import delete_file
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY
 from jobs.schema import JobState, batches, chunks, db_now, jobs

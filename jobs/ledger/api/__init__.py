@@ -1,0 +1,1 @@
+"""The HTTP API in the ledger: keys, files, batches, and webhooks."""
