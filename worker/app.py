@@ -26,7 +26,7 @@ from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
 from worker.predicting.optional_formats import check_installed
-from worker.reconcile import reconcile_step
+from worker.reconciler import reconcile_step
 from worker.schedule import default_schedule
 from worker.tasks import register_tasks
 

@@ -16,10 +16,10 @@ from jobs.errors import LabelmillError
 from jobs.messages import CLASSIFY_TASK, RETRAIN_TASK, WEBHOOK_TASK, check_wake_up, run_id_of
 from jobs.settings import Settings
 from worker.celery_patches import SlotFreeingRequest
+from worker.children import ClaimingRequest
 from worker.context import process_context
 from worker.learning.task import execute_run
-from worker.requests import ClaimingRequest
-from worker.webhooks import TIMEOUT_SECONDS, deliver_next, process_ledger
+from worker.webhook_sender import TIMEOUT_SECONDS, deliver_next, process_ledger
 
 logger = logging.getLogger(__name__)
 

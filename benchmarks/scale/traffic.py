@@ -29,7 +29,7 @@ from labelmill.console import say
 from labelmill.stack import Stack
 from producer.sources import Sources
 from producer.submit import submit
-from worker.reconcile import Reconciler
+from worker.reconciler import Reconciler
 
 #: How long idle workers are watched: what they do without any work does not count for chunks.
 _IDLE_SECONDS: Final = 6.0

@@ -18,7 +18,7 @@ from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import LABELMILL, Home, killed_at_the_end, rows, until
 from tests.faults.stack import running_job
-from worker.reconcile import RECONCILE_SECONDS
+from worker.reconciler import RECONCILE_SECONDS
 
 
 @pytest.fixture

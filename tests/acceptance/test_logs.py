@@ -199,7 +199,7 @@ def test_every_line_of_a_worker_is_json_from_its_start_to_its_shutdown(
     assert failed["level"] == "error"
 
     # and what is about nothing in particular names nothing
-    assert not any("chunk" in line for line in lines if line["logger"] == "worker.reconcile")
+    assert not any("chunk" in line for line in lines if line["logger"] == "worker.reconciler")
 
 
 def _submit_damaged(deployment: Deployment) -> str:

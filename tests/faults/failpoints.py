@@ -67,7 +67,7 @@ import worker.celery_patches
 import worker.context
 import worker.learning.task
 import worker.predicting.decode
-import worker.reconcile
+import worker.reconciler
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
 from jobs.settings import Settings
@@ -83,7 +83,7 @@ faulthandler.register(STACK_SIGNAL)
 
 # The clockwork runs faster than in earnest, where nobody minds seconds: how often the reconciler looks, and
 # how often Celery looks for children that died while it was not told. A test may do without the reconciler.
-worker.reconcile.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECONDS", "0.5"))  # type: ignore[misc]
+worker.reconciler.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECONDS", "0.5"))  # type: ignore[misc]
 AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
 
 # A webhook that a killed sender had is due again as soon as an image.

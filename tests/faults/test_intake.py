@@ -26,7 +26,7 @@ from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from producer.intake import take_in_next
 from tests.console import Home
-from worker.reconcile import fail_abandoned_jobs
+from worker.reconciler import fail_abandoned_jobs
 
 IMAGES = 100
 CHUNK_IMAGES = 30

@@ -63,7 +63,7 @@ from tests.faults.checker import Verdict
 from tests.faults.ledger_model import FINISHED, STOPPED, UNFINISHED, ChunkModel, JobModel, LedgerModel
 from tests.faults.trials import Matrix
 from tests.outcomes import Outcome, to_columns
-from worker.reconcile import Reconciler
+from worker.reconciler import Reconciler
 
 #: Far longer than a run takes: no lease runs out by itself, the machine says when.
 LEASE_SECONDS: Final = 3_600.0

@@ -14,7 +14,7 @@ from jobs.schema import DeliveryState, db_now, webhook_deliveries
 from jobs.settings import Settings
 from tests.console import Home
 from tests.receiver import receiving
-from worker.webhooks import deliver_next
+from worker.webhook_sender import deliver_next
 
 #: For each line on stdin: send the next delivery in a process that kills itself at a step.
 KILLS_ITSELF = """

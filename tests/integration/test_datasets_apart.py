@@ -45,7 +45,7 @@ from jobs.storage.store import Store
 from labelmill.client import Client
 from tests.conftest import Broker, JobMaker, ModelMaker
 from tests.evaluations import made_evaluation
-from worker.reconcile import Reconciler
+from worker.reconciler import Reconciler
 
 MNIST, BIRDS = "mnist", "birds"
 SLOT = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)

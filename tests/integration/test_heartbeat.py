@@ -37,7 +37,7 @@ from worker import heartbeat as heartbeat_module
 from worker.context import owner_name
 from worker.deaths import MANY_DEATHS
 from worker.heartbeat import Heartbeat
-from worker.reconcile import Reconciler, reported_disks
+from worker.reconciler import Reconciler, reported_disks
 
 
 @pytest.fixture

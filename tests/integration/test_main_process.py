@@ -28,9 +28,9 @@ from jobs.settings import Settings
 from tests.conftest import Broker, Job, JobMaker, WorkerMaker
 from tests.harness import Harness, digits
 from worker import tasks
+from worker.children import ClaimingRequest
 from worker.context import owner_name
-from worker.reconcile import reconcile_step
-from worker.requests import ClaimingRequest
+from worker.reconciler import reconcile_step
 from worker.tasks import register_tasks
 
 

@@ -15,8 +15,8 @@ from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
 from jobs.schema import chunks, db_now, locks
 from jobs.settings import Settings
-from worker import reconcile
-from worker.reconcile import Reconciler
+from worker import reconciler as reconcile
+from worker.reconciler import Reconciler
 
 
 @pytest.fixture

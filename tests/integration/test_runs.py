@@ -44,7 +44,7 @@ from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from tests.conftest import Broker
 from tests.threads import at_once
-from worker.reconcile import Reconciler
+from worker.reconciler import Reconciler
 
 RECIPE = {"architecture": "mlp", "epochs": 2, "seed": 7}
 SLOT = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)

@@ -54,9 +54,9 @@ from tests.conftest import Broker, JobMaker, Worker
 from tests.console import Home, until
 from tests.outcomes import Outcome
 from tests.receiver import Receiver, receiving
-from worker.reconcile import Reconciler
+from worker.reconciler import Reconciler
 from worker.schedule import SlotScheduler
-from worker.webhooks import deliver_next
+from worker.webhook_sender import deliver_next
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from jobs.ledger.counters import CounterName, WebhookResult, count
 from jobs.ledger.outbox import BATCHES
 from jobs.schema import DeliveryState, db_now, webhook_deliveries, webhook_endpoints
 
-#: How long a sender's claim lasts: far longer than a request takes (`worker.webhooks`).
+#: How long a sender's claim lasts: far longer than a request takes (`worker.webhook_sender`).
 LEASE_SECONDS: Final = 60.0
 
 #: The pauses after failed attempts: a day in all, after which a delivery has failed.
