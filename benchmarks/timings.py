@@ -61,7 +61,7 @@ def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
 
 
 def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Seconds:
-    from worker.predicting.batches import classify_images, fetch_references
+    from worker.predicting.windows import classify_images, fetch_references
 
     timings, store, job_id, total = Timings(), Store(settings.store), new_id(), 0
     roots, max_bytes = Roots(settings.reference_roots), settings.max_image_bytes

@@ -119,9 +119,9 @@ def classify_images(
     `on_progress` is called with the number of images done. Raises ModelRefused if the model's file is
     missing, changed, or does not run; Unavailable.
     """
-    from worker.predicting.batches import classify_images as classify
     from worker.predicting.classifier import Classifier, translated_model_errors
     from worker.predicting.timings import Timings
+    from worker.predicting.windows import classify_images as classify
 
     path = fetch_model(store, model, settings.cache_dir)
     try:

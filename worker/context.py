@@ -89,7 +89,7 @@ class WorkerContext:
         self.roots = Roots(settings.reference_roots, settings.private_hosts)
         self.owner = owner_name(os.getpid())
         self.tracing = open_tracing("labelmill-worker")
-        #: While it is true, nothing is claimed (`worker.predicting.room`).
+        #: While it is true, nothing is claimed (`worker.predicting.free_space`).
         self.ledger_is_full = False
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()

@@ -33,7 +33,8 @@ from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
 from tests.small_disk import SmallDisk
 from worker.context import FIRST_CLAIM_IMAGES
-from worker.predicting import pipeline, room
+from worker.predicting import free_space as room
+from worker.predicting import pipeline
 from worker.predicting.pipeline import ATTEMPTS_TO_REACH
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -87,7 +88,7 @@ def test_outcomes_stay_in_their_places_in_a_large_chunk(harness: Harness) -> Non
     # when the chunk is classified in windows of 1,200 images
     job_id = harness.submit(contents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.predicting.batches._WINDOW_IMAGES", 1_200)
+        patch.setattr("worker.predicting.windows._WINDOW_IMAGES", 1_200)
         assert harness.classify() == 2_500
 
     # then each outcome is at its index
@@ -703,7 +704,7 @@ def test_no_memory_for_a_batch_is_no_images_fault(
     harness = keras_harness
     if batch > 1:
         monkeypatch.setattr(harness.context.classifier(harness.model.id), "batch", 2)
-        monkeypatch.setattr("worker.predicting.batches._WINDOW_IMAGES", 2)
+        monkeypatch.setattr("worker.predicting.windows._WINDOW_IMAGES", 2)
     job_id = harness.submit(digits(5))
     batches = 0
     real = Classifier._batches

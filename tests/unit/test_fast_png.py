@@ -19,10 +19,10 @@ from jobs.models.model import InputSpec
 from tests.faults.corpus import encode
 from tests.png import chunk, png
 from worker.predicting import fast_png
-from worker.predicting.batches import decode_many
 from worker.predicting.decode import decode
 from worker.predicting.fast_png import decode_one, decode_together
 from worker.predicting.pictures import DEFAULT_LIMITS
+from worker.predicting.windows import decode_many
 
 GREY = InputSpec(width=28, height=28)
 COLOUR = replace(GREY, mode="RGB")

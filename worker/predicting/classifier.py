@@ -1,6 +1,6 @@
 """Load a trained model and predict one class with its confidence for each image.
 
-`worker.predicting.decode` makes the pixels; `worker.predicting.batches` turns the predictions into outcomes.
+`worker.predicting.decode` makes the pixels; `worker.predicting.windows` turns the predictions into outcomes.
 A classifier is not thread-safe: use one per process.
 """
 

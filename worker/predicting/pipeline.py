@@ -1,6 +1,6 @@
 """Process one claim: claim, read, fetch, decode, predict, record, or release with a reason.
 
-`jobs.ledger.jobs.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
+`jobs.ledger.jobs.claims` claims chunks, `worker.predicting.windows` turns their images into outcomes, and
 `jobs.ledger.jobs.results` records those. `worker.predicting.telemetry` writes the log and traces.
 """
 
@@ -21,10 +21,10 @@ from jobs.schema import JobState
 from jobs.storage.payloads import Content, Payload
 from worker.context import WorkerContext
 from worker.predicting import telemetry
-from worker.predicting.batches import classify_images, fetch_references
-from worker.predicting.room import wait_for_room
+from worker.predicting.free_space import wait_for_room
 from worker.predicting.time_limit import time_limit_unmasked
 from worker.predicting.timings import Timings
+from worker.predicting.windows import classify_images, fetch_references
 from worker.retry import retry
 
 logger = logging.getLogger(__name__)
