@@ -205,7 +205,7 @@ class _KeyInUse(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Submits chunks as one job, for `submit` and `producer.retry`."""
+    """Submits chunks as one job, for `submit` and `producer.resubmit`."""
 
     ledger: Ledger
     store: Store

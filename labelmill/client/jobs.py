@@ -32,7 +32,7 @@ from producer.sources import SourceImage
 
 if TYPE_CHECKING:
     from labelmill.labelled import LabelledEvaluation
-    from producer.retry import Retried
+    from producer.resubmit import Retried
     from producer.submit import Submitted
 
 
@@ -201,7 +201,7 @@ class JobMethods(Session):
         waiting for one that is still being submitted. Raises NotFound, and Conflict if
         the job has not finished or its payloads were purged.
         """
-        from producer.retry import retry
+        from producer.resubmit import retry
 
         def on_seal(connection: Connection, retry_id: str) -> None:
             repeat_batch(connection, job_id, retry_id)

@@ -28,7 +28,7 @@ from producer.packing import pack
 from producer.sources import SourceImage
 
 if TYPE_CHECKING:
-    from producer.retry import Retried
+    from producer.resubmit import Retried
     from producer.submit import Submitted
 
 #: The most jobs, results and corrections that the API takes or returns at a time.
@@ -223,7 +223,7 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
 
         For the result and the errors, see `Client.retry`; without anything to retry, `unreadable` is 0.
         """
-        from producer.retry import Retried
+        from producer.resubmit import Retried
         from producer.submit import Submitted
 
         query = {"failed_only": "true"} if failed_only else {}

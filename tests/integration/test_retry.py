@@ -21,8 +21,8 @@ from jobs.storage.payloads import Content, Payload, payload_folder, read_payload
 from jobs.storage.store import Store
 from labelmill.commands.retry import app as retry_command
 from labelmill.purging import Purge
-from producer import retry as retry_module
-from producer.retry import Retried, retry
+from producer import resubmit as retry_module
+from producer.resubmit import Retried, retry
 from producer.sources import SourceImage, Sources
 from tests.conftest import Job
 from tests.ledger_probes import cancel, chunks_of

@@ -23,7 +23,7 @@ from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions
 from jobs.storage.registry import model_key
 from labelmill.client import Client
 from labelmill.purging import Purge
-from producer.retry import retry
+from producer.resubmit import retry
 from producer.sources import SourceImage
 from producer.submit import MAX_PRIORITY, submit
 from tests.faults import light

@@ -24,7 +24,7 @@ from jobs.ledger import Ledger
 from jobs.queue import Publisher
 from jobs.schema import jobs
 from jobs.traces import CLOSE_SECONDS, ENDPOINT_VARIABLE, Tracing, open_tracing
-from producer.retry import retry
+from producer.resubmit import retry
 from producer.sources import SourceImage
 from producer.submit import submit
 from tests.conftest import Broker
