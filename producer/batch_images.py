@@ -21,12 +21,12 @@ from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from jobs.text import storable
-from producer.rows import is_manifest
 from producer.sources import SourceImage, Sources
 from producer.sources.files import shown
 from producer.sources.image import Reading, check_name_length
 from producer.sources.manifest import Manifest
 from producer.sources.remote import read_remote
+from producer.sources.rows import is_manifest
 from producer.sources.tars import is_packed, read_packed
 
 

@@ -9,8 +9,8 @@ from jobs.errors import SourceError
 from jobs.limits import JobLimits
 from jobs.network.references import Roots
 from producer.chunking import chunks_of, enforce_limits, items_of
-from producer.repeats import Repeats
 from producer.sources import SourceImage, SourceImages, Sources
+from producer.sources.repeats import Repeats
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from jobs.errors import UserError
 from jobs.reading import why
 from jobs.text import storable
 from labelmill.datasets.labels import SPLITS, Label, check_class_count, to_label
-from producer.rows import read_rows, wrong
 from producer.sources.files import shown
+from producer.sources.rows import read_rows, wrong
 
 _COLUMNS: Final = ("path", "url", "label", "split")
 

@@ -23,12 +23,12 @@ from labelmill.datasets.archives import Contents, is_archive, scan_archive
 from labelmill.datasets.findings import Findings
 from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_class_count, to_label
 from labelmill.datasets.manifests import Row, read_manifest_file, rows_of
-from producer.rows import is_manifest
 from producer.sources import SourceImage, SourceImages, Sources, local_source
 from producer.sources.files import head, is_below, read_link, shown
 from producer.sources.idx import is_idx, labels_beside, read_labels
 from producer.sources.image import Reading, failed, is_hidden, is_image_name
 from producer.sources.remote import read_remote
+from producer.sources.rows import is_manifest
 
 #: What the names of IDX files begin with, by MNIST's example.
 _IDX_SPLITS: Final = {"train": Split.TRAIN, "val": Split.VALIDATION, "t10k": Split.TEST, "test": Split.TEST}

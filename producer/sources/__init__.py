@@ -16,7 +16,6 @@ from jobs.limits import ArchiveLimits, ImageLimits
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
 from jobs.text import storable
-from producer.rows import is_manifest
 from producer.sources.files import (
     access_error,
     head,
@@ -32,6 +31,7 @@ from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, Sourc
 from producer.sources.manifest import Manifest
 from producer.sources.patterns import Pattern, is_pattern
 from producer.sources.remote import check_remote, read_remote
+from producer.sources.rows import is_manifest
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
 from producer.sources.zips import check_zip, read_zip

@@ -28,11 +28,11 @@ from jobs.network.outbound import request
 from jobs.network.references import Roots
 from jobs.reading import read_regular, too_large, why
 from jobs.text import storable
-from producer.repeats import Repeats
-from producer.rows import MAX_LINE_BYTES, read_rows, wrong
 from producer.sources.ahead import Unread, read_ahead
 from producer.sources.files import is_below, shown
 from producer.sources.image import SourceImage, check_name_length
+from producer.sources.repeats import Repeats
+from producer.sources.rows import MAX_LINE_BYTES, read_rows, wrong
 
 _COLUMNS: Final = ("custom_id", "path", "url", "body")
 

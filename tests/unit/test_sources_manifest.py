@@ -17,10 +17,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, SourceError
 from jobs.network.references import Roots
-from producer.repeats import Repeats
 from producer.sources import Sources
 from producer.sources import manifest as manifests
 from producer.sources.manifest import Manifest
+from producer.sources.repeats import Repeats
 from tests.sources import outcome
 
 
