@@ -33,7 +33,7 @@ from benchmarks.setup import (
 from benchmarks.timings import PROFILE_IMAGES, profile_timings
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from labelmill.console import Console, report_errors, say
+from labelmill.console.terminal import Console, report_errors, say
 
 ROUNDS: Final = 5
 

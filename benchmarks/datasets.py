@@ -31,7 +31,7 @@ from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 from labelmill.migrating import open_ledger
 from labelmill.training import train_with_progress
 from worker.learning import mnist

@@ -25,7 +25,7 @@ from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 from labelmill.migrating import open_ledger
 from labelmill.stack import Stack
 from worker.learning import mnist

@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.photographs import ALL_PHOTOGRAPHS, paint_all
 from jobs.settings import Settings
-from labelmill.progress import ProgressLine
+from labelmill.console.progress import ProgressLine
 
 
 class Pictures(StrEnum):

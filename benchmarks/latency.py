@@ -39,7 +39,7 @@ from benchmarks.setup import (
 )
 from benchmarks.slow_model import build_slow_model, register_slow_model
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 from producer.sources import Sources
 from worker.context import FIRST_CLAIM_IMAGES
 

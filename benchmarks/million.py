@@ -34,7 +34,7 @@ from benchmarks.setup import (
     settle,
     short_folder,
 )
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 
 #: The turns, in order.
 _TURNS: Final = ("small", "large", "small")

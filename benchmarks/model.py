@@ -15,7 +15,7 @@ from jobs.models.model import Model
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model, register_model
 from jobs.storage.store import Store
-from labelmill.console import say
+from labelmill.console.terminal import say
 from labelmill.migrating import open_ledger
 
 

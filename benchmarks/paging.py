@@ -26,7 +26,7 @@ from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.schema import predictions
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 
 PAGE: Final = 100
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from labelmill.progress import ProgressLine
+from labelmill.console.progress import ProgressLine
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,7 +30,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import partitions
 from jobs.storage.store import Store
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 from labelmill.migrating import alembic_config, upgrade
 from labelmill.purging import Purge
 

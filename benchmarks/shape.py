@@ -49,7 +49,7 @@ from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.storage.store import Store
-from labelmill.console import Console, report_errors, say
+from labelmill.console.terminal import Console, report_errors, say
 from producer.chunking import CHUNK_BYTES, FIRST_IMAGES
 
 ROUNDS: Final = 5

@@ -40,7 +40,7 @@ from benchmarks.setup import (
 )
 from jobs.ledger import Ledger
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 
 #: Number of files; each job takes one of them.
 IMAGES: Final = 10_000

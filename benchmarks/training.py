@@ -25,7 +25,7 @@ from benchmarks.setup import RESULTS
 from jobs.ledger.learning.models import CHAMPION
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 from labelmill.migrating import open_ledger
 from worker.learning import mnist
 from worker.learning.evaluation import evaluate

@@ -184,7 +184,7 @@ def _drop_unwritten_output(end: SystemExit) -> None:
                 stream.flush()
         except OSError as error:
             if end.code or isinstance(error, BrokenPipeError):
-                from labelmill.console import discard_output  # only now: it imports SQLAlchemy
+                from labelmill.console.terminal import discard_output  # only now: it imports SQLAlchemy
 
                 discard_output(stream)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jobs.errors import SettingsError
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import say
+from labelmill.console.terminal import say
 
 if TYPE_CHECKING:
     from labelmill.client.remote import RemoteClient

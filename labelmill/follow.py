@@ -11,8 +11,8 @@ from jobs.errors import Unavailable
 from jobs.ledger.jobs.queries import JobStatus
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import ExitCode, say
-from labelmill.progress import ProgressLine
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import ExitCode, say
 
 if TYPE_CHECKING:
     from labelmill.client.remote import RemoteClient

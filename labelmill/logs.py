@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import IO, Any, Final
 
 from jobs.files import append_privately, make_private_folder
-from labelmill.console import pluralize
+from labelmill.console.terminal import pluralize
 
 #: A log file that would grow beyond this is renamed to `<name>.1`, so a part keeps at most twice as much.
 MAX_LOG_BYTES: Final = 8 * 1024**2

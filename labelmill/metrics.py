@@ -54,7 +54,7 @@ from jobs.network.certificates import broker_certificate_end, ledger_certificate
 from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
-from labelmill.console import say
+from labelmill.console.terminal import say
 from labelmill.probes import broker_client, check_ledger_exists, ledger_with_timeouts, redacted_message
 from worker.schedule import all_schedules, default_schedule, overdue_slots
 

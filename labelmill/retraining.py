@@ -11,8 +11,8 @@ from jobs.ledger.learning.runs import Run
 from jobs.models.dataset import describe_accuracy
 from jobs.schema import RunState
 from labelmill.client import Client
-from labelmill.console import ExitCode, pluralize, say
-from labelmill.progress import ProgressLine
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import ExitCode, pluralize, say
 from labelmill.training import choice_line, epoch_line
 
 if TYPE_CHECKING:

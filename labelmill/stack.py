@@ -25,11 +25,11 @@ from jobs.extras import install_hint
 from jobs.files import PRIVATE_UMASK, make_private_folder
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
-from labelmill.console import say
+from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
+from labelmill.console.terminal import say
 from labelmill.logs import Event, PartLog
 from labelmill.migrating import open_ledger
 from labelmill.priority import give_way
-from labelmill.signals import die_with_parent, sigterm_like_ctrl_c
 
 #: How long the broker may take to start.
 START_SECONDS: Final = 30.0

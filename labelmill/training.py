@@ -12,9 +12,9 @@ from jobs.extras import install_hint
 from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, Run
 from jobs.models.dataset import MNIST
 from jobs.settings import Settings
-from labelmill.console import format_time, say
-from labelmill.progress import ProgressLine
-from labelmill.signals import sigterm_like_ctrl_c
+from labelmill.console.progress import ProgressLine
+from labelmill.console.signals import sigterm_like_ctrl_c
+from labelmill.console.terminal import format_time, say
 
 #: TensorFlow's random generators take a signed 32-bit seed.
 MAX_SEED: Final = 2**31 - 1

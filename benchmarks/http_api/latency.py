@@ -36,7 +36,7 @@ from benchmarks.setup import (
 )
 from jobs.errors import LabelmillError
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 
 _PAGE: Final = 100
 

@@ -37,7 +37,7 @@ from benchmarks.setup import (
     short_folder,
 )
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 from labelmill.stack import Stack
 
 #: Seconds between two looks at the API's memory.

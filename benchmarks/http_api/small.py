@@ -35,7 +35,7 @@ from benchmarks.setup import (
     short_folder,
 )
 from labelmill.client import Client
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 
 #: Number of files; each request takes one of them.
 _IMAGES = 10_000

@@ -24,7 +24,7 @@ from benchmarks.setup import (
     settings_in,
     short_folder,
 )
-from labelmill.console import report_errors, say
+from labelmill.console.terminal import report_errors, say
 
 #: Images of the chunks whose messages are counted: small, so that there are many.
 _SMALL_CHUNK: Final = 200

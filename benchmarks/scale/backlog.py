@@ -28,7 +28,7 @@ from jobs.ledger.maintenance import (
 from jobs.ledger.metrics import backlog
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING
-from labelmill.console import say
+from labelmill.console.terminal import say
 
 #: Jobs that share what waits.
 _LARGE_JOBS: Final = 10

@@ -8,7 +8,7 @@ from benchmarks.large_job import fill_predictions
 from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, make_jobs, noting, sizes
 from benchmarks.scale.workers import finish
 from jobs.ids import new_id
-from labelmill.console import say
+from labelmill.console.terminal import say
 
 #: How many processes write into jobs of their own.
 _WRITERS: Final = (1, 2, 4)

@@ -25,7 +25,7 @@ from jobs.queue import KEY_PREFIX, MAX_WAITING, Publisher, make_app
 from jobs.schema import chunks
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.console import say
+from labelmill.console.terminal import say
 from labelmill.stack import Stack
 from producer.sources import Sources
 from producer.submit import submit

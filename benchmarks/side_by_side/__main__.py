@@ -24,7 +24,7 @@ from benchmarks.side_by_side.others import WAYS, Way
 from benchmarks.side_by_side.summary import Summary, facts, print_summaries
 from benchmarks.side_by_side.turns import Turn, TurnSetup, bare_loop, labelmill, turn_of
 from jobs.settings import Settings
-from labelmill.console import Console, report_errors, say
+from labelmill.console.terminal import Console, report_errors, say
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 ROUNDS: Final = 5

@@ -10,7 +10,10 @@ import typer
 from jobs.errors import UserError
 from jobs.models.dataset import MNIST, DatasetVersion, Split
 from labelmill.client import Client
-from labelmill.console import (
+from labelmill.console.destination import STDOUT, opened, output_option, shown
+from labelmill.console.progress import ProgressLine
+from labelmill.console.tables import Column, field_lines, print_table, short_time
+from labelmill.console.terminal import (
     examples,
     format_time,
     pluralize,
@@ -21,9 +24,6 @@ from labelmill.console import (
     say,
 )
 from labelmill.datasets.describing import added_lines, found_lines, modes_line, sizes_line
-from labelmill.output import STDOUT, opened, output_option, shown
-from labelmill.progress import ProgressLine
-from labelmill.tables import Column, field_lines, print_table, short_time
 
 app = typer.Typer(
     add_completion=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from jobs.settings import Settings
-from labelmill.console import examples, report_errors
+from labelmill.console.terminal import examples, report_errors
 from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)

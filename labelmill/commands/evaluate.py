@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.figures import labelled_lines, labelled_to_json, report_unlabelled
+from labelmill.console.destination import STDOUT, opened, output_option, shown
+from labelmill.console.evaluations import labelled_lines, labelled_to_json, report_unlabelled
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 from labelmill.follow import report_incomplete
-from labelmill.output import STDOUT, opened, output_option, shown
-from labelmill.progress import ProgressLine
 
 app = typer.Typer(add_completion=False)
 

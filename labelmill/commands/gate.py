@@ -11,8 +11,8 @@ from jobs.errors import UserError
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
 from labelmill.client import Client
-from labelmill.console import examples, print_json, report_errors
-from labelmill.tables import Column, print_table
+from labelmill.console.tables import Column, print_table
+from labelmill.console.terminal import examples, print_json, report_errors
 
 app = typer.Typer(add_completion=False)
 

@@ -9,9 +9,9 @@ import typer
 
 from jobs.schema import JobState
 from labelmill.connection import open_client
-from labelmill.console import examples, print_json, report_errors
+from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.terminal import examples, print_json, report_errors
 from labelmill.follow import format_state, status_to_json
-from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
 

@@ -10,8 +10,8 @@ import typer
 from jobs.ledger.api.keys import ApiKey, Role, create_key, list_keys, revoke_key
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
-from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.tables import Column, print_table, short_time
+from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 
 app = typer.Typer(
     add_completion=False,

@@ -11,7 +11,7 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.addresses import http_url, parse_address
-from labelmill.console import examples, report_errors, say
+from labelmill.console.terminal import examples, report_errors, say
 
 app = typer.Typer(add_completion=False)
 

@@ -12,9 +12,9 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.jobs.queries import Prediction
 from labelmill.connection import open_client
-from labelmill.console import examples, pluralize, report_errors, say
+from labelmill.console.destination import STDOUT, as_text, choose_format, opened, output_option, shown
+from labelmill.console.terminal import examples, pluralize, report_errors, say
 from labelmill.follow import report_incomplete
-from labelmill.output import STDOUT, as_text, choose_format, opened, output_option, shown
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)

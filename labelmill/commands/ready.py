@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.settings import Settings
-from labelmill.console import ExitCode, examples, print_data, report_errors
+from labelmill.console.terminal import ExitCode, examples, print_data, report_errors
 from labelmill.readiness import Part, liveness, readiness
 from producer.export import printable
 

@@ -20,7 +20,7 @@ from labelmill.commands.options import (
     StartOption,
     TrainedOn,
 )
-from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable
 from labelmill.retraining import exit_code_of_run, run_details_to_json, watch_run
 from labelmill.stack import Stack, broker_answers

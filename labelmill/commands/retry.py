@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from labelmill.connection import open_client
-from labelmill.console import examples, exit_code_of, print_data, print_json, report_errors, say
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import examples, exit_code_of, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
-from labelmill.progress import ProgressLine
 
 app = typer.Typer(add_completion=False)
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, json_text, pluralize, print_data, report_errors, say
+from labelmill.console.destination import STDOUT, choose_format, opened, output_option, shown
+from labelmill.console.progress import ProgressLine
+from labelmill.console.tables import Column, table_lines, terminal_width
+from labelmill.console.terminal import examples, json_text, pluralize, print_data, report_errors, say
 from labelmill.follow import report_incomplete
-from labelmill.output import STDOUT, choose_format, opened, output_option, shown
-from labelmill.progress import ProgressLine
 from labelmill.reviewing import Review, ReviewImage
-from labelmill.tables import Column, table_lines, terminal_width
 
 app = typer.Typer(add_completion=False)
 

@@ -14,7 +14,9 @@ from jobs.ledger.learning.runs import Run
 from jobs.models.dataset import describe_version
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
-from labelmill.console import (
+from labelmill.console.drawing import curve
+from labelmill.console.tables import Column, field_lines, print_table, short_time
+from labelmill.console.terminal import (
     examples,
     format_time,
     print_data,
@@ -23,9 +25,7 @@ from labelmill.console import (
     report_errors,
     say,
 )
-from labelmill.drawing import curve
 from labelmill.retraining import closing_lines, data_line, exit_code_of_run, run_details_to_json, watch_run
-from labelmill.tables import Column, field_lines, print_table, short_time
 
 app = typer.Typer(
     add_completion=False,

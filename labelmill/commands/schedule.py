@@ -18,8 +18,8 @@ from labelmill.commands.options import (
     SizeOption,
     StartOption,
 )
-from labelmill.console import examples, print_json, report_errors
-from labelmill.tables import Column, print_table, short_time
+from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.terminal import examples, print_json, report_errors
 
 app = typer.Typer(add_completion=False)
 

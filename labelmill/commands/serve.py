@@ -11,7 +11,7 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.addresses import parse_address
-from labelmill.console import examples, report_errors
+from labelmill.console.terminal import examples, report_errors
 from labelmill.serving import DEFAULT_PORT, is_server_installed, listen_on
 
 app = typer.Typer(add_completion=False)

@@ -8,9 +8,16 @@ import typer
 
 from jobs.ledger.jobs.queries import JobStatus
 from labelmill.connection import open_client
-from labelmill.console import examples, exit_code_of, format_time, print_data, print_json, report_errors
+from labelmill.console.tables import field_lines
+from labelmill.console.terminal import (
+    examples,
+    exit_code_of,
+    format_time,
+    print_data,
+    print_json,
+    report_errors,
+)
 from labelmill.follow import format_state, status_to_json, watch
-from labelmill.tables import field_lines
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)

@@ -15,7 +15,8 @@ from jobs.network.references import Roots
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.connection import open_client
-from labelmill.console import (
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import (
     examples,
     exit_code_of,
     format_duration,
@@ -26,7 +27,6 @@ from labelmill.console import (
     say,
 )
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
-from labelmill.progress import ProgressLine
 from producer.dry_run import dry_run as read_only
 from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin

@@ -18,7 +18,7 @@ from labelmill.commands.options import (
     StartOption,
     TrainedOn,
 )
-from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 from labelmill.migrating import open_ledger
 from labelmill.training import MAX_SEED, train_with_progress
 from worker.learning.recipes import TrainingRequest

@@ -15,7 +15,15 @@ from jobs.settings import Settings
 from labelmill.addresses import http_url
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus
-from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
+from labelmill.console.terminal import (
+    err,
+    examples,
+    next_steps,
+    pluralize,
+    printable_lines,
+    report_errors,
+    say,
+)
 from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
 from labelmill.stack import WEBHOOK_PROCESSES, Stack, settings_with

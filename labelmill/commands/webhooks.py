@@ -23,8 +23,8 @@ from jobs.ledger.outbox import BATCHES, report_test
 from jobs.network.webhooks import Event, check_receiver, check_secret
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
-from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.tables import Column, print_table, short_time
+from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 
 app = typer.Typer(
     add_completion=False,

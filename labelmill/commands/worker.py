@@ -10,7 +10,7 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from labelmill.console import examples, report_errors
+from labelmill.console.terminal import examples, report_errors
 from labelmill.stack import settings_with, webhooks_command, worker_command
 from labelmill.training import require_tensorflow
 

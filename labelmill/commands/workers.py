@@ -10,8 +10,8 @@ import typer
 
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
-from labelmill.console import examples, pluralize, print_json, report_errors
-from labelmill.tables import Column, print_table, short_time
+from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.terminal import examples, pluralize, print_json, report_errors
 
 app = typer.Typer(add_completion=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.models.dataset import DatasetVersion, Split
-from labelmill.console import pluralize
+from labelmill.console.terminal import pluralize
 
 
 def added_lines(version: DatasetVersion, *, new: bool) -> list[str]:

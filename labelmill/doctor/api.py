@@ -15,7 +15,7 @@ from jobs.ledger import metrics
 from jobs.ledger.api.batches import abandoned_seconds
 from jobs.ledger.api.keys import list_keys
 from jobs.settings import Settings
-from labelmill.console import format_duration
+from labelmill.console.terminal import format_duration
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.doctor.ledger import check_in_ledger
 from labelmill.probes import ANSWER_SECONDS

@@ -21,7 +21,7 @@ from jobs.ledger.partitions import partitions_end
 from jobs.ledger.sqlite import is_repaired
 from jobs.network.certificates import ledger_certificate_end
 from jobs.settings import Settings
-from labelmill.console import format_duration
+from labelmill.console.terminal import format_duration
 from labelmill.doctor.certificates import check_certificate
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message

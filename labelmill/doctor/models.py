@@ -15,7 +15,7 @@ from jobs.models.model import Model
 from jobs.settings import Settings
 from jobs.storage.registry import model_key
 from jobs.storage.store import Store
-from labelmill.console import pluralize
+from labelmill.console.terminal import pluralize
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.doctor.ledger import check_in_ledger
 from labelmill.probes import redacted_message

@@ -14,7 +14,7 @@ from jobs.ledger.workers import BEAT, list_workers, workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState
 from jobs.settings import Settings
-from labelmill.console import format_duration, pluralize
+from labelmill.console.terminal import format_duration, pluralize
 from labelmill.doctor.findings import Finding, ok, problem, warning
 from labelmill.doctor.ledger import check_in_ledger
 from worker.schedule import all_schedules, default_schedule, overdue_slots

@@ -18,7 +18,7 @@ from jobs.ledger.learning.models import StoredEvaluation
 from jobs.ledger.learning.promotion import LIVE_SET, TEST_SET
 from jobs.models.dataset import describe_version
 from jobs.models.evaluation import Evaluation
-from labelmill.console import format_duration
+from labelmill.console.terminal import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import ENV_PREFIX
-from labelmill.console import ExitCode
+from labelmill.console.terminal import ExitCode
 from tests.console import LABELMILL, Home, until
 from tests.pages import console_examples
 from tests.serving import make_key, served

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from labelmill.console import ExitCode
+from labelmill.console.terminal import ExitCode
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, wait_for_broker
 from tests.pages import Example, console_examples
 from worker.predicting.tensorflow_runtime import keras

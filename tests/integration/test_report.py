@@ -12,7 +12,7 @@ from jobs.ledger.learning.promotion import Compared, compare_answers
 from jobs.ledger.learning.runs import add_epoch, claim_run, describe_data, finish_run, request_run
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
-from labelmill.console import ExitCode
+from labelmill.console.terminal import ExitCode
 from labelmill.migrating import open_ledger
 from labelmill.reporting.facts import load_facts
 from labelmill.reporting.page import render

@@ -25,14 +25,15 @@ from jobs.models.model import Model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill import console, demo
+from labelmill import demo
 from labelmill.cli import app
 from labelmill.client import Client
 from labelmill.commands import doctor
 from labelmill.commands.models import registering, shadow
-from labelmill.console import Console
+from labelmill.console.evaluations import labelled_lines, report_unlabelled
+from labelmill.console.terminal import Console
+from labelmill.console.terminal import terminal as console
 from labelmill.doctor import Finding, Level
-from labelmill.figures import labelled_lines, report_unlabelled
 from labelmill.labelled import compare_with_folders
 from tests.conftest import Job, JobMaker, Worker
 from tests.evaluations import made_evaluation

@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from labelmill import progress
-from labelmill.console import Console
+from labelmill.console.terminal import Console, progress
 
 NOTE = "3 with an error, waiting for a worker: is `labelmill up` running?"
 

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from jobs.errors import Conflict, Unavailable, UserError
 from jobs.network.objects import writing_object
-from labelmill.output import as_text, opened
+from labelmill.console.destination import as_text, opened
 
 URL = "shelf://bucket/deep/job.csv"
 

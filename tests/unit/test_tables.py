@@ -8,8 +8,8 @@ from operator import itemgetter
 import pytest
 from rich.cells import cell_len
 
-from labelmill.console import json_text
-from labelmill.tables import Column, table_lines
+from labelmill.console.tables import Column, table_lines
+from labelmill.console.terminal import json_text
 
 COLUMNS = (
     Column("id", itemgetter(0)),

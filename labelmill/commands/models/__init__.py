@@ -8,7 +8,7 @@ import typer
 
 from labelmill.commands.groups import ListingGroup
 from labelmill.commands.models import editing, health, listing, promoting, registering, report, shadow
-from labelmill.console import examples, report_errors
+from labelmill.console.terminal import examples, report_errors
 
 app = typer.Typer(
     add_completion=False,

@@ -11,7 +11,7 @@ from jobs.errors import UserError
 from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
-from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 
 app = typer.Typer(add_completion=False)
 

@@ -11,8 +11,15 @@ from jobs.models.dataset import describe_accuracy
 from jobs.models.drift import Shift
 from labelmill.client import Client
 from labelmill.commands.options import ChampionOfOption
-from labelmill.console import examples, pluralize, print_data, print_json, printable_lines, report_errors
-from labelmill.tables import field_lines
+from labelmill.console.tables import field_lines
+from labelmill.console.terminal import (
+    examples,
+    pluralize,
+    print_data,
+    print_json,
+    printable_lines,
+    report_errors,
+)
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)

@@ -11,8 +11,8 @@ import typer
 from jobs.models.dataset import MNIST
 from labelmill.client import Client
 from labelmill.commands.options import DatasetOption
-from labelmill.console import ExitCode, examples, fail, print_data, print_json, report_errors, say
-from labelmill.tables import Column, print_table, short_time
+from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.terminal import ExitCode, examples, fail, print_data, print_json, report_errors, say
 
 if TYPE_CHECKING:
     from jobs.ledger.learning.promotion import Verdict

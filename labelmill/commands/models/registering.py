@@ -15,8 +15,7 @@ from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.commands.options import AliasOfOption
-from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.figures import (
+from labelmill.console.evaluations import (
     class_lines,
     confusion_lines,
     labelled_lines,
@@ -24,7 +23,8 @@ from labelmill.figures import (
     report_unlabelled,
     summary_lines,
 )
-from labelmill.progress import ProgressLine
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 from labelmill.registration import describe_input
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import typer
 
 from labelmill.client import Client
 from labelmill.commands.options import AliasOfOption
-from labelmill.console import examples, print_data, report_errors
-from labelmill.output import STDOUT, opened, output_option, shown
+from labelmill.console.destination import STDOUT, opened, output_option, shown
+from labelmill.console.terminal import examples, print_data, report_errors
 
 app = typer.Typer(add_completion=False)
 

@@ -12,8 +12,8 @@ from jobs.errors import UserError
 from jobs.ledger.jobs.shadows import Comparison, Disagreement
 from jobs.models.dataset import MNIST
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.tables import Column, field_lines, print_table
+from labelmill.console.tables import Column, field_lines, print_table
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 
 app = typer.Typer(add_completion=False)
 

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from labelmill.console import err, say
+from labelmill.console.terminal import err, say
 
 #: Time between two lines if stderr is not a terminal.
 _LINE_SECONDS: Final = 5.0

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.cells import cell_len, set_cell_size
 
-from labelmill.console import print_data
+from labelmill.console.terminal import print_data
 from producer.export import printable
 
 _GAP: Final = "  "

@@ -11,10 +11,10 @@ from typing import Any, Final
 from rich.cells import cell_len
 
 from jobs.models.evaluation import Figures
-from labelmill.console import pluralize, say
+from labelmill.console.tables import Column, table_lines, terminal_width
+from labelmill.console.terminal import pluralize, say
 from labelmill.labelled import LabelledEvaluation
 from labelmill.reporting.tables import MAX_CLASSES, by_class, most_confused
-from labelmill.tables import Column, table_lines, terminal_width
 from producer.export import printable
 
 #: Mistakes that are listed on a terminal.

@@ -1,0 +1,1 @@
+"""How a terminal shows things, and where a command writes."""
