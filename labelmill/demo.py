@@ -21,10 +21,10 @@ from jobs.models.evaluation import Evaluation
 from jobs.models.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.commands.follow_job import watch
 from labelmill.console.drawing import Picture, draw
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import Console, exit_code_of, next_steps, say
-from labelmill.follow import watch
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import load_mnist, train_with_progress
 from producer.export import printable

@@ -10,9 +10,9 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.commands.follow_job import report_broker_unavailable, watch
 from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.console.terminal import examples, exit_code_of, report_errors, say
-from labelmill.follow import report_broker_unavailable, watch
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import require_tensorflow
 from producer.export import write_jsonl, write_table

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from labelmill.connection import open_client
+from labelmill.commands.connection import open_client
+from labelmill.commands.follow_job import closing_line, report_broker_unavailable, status_to_json
 from labelmill.console.terminal import examples, print_json, report_errors, say
-from labelmill.follow import closing_line, report_broker_unavailable, status_to_json
 
 app = typer.Typer(add_completion=False)
 

@@ -16,7 +16,7 @@ from jobs.errors import UserError
 from jobs.ledger.learning.corrections import Correction
 from jobs.models.model import name_classes
 from labelmill.client import Client
-from labelmill.connection import open_client
+from labelmill.commands.connection import open_client
 from labelmill.console.tables import Column, print_table, short_time
 from labelmill.console.terminal import examples, pluralize, print_json, report_errors, say
 from producer.export import printable

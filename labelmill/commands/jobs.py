@@ -8,10 +8,10 @@ from typing import Annotated, Final
 import typer
 
 from jobs.schema import JobState
-from labelmill.connection import open_client
+from labelmill.commands.connection import open_client
+from labelmill.commands.follow_job import format_state, status_to_json
 from labelmill.console.tables import Column, print_table, short_time
 from labelmill.console.terminal import examples, print_json, report_errors
-from labelmill.follow import format_state, status_to_json
 
 app = typer.Typer(add_completion=False)
 

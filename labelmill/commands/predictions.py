@@ -11,10 +11,10 @@ import typer
 
 from jobs.errors import UserError
 from jobs.ledger.jobs.queries import Prediction
-from labelmill.connection import open_client
+from labelmill.commands.connection import open_client
+from labelmill.commands.follow_job import report_incomplete
 from labelmill.console.destination import STDOUT, as_text, choose_format, opened, output_option, shown
 from labelmill.console.terminal import examples, pluralize, report_errors, say
-from labelmill.follow import report_incomplete
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)

@@ -11,6 +11,8 @@ import typer
 from jobs.errors import LabelmillError
 from jobs.models.dataset import MNIST
 from labelmill.client import Client
+from labelmill.commands.follow_job import report_broker_unavailable
+from labelmill.commands.follow_run import exit_code_of_run, run_details_to_json, watch_run
 from labelmill.commands.options import (
     ArchitectureOption,
     AugmentOption,
@@ -21,8 +23,6 @@ from labelmill.commands.options import (
     TrainedOn,
 )
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
-from labelmill.follow import report_broker_unavailable
-from labelmill.retraining import exit_code_of_run, run_details_to_json, watch_run
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import MAX_SEED, report_silent_trainer, require_tensorflow
 

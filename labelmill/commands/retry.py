@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from labelmill.connection import open_client
+from labelmill.commands.connection import open_client
+from labelmill.commands.follow_job import report_broker_unavailable, status_to_json, watch
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, exit_code_of, print_data, print_json, report_errors, say
-from labelmill.follow import report_broker_unavailable, status_to_json, watch
 
 app = typer.Typer(add_completion=False)
 

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from labelmill.client import Client
+from labelmill.commands.follow_job import report_incomplete
 from labelmill.console.destination import STDOUT, choose_format, opened, output_option, shown
 from labelmill.console.progress import ProgressLine
 from labelmill.console.tables import Column, table_lines, terminal_width
 from labelmill.console.terminal import examples, json_text, pluralize, print_data, report_errors, say
-from labelmill.follow import report_incomplete
 from labelmill.reviewing import Review, ReviewImage
 
 app = typer.Typer(add_completion=False)

@@ -13,6 +13,13 @@ from jobs.ledger.learning.models import StoredVerdict
 from jobs.ledger.learning.runs import Run
 from jobs.models.dataset import describe_version
 from labelmill.client import Client
+from labelmill.commands.follow_run import (
+    closing_lines,
+    data_line,
+    exit_code_of_run,
+    run_details_to_json,
+    watch_run,
+)
 from labelmill.commands.groups import ListingGroup
 from labelmill.console.drawing import curve
 from labelmill.console.tables import Column, field_lines, print_table, short_time
@@ -25,7 +32,6 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
-from labelmill.retraining import closing_lines, data_line, exit_code_of_run, run_details_to_json, watch_run
 
 app = typer.Typer(
     add_completion=False,

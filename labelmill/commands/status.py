@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from jobs.ledger.jobs.queries import JobStatus
-from labelmill.connection import open_client
+from labelmill.commands.connection import open_client
+from labelmill.commands.follow_job import format_state, status_to_json, watch
 from labelmill.console.tables import field_lines
 from labelmill.console.terminal import (
     examples,
@@ -17,7 +18,6 @@ from labelmill.console.terminal import (
     print_json,
     report_errors,
 )
-from labelmill.follow import format_state, status_to_json, watch
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)

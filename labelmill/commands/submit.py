@@ -13,8 +13,9 @@ from jobs.ledger.learning.models import CHAMPION
 from jobs.limits import ErrorLimits
 from jobs.network.references import Roots
 from jobs.schema import SMALL_JOB_IMAGES, JobState
+from labelmill.commands.connection import open_client
+from labelmill.commands.follow_job import report_broker_unavailable, status_to_json, watch
 from labelmill.commands.options import ChampionOfOption, TopOption
-from labelmill.connection import open_client
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import (
     examples,
@@ -26,7 +27,6 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
-from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from producer.dry_run import dry_run as read_only
 from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin

@@ -173,7 +173,7 @@ def test_the_key_is_in_no_command_line_and_no_message(laptop: Home, few_digits: 
     }
     home = Home(laptop.path, extra)
     program = (
-        "import sys; from labelmill.connection import open_client; c = open_client()\n"
+        "import sys; from labelmill.commands.connection import open_client; c = open_client()\n"
         "print(repr(c.settings), c)\n"
         "c.submit(sys.argv[1])"
     )
