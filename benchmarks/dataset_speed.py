@@ -30,8 +30,8 @@ from benchmarks.setup import RESULTS, drop_developer_settings, kept_folder, shor
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console.terminal import report_errors, say
+from labelmill.local.stack import Stack
 from labelmill.migrating import open_ledger
-from labelmill.stack import Stack
 
 #: The dataset of `starting`, and the number of its classes.
 _COLOURS: Final = "colours"

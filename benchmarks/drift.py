@@ -26,8 +26,8 @@ from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console.terminal import report_errors, say
+from labelmill.local.stack import Stack
 from labelmill.migrating import open_ledger
-from labelmill.stack import Stack
 from worker.learning import mnist
 
 Kind = Literal["rotated", "blurred", "unchanged"]

@@ -20,7 +20,7 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import UNFINISHED, JobState, chunks
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.stack import Stack
+from labelmill.local.stack import Stack
 from producer.sources import Sources
 from worker.context import CLAIM_SECONDS
 

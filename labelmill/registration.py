@@ -21,7 +21,7 @@ from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from jobs.text import storable
-from labelmill.training import require_tensorflow
+from labelmill.local.training import require_tensorflow
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from jobs.settings import ENV_PREFIX, Settings
-from labelmill.stack import broker_answers
+from labelmill.local.stack import broker_answers
 from worker.learning import mnist
 
 #: No command of these tests takes longer, but on a machine that is very busy.

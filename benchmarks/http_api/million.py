@@ -38,7 +38,7 @@ from benchmarks.setup import (
 )
 from labelmill.client import Client
 from labelmill.console.terminal import report_errors, say
-from labelmill.stack import Stack
+from labelmill.local.stack import Stack
 
 #: Seconds between two looks at the API's memory.
 _LOOK_SECONDS: Final = 0.25

@@ -26,7 +26,7 @@ from jobs.schema import chunks
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.console.terminal import say
-from labelmill.stack import Stack
+from labelmill.local.stack import Stack
 from producer.sources import Sources
 from producer.submit import submit
 from worker.reconciler import Reconciler

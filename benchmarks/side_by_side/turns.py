@@ -22,7 +22,7 @@ from benchmarks.side_by_side.others import Other, Way
 from benchmarks.side_by_side.protocol import Places
 from jobs.ids import new_id
 from jobs.settings import Settings
-from labelmill.stack import Stack
+from labelmill.local.stack import Stack
 
 Labels = dict[str, str]
 

@@ -155,7 +155,7 @@ class ModelMethods(Session):
         Raises UserError if the model has other classes or takes other images, DataUnavailable if MNIST
         cannot be found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
         """
-        from labelmill.training import require_tensorflow
+        from labelmill.local.training import require_tensorflow
 
         require_tensorflow("An evaluation")
         wanted = self.model(model)
@@ -203,7 +203,7 @@ class ModelMethods(Session):
         if the model's file is missing, changed, or does not run.
         """
         from labelmill.labelled import classify_images, compare_with_folders
-        from labelmill.training import require_tensorflow
+        from labelmill.local.training import require_tensorflow
         from producer.sources import Sources
 
         require_tensorflow("Evaluating")

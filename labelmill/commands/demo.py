@@ -6,7 +6,7 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.console.terminal import examples, report_errors
-from labelmill.training import require_tensorflow
+from labelmill.local.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -24,6 +24,6 @@ def demo() -> None:
     has started.
     """
     require_tensorflow("The demo", "local")
-    from labelmill.demo import run_demo
+    from labelmill.local.demo import run_demo
 
     run_demo(Settings.load())

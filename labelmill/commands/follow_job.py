@@ -16,7 +16,7 @@ from labelmill.console.terminal import ExitCode, say
 
 if TYPE_CHECKING:
     from labelmill.client.remote import RemoteClient
-    from labelmill.stack import Stack
+    from labelmill.local.stack import Stack
 
 #: How long a ledger that has answered may be away, and the pause between two attempts.
 _AWAY_SECONDS: Final = 120.0

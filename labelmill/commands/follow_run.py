@@ -13,10 +13,10 @@ from jobs.schema import RunState
 from labelmill.client import Client
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import ExitCode, pluralize, say
-from labelmill.training import choice_line, epoch_line
+from labelmill.local.training import choice_line, epoch_line
 
 if TYPE_CHECKING:
-    from labelmill.stack import Stack
+    from labelmill.local.stack import Stack
 
 #: If a run waits longer than this, probably no trainer is running.
 _NO_TRAINER_SECONDS: Final = 15.0

@@ -23,8 +23,8 @@ from labelmill.commands.options import (
     TrainedOn,
 )
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
-from labelmill.stack import Stack, broker_answers
-from labelmill.training import MAX_SEED, report_silent_trainer, require_tensorflow
+from labelmill.local.stack import Stack, broker_answers
+from labelmill.local.training import MAX_SEED, report_silent_trainer, require_tensorflow
 
 app = typer.Typer(add_completion=False)
 

@@ -12,7 +12,7 @@ from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.addresses import parse_address
 from labelmill.console.terminal import examples, report_errors
-from labelmill.serving import DEFAULT_PORT, is_server_installed, listen_on
+from labelmill.local.serving import DEFAULT_PORT, is_server_installed, listen_on
 
 app = typer.Typer(add_completion=False)
 

@@ -19,8 +19,8 @@ from labelmill.commands.options import (
     TrainedOn,
 )
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.local.training import MAX_SEED, train_with_progress
 from labelmill.migrating import open_ledger
-from labelmill.training import MAX_SEED, train_with_progress
 from worker.learning.recipes import TrainingRequest
 
 app = typer.Typer(add_completion=False)

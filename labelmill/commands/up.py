@@ -24,10 +24,10 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
-from labelmill.logs import MAX_LOG_BYTES, Event
-from labelmill.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
-from labelmill.stack import WEBHOOK_PROCESSES, Stack, settings_with
-from labelmill.training import require_tensorflow
+from labelmill.local.logs import MAX_LOG_BYTES, Event
+from labelmill.local.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
+from labelmill.local.stack import WEBHOOK_PROCESSES, Stack, settings_with
+from labelmill.local.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 

@@ -23,11 +23,11 @@ from labelmill.addresses import http_url
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
 from labelmill.exporter import Exporter
+from labelmill.local.serving import announced
 from labelmill.migrating import open_ledger
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection
 from labelmill.server.guards import MAX_HEAD_BYTES
-from labelmill.serving import announced
 from producer.intake import take_in_next
 from worker.logs import log_to_stderr
 

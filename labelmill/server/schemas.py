@@ -18,7 +18,7 @@ from jobs.ledger.workers import WorkerStatus
 from jobs.limits import MAX_TOP_K
 from jobs.models.dataset import MNIST, DatasetVersion
 from jobs.models.model import Model
-from labelmill.training import MAX_SEED
+from labelmill.local.training import MAX_SEED
 from producer.submit import MAX_PRIORITY
 from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 

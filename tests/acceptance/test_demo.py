@@ -16,7 +16,7 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from labelmill import Client
-from labelmill.stack import broker_answers
+from labelmill.local.stack import broker_answers
 from tests.console import (
     LABELMILL,
     Home,

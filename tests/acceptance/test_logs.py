@@ -27,7 +27,7 @@ from jobs.schema import chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.store import Store
 from jobs.traces import ENDPOINT_VARIABLE
-from labelmill.stack import worker_command
+from labelmill.local.stack import worker_command
 from producer.submit import submit
 from tests.console import COMMAND_SECONDS, until
 from tests.faults.pictures import Picture, pictures, poisoned

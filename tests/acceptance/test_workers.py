@@ -11,7 +11,7 @@ import pytest
 
 from jobs.cores import usable_cores
 from jobs.settings import ENV_PREFIX, Settings
-from labelmill.stack import broker_answers
+from labelmill.local.stack import broker_answers
 from tests.console import (
     Home,
     has_tensorflow,

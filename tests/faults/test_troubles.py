@@ -27,8 +27,8 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import db_now, training_runs, workers
 from jobs.settings import Settings
 from jobs.storage.registry import model_key
+from labelmill.local.stack import beat_command
 from labelmill.readiness import Part, readiness
-from labelmill.stack import beat_command
 from tests.console import folder_for_sockets, until
 from tests.faults.harness import Harness
 from tests.faults.servers import FaultyPostgresql

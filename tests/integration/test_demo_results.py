@@ -7,7 +7,7 @@ import io
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console.terminal import Console
-from labelmill.demo import show_results
+from labelmill.local.demo import show_results
 from worker.learning.mnist import Mnist
 
 

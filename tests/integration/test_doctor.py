@@ -57,8 +57,8 @@ from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
+from labelmill.local.serving import announced, listen_on
 from labelmill.probes import redacted_message
-from labelmill.serving import announced, listen_on
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 from tests.small_disk import small_disk

@@ -13,17 +13,17 @@ from queue import SimpleQueue
 import pytest
 
 from jobs.settings import Settings
-from labelmill import logs
-from labelmill.logs import Event, LogFile, PartLog
-from labelmill.priority import NICENESS
-from labelmill.stack import Stack
+from labelmill.local import logs
+from labelmill.local.logs import Event, LogFile, PartLog
+from labelmill.local.niceness import NICENESS
+from labelmill.local.stack import Stack
 
 #: A stack that is told to stop during the fork of its first process.
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from jobs.settings import Settings
-from labelmill.stack import Stack
+from labelmill.local.stack import Stack
 
 home, number = Path(sys.argv[1]), int(sys.argv[2])
 sent = []
@@ -47,7 +47,7 @@ except KeyboardInterrupt:
 GIVES_WAY = """
 import ctypes, os
 from pathlib import Path
-from labelmill.priority import give_way
+from labelmill.local.niceness import give_way
 
 os.setsid()
 if os.getuid() == 0:
@@ -83,7 +83,7 @@ def test_the_processes_of_a_stack_can_be_told_to_stop(short_folder: Path) -> Non
 def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelmill.stack.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("labelmill.local.stack.RESTART_SECONDS", 0.0)
     settings = Settings.load(home=short_folder / "home")
     with Stack(settings, worker=False, with_events=True) as stack:
         # given a stack whose broker was killed

@@ -25,7 +25,6 @@ from jobs.models.model import Model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill import demo
 from labelmill.cli import app
 from labelmill.client import Client
 from labelmill.commands import doctor
@@ -35,6 +34,7 @@ from labelmill.console.terminal import Console
 from labelmill.console.terminal import terminal as console
 from labelmill.doctor import Finding, Level
 from labelmill.labelled import compare_with_folders
+from labelmill.local import demo
 from tests.conftest import Job, JobMaker, Worker
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file

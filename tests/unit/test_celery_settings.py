@@ -12,7 +12,7 @@ from kombu import Queue
 
 from jobs.queue import make_app
 from jobs.settings import Settings
-from labelmill.stack import worker_command
+from labelmill.local.stack import worker_command
 
 DECISIONS = Path(__file__).parents[2] / "docs" / "decisions.md"
 

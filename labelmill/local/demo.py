@@ -25,8 +25,8 @@ from labelmill.commands.follow_job import watch
 from labelmill.console.drawing import Picture, draw
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import Console, exit_code_of, next_steps, say
-from labelmill.stack import Stack, broker_answers
-from labelmill.training import load_mnist, train_with_progress
+from labelmill.local.stack import Stack, broker_answers
+from labelmill.local.training import load_mnist, train_with_progress
 from producer.export import printable
 from worker.learning.recipes import recipe_for
 

@@ -27,9 +27,9 @@ from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
-from labelmill.logs import Event, PartLog
+from labelmill.local.logs import Event, PartLog
+from labelmill.local.niceness import give_way
 from labelmill.migrating import open_ledger
-from labelmill.priority import give_way
 
 #: How long the broker may take to start.
 START_SECONDS: Final = 30.0
