@@ -10,8 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from jobs.settings import Settings
-from labelmill.addresses import http_url, parse_address
 from labelmill.console.terminal import examples, report_errors, say
+from labelmill.server.addresses import http_url, parse_address
 
 app = typer.Typer(add_completion=False)
 

@@ -10,9 +10,9 @@ import typer
 from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.settings import Settings
-from labelmill.addresses import parse_address
 from labelmill.console.terminal import examples, report_errors
 from labelmill.local.serving import DEFAULT_PORT, is_server_installed, listen_on
+from labelmill.server.addresses import parse_address
 
 app = typer.Typer(add_completion=False)
 

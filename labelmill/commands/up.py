@@ -12,7 +12,6 @@ from rich.text import Text
 
 from jobs.network.urls import without_secrets
 from jobs.settings import Settings
-from labelmill.addresses import http_url
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus
 from labelmill.console.terminal import (
@@ -28,6 +27,7 @@ from labelmill.local.logs import MAX_LOG_BYTES, Event
 from labelmill.local.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
 from labelmill.local.stack import WEBHOOK_PROCESSES, Stack, settings_with
 from labelmill.local.training import require_tensorflow
+from labelmill.server.addresses import http_url
 
 app = typer.Typer(add_completion=False)
 

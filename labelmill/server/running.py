@@ -19,12 +19,12 @@ from jobs.errors import LabelmillError
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.addresses import http_url
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
 from labelmill.exporter import Exporter
 from labelmill.local.serving import announced
 from labelmill.migrating import open_ledger
+from labelmill.server.addresses import http_url
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection
 from labelmill.server.guards import MAX_HEAD_BYTES
