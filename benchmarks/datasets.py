@@ -33,7 +33,7 @@ from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.console.terminal import report_errors, say
 from labelmill.local.training import train_with_progress
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 from worker.learning import mnist
 from worker.learning.data import Data, Uint8
 from worker.learning.networks import build

@@ -27,7 +27,7 @@ from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console.terminal import report_errors, say
 from labelmill.local.stack import Stack
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 from worker.learning import mnist
 
 Kind = Literal["rotated", "blurred", "unchanged"]

@@ -16,7 +16,7 @@ from jobs.settings import Settings
 from jobs.storage.registry import fetch_model, register_model
 from jobs.storage.store import Store
 from labelmill.console.terminal import say
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from jobs.storage.payloads import payload_key
 from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from labelmill.local.stack import _broker_command, broker_answers
-from labelmill.migrating import upgrade
+from labelmill.operations.migrating import upgrade
 from tests.console import folder_for_sockets
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns

@@ -43,7 +43,7 @@ from jobs.models.model import Invert, Model, Resampling
 from jobs.storage.registry import read_stored, remove_model
 from jobs.storage.store_identity import check_store
 from labelmill.client.session import Session, accept_numpy_numbers
-from labelmill.registration import Registered, register
+from labelmill.operations.registration import Registered, register
 
 if TYPE_CHECKING:
     from labelmill.labelled import LabelledEvaluation

@@ -13,7 +13,7 @@ from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client.common import CommonMethods
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 
 if TYPE_CHECKING:
     from jobs.queue import Publisher

@@ -13,7 +13,7 @@ from rich.text import Text
 from jobs.settings import Settings
 from jobs.text import storable
 from labelmill.console.terminal import Console, ExitCode, examples, print_json, printable_lines, report_errors
-from labelmill.doctor import Finding, Level, examine
+from labelmill.operations.doctor import Finding, Level, examine
 
 app = typer.Typer(add_completion=False)
 

@@ -33,8 +33,8 @@ def metrics(
     """
     from prometheus_client import CollectorRegistry
 
-    from labelmill.exporter import Exporter
-    from labelmill.metrics import LabelmillCollector
+    from labelmill.operations.exporter import Exporter
+    from labelmill.operations.metrics import LabelmillCollector
 
     address, port = parse_address(listen)
     over = threading.Event()

@@ -15,7 +15,7 @@ from jobs.storage.store_identity import check_store
 from labelmill.client import Client
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, pluralize, print_json, report_errors, say
-from labelmill.purging import Purge, Purged
+from labelmill.operations.purging import Purge, Purged
 
 app = typer.Typer(add_completion=False)
 

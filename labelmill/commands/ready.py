@@ -8,7 +8,7 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.console.terminal import ExitCode, examples, print_data, report_errors
-from labelmill.readiness import Part, liveness, readiness
+from labelmill.operations.readiness import Part, liveness, readiness
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)

@@ -20,7 +20,7 @@ from labelmill.commands.options import (
 )
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 from labelmill.local.training import MAX_SEED, train_with_progress
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 from worker.learning.recipes import TrainingRequest
 
 app = typer.Typer(add_completion=False)

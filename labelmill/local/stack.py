@@ -29,7 +29,7 @@ from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
 from labelmill.local.logs import Event, PartLog
 from labelmill.local.niceness import give_way
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 
 #: How long the broker may take to start.
 START_SECONDS: Final = 30.0

@@ -21,9 +21,9 @@ from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
-from labelmill.exporter import Exporter
 from labelmill.local.serving import announced
-from labelmill.migrating import open_ledger
+from labelmill.operations.exporter import Exporter
+from labelmill.operations.migrating import open_ledger
 from labelmill.server.addresses import http_url
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection

@@ -21,7 +21,7 @@ from jobs.schema import metadata
 from jobs.settings import ENV_PREFIX
 from jobs.storage.store import Store
 from labelmill.cli import COMMANDS
-from labelmill.readiness import Part
+from labelmill.operations.readiness import Part
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
 from tests.kerasfile import keras_file
 from tests.registering import register_digits

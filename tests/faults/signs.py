@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.settings import Settings
-from labelmill.doctor import Level, examine
-from labelmill.metrics import LabelmillCollector
-from labelmill.readiness import Part, readiness
+from labelmill.operations.doctor import Level, examine
+from labelmill.operations.metrics import LabelmillCollector
+from labelmill.operations.readiness import Part, readiness
 from tests.faults.harness import PROJECT
 from tests.programs import need_program
 from tests.scraping import Scrape, collected

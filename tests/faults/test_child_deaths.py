@@ -7,7 +7,7 @@ import signal
 
 from jobs.ledger.counters import CounterName, totals
 from jobs.ledger.workers import list_workers
-from labelmill.readiness import Part, readiness
+from labelmill.operations.readiness import Part, readiness
 from tests.console import until
 from tests.faults.harness import Harness
 from tests.faults.trials import Matrix

@@ -16,7 +16,7 @@ from jobs.ledger.disks import read_disk, report_disk
 from jobs.schema import chunks
 from jobs.settings import Settings
 from labelmill import Client
-from labelmill.readiness import Part
+from labelmill.operations.readiness import Part
 from tests.console import LABELMILL, Home, until
 from tests.faults.checker import Verdict, chunk_rows
 from tests.faults.harness import Harness

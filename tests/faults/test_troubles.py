@@ -28,7 +28,7 @@ from jobs.schema import db_now, training_runs, workers
 from jobs.settings import Settings
 from jobs.storage.registry import model_key
 from labelmill.local.stack import beat_command
-from labelmill.readiness import Part, readiness
+from labelmill.operations.readiness import Part, readiness
 from tests.console import folder_for_sockets, until
 from tests.faults.harness import Harness
 from tests.faults.servers import FaultyPostgresql

@@ -39,7 +39,7 @@ from labelmill.commands.correct import app as correct_command
 from labelmill.commands.purge import app as purge_command
 from labelmill.correcting import Corrector
 from labelmill.correction_files import CorrectionRequest
-from labelmill.purging import Purge
+from labelmill.operations.purging import Purge
 from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed

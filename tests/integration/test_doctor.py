@@ -46,19 +46,19 @@ from jobs.schema import models as models_table
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model, model_key
 from jobs.storage.store import Store
-from labelmill import doctor, probes
-from labelmill.doctor import Finding, Level
-from labelmill.doctor.api import check_api
-from labelmill.doctor.broker import check_broker
-from labelmill.doctor.certificates import check_certificate
-from labelmill.doctor.configuration import check_home, check_settings
-from labelmill.doctor.findings import ok
-from labelmill.doctor.ledger import check_ledger
-from labelmill.doctor.models import check_models
-from labelmill.doctor.store import check_store
-from labelmill.doctor.work import check_jobs, check_training
 from labelmill.local.serving import announced, listen_on
-from labelmill.probes import redacted_message
+from labelmill.operations import doctor, probes
+from labelmill.operations.doctor import Finding, Level
+from labelmill.operations.doctor.api import check_api
+from labelmill.operations.doctor.broker import check_broker
+from labelmill.operations.doctor.certificates import check_certificate
+from labelmill.operations.doctor.configuration import check_home, check_settings
+from labelmill.operations.doctor.findings import ok
+from labelmill.operations.doctor.ledger import check_ledger
+from labelmill.operations.doctor.models import check_models
+from labelmill.operations.doctor.store import check_store
+from labelmill.operations.doctor.work import check_jobs, check_training
+from labelmill.operations.probes import redacted_message
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 from tests.small_disk import small_disk

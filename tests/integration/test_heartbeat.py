@@ -31,7 +31,7 @@ from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.schema import db_now, disks
 from jobs.schema import workers as table
 from jobs.settings import Settings
-from labelmill.readiness import ALIVE_SECONDS, Part, liveness, readiness
+from labelmill.operations.readiness import ALIVE_SECONDS, Part, liveness, readiness
 from tests.console import Home, until
 from worker import heartbeat as heartbeat_module
 from worker.context import owner_name

@@ -27,8 +27,8 @@ from jobs.ledger.workers import WorkerRow, report_worker
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
-from labelmill import metrics
-from labelmill.metrics import LabelmillCollector
+from labelmill.operations import metrics
+from labelmill.operations.metrics import LabelmillCollector
 from labelmill.server.application import create_app
 from tests.conftest import plans_of
 from tests.outcomes import Outcome, to_columns

@@ -13,7 +13,7 @@ from jobs.ledger.learning.runs import request_run
 from jobs.ledger.learning.schedules import set_schedule
 from jobs.schema import db_now, schedules
 from jobs.settings import Settings
-from labelmill.metrics import LabelmillCollector
+from labelmill.operations.metrics import LabelmillCollector
 from tests.scraping import Scrape, collected
 from worker.schedule import last_slot
 

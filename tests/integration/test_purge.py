@@ -27,7 +27,7 @@ from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
-from labelmill.purging import Purge, Purged
+from labelmill.operations.purging import Purge, Purged
 from tests.conftest import Job
 from tests.ledger_probes import cancel, rows_of, status_of
 from tests.threads import at_once
@@ -222,7 +222,7 @@ def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(finished,
         assert purge(job=job_id).jobs == 1
         return found
 
-    monkeypatch.setattr("labelmill.purging.job_status", overtaken)
+    monkeypatch.setattr("labelmill.operations.purging.job_status", overtaken)
 
     # When it is purged, Then the error says that there is no such job, not that a worker has it
     with pytest.raises(NotFound):
@@ -458,7 +458,7 @@ STOPS_AFTER = """
 import signal, sys
 from jobs.ledger import Ledger, maintenance as retention
 from jobs.storage.store import Store
-from labelmill.purging import Purge
+from labelmill.operations.purging import Purge
 
 ledger_url, store_url, stop_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
 retention.DELETE_ROWS = 4

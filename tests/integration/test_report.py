@@ -13,7 +13,7 @@ from jobs.ledger.learning.runs import add_epoch, claim_run, describe_data, finis
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.console.terminal import ExitCode
-from labelmill.migrating import open_ledger
+from labelmill.operations.migrating import open_ledger
 from labelmill.reporting.facts import load_facts
 from labelmill.reporting.page import render
 from tests.console import Home

@@ -20,7 +20,7 @@ from jobs.settings import ENV_PREFIX
 from jobs.storage.payloads import Content, Payload, payload_folder, read_payload
 from jobs.storage.store import Store
 from labelmill.commands.retry import app as retry_command
-from labelmill.purging import Purge
+from labelmill.operations.purging import Purge
 from producer import resubmit as retry_module
 from producer.resubmit import Retried, retry
 from producer.sources import SourceImage, Sources

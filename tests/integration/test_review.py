@@ -18,7 +18,7 @@ from jobs.ledger.jobs import review as finding
 from jobs.ledger.jobs.review import least_confident
 from labelmill.commands.correct import app as correct_command
 from labelmill.commands.review import app as review_command
-from labelmill.purging import Purge
+from labelmill.operations.purging import Purge
 from producer.sources import SourceImage
 from tests.conftest import Job
 from tests.outcomes import Outcome

@@ -32,7 +32,7 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import make_app
 from jobs.schema import RunState, db_now, schedules, training_runs
 from jobs.settings import Settings
-from labelmill.readiness import Part, liveness
+from labelmill.operations.readiness import Part, liveness
 from tests.conftest import Broker
 from tests.console import until
 from worker import schedule

@@ -49,7 +49,7 @@ from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, web
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.commands import webhooks as command
-from labelmill.purging import Purge
+from labelmill.operations.purging import Purge
 from tests.conftest import Broker, JobMaker, Worker
 from tests.console import Home, until
 from tests.outcomes import Outcome

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from labelmill.doctor.compose import in_compose
-from labelmill.doctor.findings import problem
+from labelmill.operations.doctor.compose import in_compose
+from labelmill.operations.doctor.findings import problem
 
 
 @pytest.mark.parametrize(

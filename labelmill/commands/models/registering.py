@@ -25,7 +25,7 @@ from labelmill.console.evaluations import (
 )
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
-from labelmill.registration import describe_input
+from labelmill.operations.registration import describe_input
 
 if TYPE_CHECKING:
     from jobs.models.evaluation import Evaluation

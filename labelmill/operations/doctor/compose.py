@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from labelmill.doctor.findings import Finding
+from labelmill.operations.doctor.findings import Finding
 
 #: Patterns in a fix, and what replaces them, in this order.
 _COMMANDS: Final = (

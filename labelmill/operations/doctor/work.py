@@ -15,8 +15,8 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration, pluralize
-from labelmill.doctor.findings import Finding, ok, problem, warning
-from labelmill.doctor.ledger import check_in_ledger
+from labelmill.operations.doctor.findings import Finding, ok, problem, warning
+from labelmill.operations.doctor.ledger import check_in_ledger
 from worker.schedule import all_schedules, default_schedule, overdue_slots
 
 #: Workers take over an expired lease within seconds. After this many lease times, none will.

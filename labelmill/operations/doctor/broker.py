@@ -14,9 +14,9 @@ from jobs.ids import new_id
 from jobs.network.certificates import broker_certificate_end
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
-from labelmill.doctor.certificates import check_certificate
-from labelmill.doctor.findings import Finding, ok, problem, warning
-from labelmill.probes import broker_client, redacted_message
+from labelmill.operations.doctor.certificates import check_certificate
+from labelmill.operations.doctor.findings import Finding, ok, problem, warning
+from labelmill.operations.probes import broker_client, redacted_message
 
 #: The fix for each pattern in an error message of the server or of the library. The first match counts.
 _FIXES: Final = (

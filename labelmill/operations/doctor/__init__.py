@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from jobs.settings import Settings
-from labelmill.doctor.api import check_api
-from labelmill.doctor.broker import check_broker
-from labelmill.doctor.compose import in_compose
-from labelmill.doctor.configuration import check_home, check_settings
-from labelmill.doctor.findings import Finding, Level, problem
-from labelmill.doctor.ledger import check_ledger
-from labelmill.doctor.models import check_models
-from labelmill.doctor.store import check_store
-from labelmill.doctor.work import check_jobs, check_training
-from labelmill.probes import redacted_message
+from labelmill.operations.doctor.api import check_api
+from labelmill.operations.doctor.broker import check_broker
+from labelmill.operations.doctor.compose import in_compose
+from labelmill.operations.doctor.configuration import check_home, check_settings
+from labelmill.operations.doctor.findings import Finding, Level, problem
+from labelmill.operations.doctor.ledger import check_ledger
+from labelmill.operations.doctor.models import check_models
+from labelmill.operations.doctor.store import check_store
+from labelmill.operations.doctor.work import check_jobs, check_training
+from labelmill.operations.probes import redacted_message
 
 __all__ = ["Finding", "Level", "examine"]
 

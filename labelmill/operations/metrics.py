@@ -3,7 +3,7 @@
 Nothing is counted here, so it does not matter when or how often an exporter is started. Past events come from
 the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`);
 docs/reference/metrics.md lists all metrics. Ledger and broker are read in parallel: if one cannot be reached
-or hangs, only its own metrics are missing. `labelmill.exporter` serves them.
+or hangs, only its own metrics are missing. `labelmill.operations.exporter` serves them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console.terminal import say
-from labelmill.probes import broker_client, check_ledger_exists, ledger_with_timeouts, redacted_message
+from labelmill.operations.probes import (
+    broker_client,
+    check_ledger_exists,
+    ledger_with_timeouts,
+    redacted_message,
+)
 from worker.schedule import all_schedules, default_schedule, overdue_slots
 
 #: How long a scrape waits for ledger and broker. Prometheus waits ten seconds by default.

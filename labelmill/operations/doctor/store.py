@@ -10,8 +10,8 @@ from jobs.errors import SettingsError, Unavailable
 from jobs.ids import new_id
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.doctor.findings import Finding, ok, problem, warning
-from labelmill.probes import redacted_message
+from labelmill.operations.doctor.findings import Finding, ok, problem, warning
+from labelmill.operations.probes import redacted_message
 
 _PROBE: Final = b"written by `labelmill doctor`, which removes it"
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings
-from labelmill.doctor.findings import Finding, ok, problem, warning
+from labelmill.operations.doctor.findings import Finding, ok, problem, warning
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ from jobs.settings import Settings
 from jobs.storage.registry import model_key
 from jobs.storage.store import Store
 from labelmill.console.terminal import pluralize
-from labelmill.doctor.findings import Finding, ok, problem, warning
-from labelmill.doctor.ledger import check_in_ledger
-from labelmill.probes import redacted_message
+from labelmill.operations.doctor.findings import Finding, ok, problem, warning
+from labelmill.operations.doctor.ledger import check_in_ledger
+from labelmill.operations.probes import redacted_message
 
 _NO_MODEL = problem("there is no model, so nothing can be submitted", fix="labelmill train")
 

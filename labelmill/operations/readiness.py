@@ -13,9 +13,9 @@ from jobs.ledger.free_space import prove_room
 from jobs.ledger.workers import BEAT, WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import Settings
-from labelmill.doctor.findings import Level
-from labelmill.doctor.store import check_store
-from labelmill.probes import broker_client, existing_ledger, redacted_message
+from labelmill.operations.doctor.findings import Level
+from labelmill.operations.doctor.store import check_store
+from labelmill.operations.probes import broker_client, existing_ledger, redacted_message
 
 
 class Part(StrEnum):

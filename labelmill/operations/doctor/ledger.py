@@ -22,9 +22,9 @@ from jobs.ledger.sqlite import is_repaired
 from jobs.network.certificates import ledger_certificate_end
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration
-from labelmill.doctor.certificates import check_certificate
-from labelmill.doctor.findings import Finding, ok, problem, warning
-from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
+from labelmill.operations.doctor.certificates import check_certificate
+from labelmill.operations.doctor.findings import Finding, ok, problem, warning
+from labelmill.operations.probes import NoLedgerYet, existing_ledger, redacted_message
 
 #: Partitions that end within this time are reported. `labelmill db upgrade` adds more if half a year is left.
 _PARTITIONS_SOON: Final = 8 * 7 * 86_400

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from labelmill.doctor.findings import Finding, ok, warning
+from labelmill.operations.doctor.findings import Finding, ok, warning
 
 #: A certificate that expires within this time is reported, as by the alert `LabelmillCertificateExpires`.
 SOON: Final = timedelta(days=14)
