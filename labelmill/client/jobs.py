@@ -31,7 +31,7 @@ from labelmill.client.session import Session, accept_numpy_numbers
 from producer.sources import SourceImage
 
 if TYPE_CHECKING:
-    from labelmill.labelled import LabelledEvaluation
+    from labelmill.labels.labelled_jobs import LabelledEvaluation
     from producer.resubmit import Retried
     from producer.submit import Submitted
 
@@ -268,7 +268,7 @@ class JobMethods(Session):
         Raises NotFound if the job does not exist, UserError if no image is in such a folder, Conflict if the
         job was purged meanwhile.
         """
-        from labelmill.labelled import compare_with_folders
+        from labelmill.labels.labelled_jobs import compare_with_folders
 
         with self.ledger.reading() as connection:
             status = job_status(connection, job_id)
@@ -293,7 +293,7 @@ class JobMethods(Session):
         `evaluate_job` raises.
         """
         # Imported here: importing the template engine takes as long as a whole command.
-        from labelmill.job_images import thumbnails
+        from labelmill.labels.job_images import thumbnails
         from labelmill.reporting.labelled import render_labelled
 
         found = evaluation or self.evaluate_job(job_id)

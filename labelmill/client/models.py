@@ -46,7 +46,7 @@ from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.operations.registration import Registered, register
 
 if TYPE_CHECKING:
-    from labelmill.labelled import LabelledEvaluation
+    from labelmill.labels.labelled_jobs import LabelledEvaluation
 
 
 class ModelMethods(Session):
@@ -202,7 +202,7 @@ class ModelMethods(Session):
         Raises SourceError if a source cannot be read, UserError if no image is in such a folder, ModelRefused
         if the model's file is missing, changed, or does not run.
         """
-        from labelmill.labelled import classify_images, compare_with_folders
+        from labelmill.labels.labelled_jobs import classify_images, compare_with_folders
         from labelmill.local.training import require_tensorflow
         from producer.sources import Sources
 

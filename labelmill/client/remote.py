@@ -23,7 +23,7 @@ from labelmill.client.common import CommonMethods
 from labelmill.client.http import Api, NothingToRetry
 from labelmill.client.remote_models import RemoteModelMethods
 from labelmill.client.session import accept_numpy_numbers
-from labelmill.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
+from labelmill.labels.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
 from producer.packing import pack
 from producer.sources import SourceImage
 

@@ -35,9 +35,9 @@ from worker.learning.recipes import TrainingRequest
 from worker.learning.start_model import model_to_start_from
 
 if TYPE_CHECKING:
-    from labelmill.correcting import Corrector
-    from labelmill.correction_files import CorrectionRequest
-    from labelmill.reviewing import Review
+    from labelmill.labels.correcting import Corrector
+    from labelmill.labels.correction_files import CorrectionRequest
+    from labelmill.labels.reviewing import Review
     from worker.learning.recipes import Architecture, Augment, Profile, Recipe
 
 #: How often `follow_run` reads the run: an epoch takes seconds.
@@ -184,7 +184,7 @@ class TrainingMethods(Session):
         or has no prediction yet, UserError if the label is not a class of the job's model, Conflict if the
         image was purged, cannot be decoded, or stopped its worker.
         """
-        from labelmill.correction_files import CorrectionRequest
+        from labelmill.labels.correction_files import CorrectionRequest
 
         return self._corrector().correct(CorrectionRequest(job_id, index, label))
 
@@ -238,7 +238,7 @@ class TrainingMethods(Session):
         Raises NotFound, Conflict if the job's images were purged, UserError if Labelmill is
         installed without decoders.
         """
-        from labelmill.reviewing import review
+        from labelmill.labels.reviewing import review
 
         return review(self.ledger, self.store, self.settings, job_id, limit=limit, on_progress=on_progress)
 
@@ -256,6 +256,6 @@ class TrainingMethods(Session):
             return classes_learnt(connection, dataset)
 
     def _corrector(self) -> Corrector:
-        from labelmill.correcting import Corrector
+        from labelmill.labels.correcting import Corrector
 
         return Corrector(self.ledger, self.store, self.settings, self.on_change)

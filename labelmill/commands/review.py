@@ -18,7 +18,7 @@ from labelmill.console.destination import STDOUT, choose_format, opened, output_
 from labelmill.console.progress import ProgressLine
 from labelmill.console.tables import Column, table_lines, terminal_width
 from labelmill.console.terminal import examples, json_text, pluralize, print_data, report_errors, say
-from labelmill.reviewing import Review, ReviewImage
+from labelmill.labels.reviewing import Review, ReviewImage
 
 app = typer.Typer(add_completion=False)
 

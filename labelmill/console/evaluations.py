@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from jobs.models.evaluation import Figures
 from labelmill.console.tables import Column, table_lines, terminal_width
 from labelmill.console.terminal import pluralize, say
-from labelmill.labelled import LabelledEvaluation
+from labelmill.labels.labelled_jobs import LabelledEvaluation
 from labelmill.reporting.tables import MAX_CLASSES, by_class, most_confused
 from producer.export import printable
 

@@ -37,8 +37,8 @@ from jobs.ledger.partitions import Partition, empty_partition, partitions_to_emp
 from jobs.models.dataset import DATASETS
 from jobs.storage.payloads import PAYLOADS, payload_folder
 from jobs.storage.store import Store
-from labelmill.copies import remove_copies, stray_copies
 from labelmill.datasets.removing import stray_folders
+from labelmill.labels.image_copies import remove_copies, stray_copies
 
 #: Payloads that no job names are kept this long, because their producer may be about to name them. The same
 #: applies to copies of images that no correction names.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 
+from labelmill.labels.reviewing import Review
 from labelmill.reporting.page import render_template
-from labelmill.reviewing import Review
 
 
 def render_contact_sheet(review: Review) -> str:

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 
 from jobs.models.evaluation import Mistake
-from labelmill.labelled import LabelledEvaluation
+from labelmill.labels.labelled_jobs import LabelledEvaluation
 from labelmill.reporting import tables
 from labelmill.reporting.page import render_template
 

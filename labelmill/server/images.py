@@ -13,8 +13,8 @@ from jobs.errors import ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.learning.corrections import Correction
 from jobs.limits import IMAGE_FORMATS
-from labelmill.correction_files import CorrectionRequest
-from labelmill.job_images import read_images
+from labelmill.labels.correction_files import CorrectionRequest
+from labelmill.labels.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.problems import PROBLEMS, ApiError, conflicts

@@ -32,7 +32,7 @@ from labelmill.commands.models import registering, shadow
 from labelmill.console.evaluations import labelled_lines, report_unlabelled
 from labelmill.console.terminal import Console
 from labelmill.console.terminal import terminal as console
-from labelmill.labelled import compare_with_folders
+from labelmill.labels.labelled_jobs import compare_with_folders
 from labelmill.local import demo
 from labelmill.operations.doctor import Finding, Level
 from tests.conftest import Job, JobMaker, Worker

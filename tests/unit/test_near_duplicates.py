@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from jobs.limits import ImageLimits
-from labelmill.near_duplicates import difference_hash, look_the_same
+from labelmill.labels.near_duplicates import difference_hash, look_the_same
 from worker.learning.mnist import Mnist
 
 LIMITS = ImageLimits()

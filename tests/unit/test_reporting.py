@@ -20,13 +20,13 @@ from jobs.ledger.learning.runs import Run
 from jobs.models.evaluation import NO_ANSWER
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import RunState
-from labelmill.labelled import compare_with_folders
+from labelmill.labels.labelled_jobs import compare_with_folders
+from labelmill.labels.reviewing import Review, ReviewImage
 from labelmill.reporting import charts, tables
 from labelmill.reporting.contact_sheet import render_contact_sheet
 from labelmill.reporting.facts import Facts, Rival
 from labelmill.reporting.labelled import render_labelled
 from labelmill.reporting.page import render
-from labelmill.reviewing import Review, ReviewImage
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 

@@ -1,7 +1,7 @@
 """Corrections: the true label of an image, given by a person, next to the label that a model predicted.
 
 Each corrected image is also copied in the store, because its payload may be purged and training needs the
-image longer than that. The copy is written before the row that names it. `labelmill.correcting` makes
+image longer than that. The copy is written before the row that names it. `labelmill.labels.correcting` makes
 corrections; `worker.learning.corrections` trains with them.
 """
 

@@ -38,14 +38,14 @@ from jobs.settings import Settings
 from jobs.storage.payloads import Content, read_payload
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
-from labelmill.copies import remove_copies
-from labelmill.correction_files import (
+from labelmill.labels.correction_files import (
     MAX_INDEX,
     CorrectionRequest,
     collect,
     requests_in,
     summarize_problems,
 )
+from labelmill.labels.image_copies import remove_copies
 
 if TYPE_CHECKING:
     from labelmill.client.session import OnChange

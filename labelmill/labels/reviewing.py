@@ -16,7 +16,7 @@ from jobs.ledger.learning.corrections import correction_key, latest_corrected_im
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
-from labelmill.job_images import THUMBNAIL_SIDE, read_images
+from labelmill.labels.job_images import THUMBNAIL_SIDE, read_images
 
 #: Candidates that are read for each image wanted: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
@@ -72,7 +72,7 @@ def review(
     Raises NotFound, Conflict if the job's images were purged, UserError without decoders, Unavailable.
     """
     require_decoders("Reviewing")
-    from labelmill.near_duplicates import look_the_same
+    from labelmill.labels.near_duplicates import look_the_same
 
     with ledger.reading() as connection:
         status = job_status(connection, job_id)
@@ -108,7 +108,7 @@ def _hashes_of_copies(store: Store, settings: Settings, image_sha256s: list[str]
 
     Raises Unavailable.
     """
-    from labelmill.near_duplicates import difference_hash
+    from labelmill.labels.near_duplicates import difference_hash
 
     hashes = []
     for sha256 in image_sha256s:
@@ -124,7 +124,7 @@ def _previews(
 
     Raises Unavailable.
     """
-    from labelmill.near_duplicates import difference_hash
+    from labelmill.labels.near_duplicates import difference_hash
     from worker.predicting.pictures import thumbnail
 
     previews = {}

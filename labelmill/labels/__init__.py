@@ -1,0 +1,1 @@
+"""People's labels: correct, review, and evaluate labelled jobs."""
