@@ -294,7 +294,7 @@ class JobMethods(Session):
         """
         # Imported here: importing the template engine takes as long as a whole command.
         from labelmill.labels.job_images import thumbnails
-        from labelmill.reporting.labelled import render_labelled
+        from labelmill.reporting.labelled_job_page import render_labelled
 
         found = evaluation or self.evaluate_job(job_id)
         indices = [mistake.index for mistake in found.mistakes]

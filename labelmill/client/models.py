@@ -236,8 +236,8 @@ class ModelMethods(Session):
             Path("report.html").write_text(client.report(), encoding="utf-8")
         """
         # Imported here: importing the template engine takes as long as a whole command.
-        from labelmill.reporting.facts import load_facts
-        from labelmill.reporting.page import render
+        from labelmill.reporting.model_facts import load_facts
+        from labelmill.reporting.model_page import render
 
         with self.ledger.reading() as connection:
             return render(load_facts(connection, model_named(connection, model).id))

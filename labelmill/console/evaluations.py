@@ -14,7 +14,7 @@ from jobs.models.evaluation import Figures
 from labelmill.console.tables import Column, table_lines, terminal_width
 from labelmill.console.terminal import pluralize, say
 from labelmill.labels.labelled_jobs import LabelledEvaluation
-from labelmill.reporting.tables import MAX_CLASSES, by_class, most_confused
+from labelmill.reporting.report_rows import MAX_CLASSES, by_class, most_confused
 from producer.export import printable
 
 #: Mistakes that are listed on a terminal.

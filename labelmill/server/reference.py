@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from labelmill.reporting.page import render_template
+from labelmill.reporting.model_page import render_template
 from labelmill.server.schemas import MAX_NUMBER
 
 Schema = dict[str, Any]

@@ -14,8 +14,8 @@ from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.console.terminal import ExitCode
 from labelmill.operations.migrating import open_ledger
-from labelmill.reporting.facts import load_facts
-from labelmill.reporting.page import render
+from labelmill.reporting.model_facts import load_facts
+from labelmill.reporting.model_page import render
 from tests.console import Home
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for

@@ -22,11 +22,12 @@ from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import RunState
 from labelmill.labels.labelled_jobs import compare_with_folders
 from labelmill.labels.reviewing import Review, ReviewImage
-from labelmill.reporting import charts, tables
+from labelmill.reporting import charts
+from labelmill.reporting import report_rows as tables
 from labelmill.reporting.contact_sheet import render_contact_sheet
-from labelmill.reporting.facts import Facts, Rival
-from labelmill.reporting.labelled import render_labelled
-from labelmill.reporting.page import render
+from labelmill.reporting.labelled_job_page import render_labelled
+from labelmill.reporting.model_facts import Facts, Rival
+from labelmill.reporting.model_page import render
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 

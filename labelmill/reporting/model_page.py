@@ -19,8 +19,9 @@ from jobs.ledger.learning.promotion import LIVE_SET, TEST_SET
 from jobs.models.dataset import describe_version
 from jobs.models.evaluation import Evaluation
 from labelmill.console.terminal import format_duration
-from labelmill.reporting import charts, tables
-from labelmill.reporting.facts import Facts
+from labelmill.reporting import charts
+from labelmill.reporting import report_rows as tables
+from labelmill.reporting.model_facts import Facts
 
 #: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
 _SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
