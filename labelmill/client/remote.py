@@ -19,10 +19,10 @@ from jobs.ledger.learning.corrections import Correction
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState
 from jobs.settings import Settings
-from labelmill.client.common import CommonMethods
 from labelmill.client.http import Api, NothingToRetry
 from labelmill.client.remote_models import RemoteModelMethods
 from labelmill.client.session import accept_numpy_numbers
+from labelmill.client.shared import CommonMethods
 from labelmill.labels.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
 from producer.packing import pack
 from producer.sources import SourceImage

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.client.common import CommonMethods
+from labelmill.client.shared import CommonMethods
 from labelmill.operations.migrating import open_ledger
 
 if TYPE_CHECKING:
