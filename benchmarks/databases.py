@@ -17,7 +17,7 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from jobs.ledger import Ledger
-from labelmill.operations.migrating import upgrade
+from labelmill.client.migrating import upgrade
 
 
 class Work(StrEnum):

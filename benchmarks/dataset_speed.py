@@ -29,9 +29,9 @@ from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS, drop_developer_settings, kept_folder, short_folder
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.client.migrating import open_ledger
 from labelmill.console.terminal import report_errors, say
 from labelmill.local.stack import Stack
-from labelmill.operations.migrating import open_ledger
 
 #: The dataset of `starting`, and the number of its classes.
 _COLOURS: Final = "colours"

@@ -31,9 +31,9 @@ from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.client.migrating import open_ledger
 from labelmill.console.terminal import report_errors, say
 from labelmill.local.training import train_with_progress
-from labelmill.operations.migrating import open_ledger
 from worker.learning import mnist
 from worker.learning.data import Data, Uint8
 from worker.learning.networks import build

@@ -25,9 +25,9 @@ from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.client.migrating import open_ledger
 from labelmill.console.terminal import report_errors, say
 from labelmill.local.stack import Stack
-from labelmill.operations.migrating import open_ledger
 from worker.learning import mnist
 
 Kind = Literal["rotated", "blurred", "unchanged"]

@@ -15,8 +15,8 @@ from jobs.models.model import Model
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model, register_model
 from jobs.storage.store import Store
+from labelmill.client.migrating import open_ledger
 from labelmill.console.terminal import say
-from labelmill.operations.migrating import open_ledger
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import partitions
 from jobs.storage.store import Store
+from labelmill.client.migrating import alembic_config, upgrade
 from labelmill.console.terminal import report_errors, say
-from labelmill.operations.migrating import alembic_config, upgrade
 from labelmill.operations.purging import Purge
 
 PAGE: Final = 100

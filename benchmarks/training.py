@@ -25,8 +25,8 @@ from benchmarks.setup import RESULTS
 from jobs.ledger.learning.models import CHAMPION
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
+from labelmill.client.migrating import open_ledger
 from labelmill.console.terminal import report_errors, say
-from labelmill.operations.migrating import open_ledger
 from worker.learning import mnist
 from worker.learning.evaluation import evaluate
 from worker.learning.recipes import PLAIN, Recipe, recipe_for

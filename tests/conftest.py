@@ -51,8 +51,8 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.payloads import payload_key
 from jobs.storage.registry import register_model
 from jobs.storage.store import Store
+from labelmill.client.migrating import upgrade
 from labelmill.local.stack import _broker_command, broker_answers
-from labelmill.operations.migrating import upgrade
 from tests.console import folder_for_sockets
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns

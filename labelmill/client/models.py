@@ -42,8 +42,8 @@ from jobs.models.evaluation import Evaluation
 from jobs.models.model import Invert, Model, Resampling
 from jobs.storage.registry import read_stored, remove_model
 from jobs.storage.store_identity import check_store
+from labelmill.client.registration import Registered, register
 from labelmill.client.session import Session, accept_numpy_numbers
-from labelmill.operations.registration import Registered, register
 
 if TYPE_CHECKING:
     from labelmill.labels.labelled_jobs import LabelledEvaluation

@@ -12,8 +12,8 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage.store import Store
+from labelmill.client.migrating import open_ledger
 from labelmill.client.shared import CommonMethods
-from labelmill.operations.migrating import open_ledger
 
 if TYPE_CHECKING:
     from jobs.queue import Publisher

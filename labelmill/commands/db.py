@@ -10,8 +10,8 @@ from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage import store_identity
 from jobs.storage.store import Store
+from labelmill.client.migrating import upgrade as run_migrations
 from labelmill.console.terminal import examples, report_errors, say
-from labelmill.operations.migrating import upgrade as run_migrations
 
 _EXAMPLE: Final = examples("LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade")
 

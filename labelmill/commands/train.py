@@ -9,6 +9,7 @@ import typer
 from jobs.models.dataset import MNIST
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.client.migrating import open_ledger
 from labelmill.commands.options import (
     ArchitectureOption,
     AugmentOption,
@@ -20,7 +21,6 @@ from labelmill.commands.options import (
 )
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 from labelmill.local.training import MAX_SEED, train_with_progress
-from labelmill.operations.migrating import open_ledger
 from worker.learning.recipes import TrainingRequest
 
 app = typer.Typer(add_completion=False)

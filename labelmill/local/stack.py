@@ -25,11 +25,11 @@ from jobs.extras import install_hint
 from jobs.files import PRIVATE_UMASK, make_private_folder
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
+from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
 from labelmill.local.logs import Event, PartLog
 from labelmill.local.niceness import give_way
-from labelmill.operations.migrating import open_ledger
 
 #: How long the broker may take to start.
 START_SECONDS: Final = 30.0

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
-from labelmill.operations.migrating import open_ledger
+from labelmill.client.migrating import open_ledger
 from labelmill.server import batches, classifications, events, files, images, models, results
 from labelmill.server.access import Keys
 from labelmill.server.events import Streams

@@ -19,11 +19,11 @@ from jobs.errors import LabelmillError
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
 from jobs.storage.store import Store
+from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
 from labelmill.local.serving import announced
 from labelmill.operations.exporter import Exporter
-from labelmill.operations.migrating import open_ledger
 from labelmill.server.addresses import http_url
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection

@@ -164,7 +164,7 @@ class Harness:
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
 
     def __enter__(self) -> Harness:
-        from labelmill.operations.migrating import upgrade
+        from labelmill.client.migrating import upgrade
 
         self.ledger = Ledger(self.settings.ledger)
         upgrade(self.ledger)

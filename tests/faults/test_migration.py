@@ -19,7 +19,7 @@ from jobs.ledger.jobs.claims import Claim, claim_next
 from jobs.ledger.jobs.control import resume_job
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.maintenance import release_expired_claims
-from labelmill.operations.migrating import upgrade
+from labelmill.client.migrating import upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
 from tests.outcomes import Outcome, to_columns

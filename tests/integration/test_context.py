@@ -143,7 +143,7 @@ import os, signal, sys
 from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
-from labelmill.operations.migrating import open_ledger
+from labelmill.client.migrating import open_ledger
 from worker.context import WorkerContext
 
 def strike(*_):

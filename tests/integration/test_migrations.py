@@ -18,8 +18,8 @@ from jobs.ledger.learning.models import find_champion, find_evaluation, save_eva
 from jobs.models.evaluation import NO_ANSWER
 from jobs.schema import evaluations, jobs, metadata, models
 from jobs.settings import Settings
+from labelmill.client.migrating import alembic_config, open_ledger, upgrade
 from labelmill.operations.metrics import LabelmillCollector
-from labelmill.operations.migrating import alembic_config, open_ledger, upgrade
 from tests.console import Home
 from tests.evaluations import made_evaluation
 from tests.outcomes import Outcome, best

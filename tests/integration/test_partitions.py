@@ -20,7 +20,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import Partition, empty_partition, partitions
 from jobs.schema import jobs, predictions
-from labelmill.operations.migrating import alembic_config, upgrade
+from labelmill.client.migrating import alembic_config, upgrade
 from labelmill.operations.purging import Purge, Purged
 from migrations.bounding import BOUND
 from tests.conftest import Job, JobMaker

@@ -12,8 +12,8 @@ from jobs.ledger.learning.promotion import Compared, compare_answers
 from jobs.ledger.learning.runs import add_epoch, claim_run, describe_data, finish_run, request_run
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
+from labelmill.client.migrating import open_ledger
 from labelmill.console.terminal import ExitCode
-from labelmill.operations.migrating import open_ledger
 from labelmill.reporting.model_facts import load_facts
 from labelmill.reporting.model_page import render
 from tests.console import Home

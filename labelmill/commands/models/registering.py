@@ -12,6 +12,7 @@ from jobs.errors import LabelmillError
 from jobs.models.dataset import MNIST, describe_accuracy, describe_version
 from jobs.models.model import Invert, Model, Resampling, name_classes
 from labelmill.client import Client
+from labelmill.client.registration import describe_input
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.commands.options import AliasOfOption
@@ -25,7 +26,6 @@ from labelmill.console.evaluations import (
 )
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
-from labelmill.operations.registration import describe_input
 
 if TYPE_CHECKING:
     from jobs.models.evaluation import Evaluation
