@@ -9,9 +9,9 @@ import typer
 from labelmill.client import Client
 from labelmill.commands.follow_job import report_incomplete
 from labelmill.console.destination import STDOUT, opened, output_option, shown
-from labelmill.console.evaluations import labelled_lines, labelled_to_json, report_unlabelled
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.reporting.evaluation_lines import labelled_lines, labelled_to_json, report_unlabelled
 
 app = typer.Typer(add_completion=False)
 

@@ -29,12 +29,12 @@ from labelmill.cli import app
 from labelmill.client import Client
 from labelmill.commands import doctor
 from labelmill.commands.models import registering, shadow
-from labelmill.console.evaluations import labelled_lines, report_unlabelled
 from labelmill.console.terminal import Console
 from labelmill.console.terminal import terminal as console
 from labelmill.labels.labelled_jobs import compare_with_folders
 from labelmill.local import demo
 from labelmill.operations.doctor import Finding, Level
+from labelmill.reporting.evaluation_lines import labelled_lines, report_unlabelled
 from tests.conftest import Job, JobMaker, Worker
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.models.evaluation import Figures
-from labelmill.console.evaluations import class_lines, confusion_lines, summary_lines
+from labelmill.reporting.evaluation_lines import class_lines, confusion_lines, summary_lines
 
 
 def test_the_summary_has_the_figures_of_all_classes() -> None:

@@ -10,8 +10,8 @@ from jobs.errors import UserError
 from jobs.ledger.jobs.queries import Prediction
 from jobs.models.evaluation import MISTAKES
 from jobs.models.model import MNIST_INPUT, Model
-from labelmill.console.evaluations import labelled_lines, labelled_to_json
 from labelmill.labels.labelled_jobs import compare_with_folders, folder_of
+from labelmill.reporting.evaluation_lines import labelled_lines, labelled_to_json
 
 MODEL = Model("m", "mlp", "0" * 64, 1, ("ant", "bee"), MNIST_INPUT, None, {}, datetime.now(UTC))
 

@@ -12,9 +12,9 @@ from jobs.models.evaluation import Evaluation
 from jobs.models.model import Model, name_classes, name_input
 from labelmill.client import Client
 from labelmill.commands.options import AliasOfOption
-from labelmill.console.evaluations import figures_to_json
 from labelmill.console.tables import Column, print_table, short_time
 from labelmill.console.terminal import examples, print_json, report_errors
+from labelmill.reporting.evaluation_lines import figures_to_json
 
 app = typer.Typer(add_completion=False)
 

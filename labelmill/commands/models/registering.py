@@ -16,7 +16,9 @@ from labelmill.client.registration import describe_input
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.commands.options import AliasOfOption
-from labelmill.console.evaluations import (
+from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.reporting.evaluation_lines import (
     class_lines,
     confusion_lines,
     labelled_lines,
@@ -24,8 +26,6 @@ from labelmill.console.evaluations import (
     report_unlabelled,
     summary_lines,
 )
-from labelmill.console.progress import ProgressLine
-from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 
 if TYPE_CHECKING:
     from jobs.models.evaluation import Evaluation
