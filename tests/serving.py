@@ -21,9 +21,9 @@ from openai import OpenAI
 from jobs.ledger import Ledger
 from jobs.ledger.api.keys import Role, create_key
 from jobs.settings import Settings
-from labelmill.local.serving import listen_on
 from labelmill.server.application import create_app
 from labelmill.server.connections import Connection
+from labelmill.server.serving import listen_on
 from tests.console import Home, until
 
 

@@ -16,7 +16,7 @@ from benchmarks.processes import memory_kib, with_children
 from jobs.ledger import Ledger
 from jobs.ledger.api.keys import Role, create_key
 from jobs.settings import Settings
-from labelmill.local.serving import listen_on
+from labelmill.server.serving import listen_on
 
 #: How long the API may take to start, and a batch to be taken in or classified.
 _START_SECONDS: Final = 60.0

@@ -22,8 +22,8 @@ from jobs.ledger.api.files import FILES, file_key
 from jobs.ledger.api.keys import Role, create_key
 from jobs.ledger.jobs.queries import job_status
 from jobs.schema import batches, files
-from labelmill.local.serving import listen_on
 from labelmill.operations.purging import Purge
+from labelmill.server.serving import listen_on
 from tests.console import until
 from tests.faults.checker import Verdict
 from tests.faults.harness import HEALED_SECONDS, Harness

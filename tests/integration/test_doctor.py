@@ -46,7 +46,6 @@ from jobs.schema import models as models_table
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model, model_key
 from jobs.storage.store import Store
-from labelmill.local.serving import announced, listen_on
 from labelmill.operations import doctor, probes
 from labelmill.operations.doctor import Finding, Level
 from labelmill.operations.doctor.api import check_api
@@ -59,6 +58,7 @@ from labelmill.operations.doctor.models import check_models
 from labelmill.operations.doctor.store import check_store
 from labelmill.operations.doctor.work import check_jobs, check_training
 from labelmill.operations.probes import redacted_message
+from labelmill.server.serving import announced, listen_on
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 from tests.small_disk import small_disk

@@ -24,8 +24,8 @@ from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import http
 from labelmill.client.remote import RemoteClient
-from labelmill.local.serving import listen_on
 from labelmill.server.application import create_app
+from labelmill.server.serving import listen_on
 from producer.intake import take_in_next
 from producer.sources import SourceImage
 from tests.conftest import ModelMaker

@@ -16,10 +16,10 @@ from jobs.ledger.api.batches import abandoned_seconds
 from jobs.ledger.api.keys import list_keys
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration
-from labelmill.local.serving import API_URL_FILE
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
 from labelmill.operations.doctor.ledger import check_in_ledger
 from labelmill.operations.probes import ANSWER_SECONDS
+from labelmill.server.serving import API_URL_FILE
 
 #: An intake process takes a batch within a second, unless it has just started.
 _LONG_WAIT_SECONDS: Final = 60.0
