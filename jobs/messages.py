@@ -1,7 +1,7 @@
 """The messages: wake-ups, which name no chunk or webhook, and a training run's message, which names the run.
 
-The ledger decides what is next (`jobs.ledger.jobs.claims`, `jobs.ledger.learning.runs`, `jobs.ledger.api.deliveries`), so a
-lost, duplicate or late message costs only time.
+The ledger decides what is next (`jobs.ledger.jobs.claims`, `jobs.ledger.learning.runs`,
+`jobs.ledger.api.deliveries`), so a lost, duplicate or late message costs only time.
 """
 
 from __future__ import annotations

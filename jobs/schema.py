@@ -377,8 +377,8 @@ chunks = Table(
     Column("first_index", BigInteger, nullable=False),  # of its first image in the job
     Column("images", Integer, nullable=False),
     Column("payload", Text, nullable=False),  # its key in the store
-    # The payload's digest (see `jobs.storage.payloads`), which may be a BLAKE3. The name stays because workers of an
-    # older version read this column.
+    # The payload's digest (see `jobs.storage.payloads`), which may be a BLAKE3. The name stays because
+    # workers of an older version read this column.
     Column("payload_sha256", String(64), nullable=False),
     Column("payload_offset", Integer, nullable=False, server_default="0"),  # its first image in the file
     Column("state", String(16), nullable=False),

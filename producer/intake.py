@@ -1,7 +1,7 @@
 """Take in the images of batches: jobs that were committed over HTTP before their images were read.
 
-A batch is claimed under a lease (`jobs.ledger.api.batches`). Its images come in a fixed order, so a process that
-continues after another one skips as many as are in the ledger: each image is taken exactly once.
+A batch is claimed under a lease (`jobs.ledger.api.batches`). Its images come in a fixed order, so a process
+that continues after another one skips as many as are in the ledger: each image is taken exactly once.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A purge is a series of small transactions that can stop after any of them. It marks the job before it removes
 files and deletes the job's row last, so the next purge finds what is left. It deletes the chunks before the
-predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.jobs.queries`). Predictions outlive
-their job only if their whole partition will soon be emptied (`jobs.ledger.partitions`).
+predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.jobs.queries`). Predictions
+outlive their job only if their whole partition will soon be emptied (`jobs.ledger.partitions`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A dataset: a named, versioned collection of labelled images.
 
-`jobs.storage.dataset_list` lists a version's images, `labelmill.datasets` adds versions, and `worker.learning` trains on
-them.
+`jobs.storage.dataset_list` lists a version's images, `labelmill.datasets` adds versions, and
+`worker.learning` trains on them.
 """
 
 from __future__ import annotations

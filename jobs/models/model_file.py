@@ -3,8 +3,8 @@
 Loading a model builds every class that its config names. Classes that run code (`Lambda`), open files
 (`StringLookup`, `TFSMLayer`) or call any function of Keras have repeatedly led to code execution:
 CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So only what is listed here and in
-`jobs.models.keras_names` may be in a file, and that is checked before Keras parses it. Keras's own safe mode applies
-as well.
+`jobs.models.keras_names` may be in a file, and that is checked before Keras parses it. Keras's own safe mode
+applies as well.
 
 How a model was compiled matters only to its training. It often names custom code, so it is not checked and
 must never be loaded: see `find_compiled_parts`.

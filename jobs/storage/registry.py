@@ -1,7 +1,7 @@
 """The model registry: immutable model files in the store, and their rows in the ledger.
 
-A file's key is its SHA-256. The hash and the content (`jobs.models.model_file`) are checked before anything parses
-the file, because loading a Keras file can run code.
+A file's key is its SHA-256. The hash and the content (`jobs.models.model_file`) are checked before anything
+parses the file, because loading a Keras file can run code.
 """
 
 from __future__ import annotations

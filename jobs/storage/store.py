@@ -38,8 +38,8 @@ class Store:
         self.url = url
         #: The store's folder, or None if it is not a local folder.
         self.folder: Path | None = None
-        #: The identity that was found here (`jobs.storage.store_identity`), kept because a request to an object store
-        #: takes long.
+        #: The identity that was found here (`jobs.storage.store_identity`), kept because a request to an
+        #: object store takes long.
         self.identity: str | None = None
         with self._translating_errors("reached"):
             try:

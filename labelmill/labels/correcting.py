@@ -1,8 +1,8 @@
 """Store corrections: find the image, check the label, and copy the image's bytes.
 
 Corrections come one at a time or as a file. Either all rows of a file are stored or none. The copies are
-written to the store before the rows that name them (`jobs.ledger.learning.corrections`). Each payload is read once,
-however many of its images are corrected.
+written to the store before the rows that name them (`jobs.ledger.learning.corrections`). Each payload is read
+once, however many of its images are corrected.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def _restore(ledger: Ledger, store: Store, removed: dict[str, bytes]) -> None:
     """Write those of the removed copies again that a correction needs by now.
 
     The same bytes may have been corrected since the ledger was read, and the correction may have checked for
-    its copy before the removal. A row stored after this checks for its copy later (`labelmill.labels.correcting`).
+    its copy before the removal. A row stored after this checks for its copy later
+    (`labelmill.labels.correcting`).
     """
     if not removed:
         return

@@ -1,6 +1,7 @@
 """Evaluate a model as it is served: with the same `prepare` and the same `Classifier`.
 
-`jobs.models.evaluation` declares the measures, `jobs.ledger.learning.models` stores them, and `jobs.ledger.learning.promotion` judges them.
+`jobs.models.evaluation` declares the measures, `jobs.ledger.learning.models` stores them, and
+`jobs.ledger.learning.promotion` judges them.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Evaluated:
     """The measures, and the answers that they were computed from."""
 
     evaluation: Evaluation
-    #: Little-endian uint16, shape (n, 2), whose bytes are those of `jobs.models.evaluation.pack_answers`: for each
-    #: image the predicted class index, or NO_ANSWER, and the true one.
+    #: Little-endian uint16, shape (n, 2), whose bytes are those of `jobs.models.evaluation.pack_answers`: for
+    #: each image the predicted class index, or NO_ANSWER, and the true one.
     answers: npt.NDArray[np.uint16]
 
 

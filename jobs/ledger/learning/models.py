@@ -1,4 +1,4 @@
-"""Models: their rows, aliases, evaluations, verdicts and promotions. `jobs.storage.registry` keeps the files."""
+"""Models: rows, aliases, evaluations, verdicts and promotions. `jobs.storage.registry` has the files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The promotion gate: decide whether a model becomes the champion, and record the decision.
 
-The gate judges by the evaluations that `jobs.ledger.learning.models` stores, so a verdict takes milliseconds and needs
-neither the model nor the images.
+The gate judges by the evaluations that `jobs.ledger.learning.models` stores, so a verdict takes milliseconds
+and needs neither the model nor the images.
 """
 
 from __future__ import annotations
