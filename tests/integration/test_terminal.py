@@ -29,8 +29,8 @@ from labelmill.cli import app
 from labelmill.client import Client
 from labelmill.commands import doctor
 from labelmill.commands.models import registering, shadow
+from labelmill.console import terminal as console
 from labelmill.console.terminal import Console
-from labelmill.console.terminal import terminal as console
 from labelmill.labels.labelled_jobs import compare_with_folders
 from labelmill.local import demo
 from labelmill.operations.doctor import Finding, Level

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from labelmill.console.terminal import Console, progress
+from labelmill.console import progress
+from labelmill.console.terminal import Console
 
 NOTE = "3 with an error, waiting for a worker: is `labelmill up` running?"
 
