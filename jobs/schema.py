@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     bindparam,
     false,
     literal,
@@ -414,6 +415,14 @@ chunks = Table(
         sqlite_where=text("state = 'claimed'"),
     ),
 )
+
+#: The conditions of these indexes, literally: with parameters instead of the states, neither database sees
+#: that the index applies, and reads the whole table.
+CHUNK_IS_PENDING: Final = text("chunks.state = 'pending'")
+CHUNK_IS_CLAIMED: Final = text("chunks.state = 'claimed'")
+
+#: The condition for a chunk that a worker has under a lease that has not run out.
+CHUNK_IS_IN_WORK: Final = and_(CHUNK_IS_CLAIMED, chunks.c.lease_until >= db_now())
 
 #: One row per file that was uploaded over HTTP; its bytes are in the store.
 files = Table(

@@ -28,14 +28,13 @@ from jobs.ledger.api.deliveries import count_due_deliveries
 from jobs.ledger.free_space import prove_room
 from jobs.ledger.jobs.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.learning.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
+from jobs.ledger.locks import RECONCILE_LOCK, take_lock
 from jobs.ledger.maintenance import (
-    RECONCILE_LOCK,
     count_due,
     end_stalled_sessions,
     fail_abandoned_jobs,
     has_expired_claim,
     release_expired_claims,
-    take_lock,
 )
 from jobs.ledger.workers import GONE_SECONDS, forget_lost_workers, lost_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK

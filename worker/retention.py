@@ -12,7 +12,7 @@ import time
 from typing import IO, Final
 
 from jobs.ledger import Ledger
-from jobs.ledger.maintenance import take_lock
+from jobs.ledger.locks import take_lock
 from jobs.settings import Settings
 from worker.context import owner_name
 

@@ -24,11 +24,11 @@ from sqlalchemy.engine import Connection
 from jobs.errors import LabelmillError, SettingsError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.clock import database_now
 from jobs.ledger.learning.health import report_drift
 from jobs.ledger.learning.runs import clear_expired_run, request_run
 from jobs.ledger.learning.schedules import Schedule, list_schedules, new_corrections
 from jobs.ledger.metrics import latest_requests
-from jobs.ledger.metrics import now as database_now
 from jobs.ledger.workers import BEAT
 from jobs.models.dataset import MNIST
 from jobs.queue import Publisher

@@ -1,4 +1,4 @@
-"""Compare this machine's clock with the database's.
+"""The database's clock, and how this machine's differs from it.
 
 The ledger's own times all come from the database. But beat finds a schedule's slots by its machine's clock,
 and TLS, object stores and receivers of webhooks compare times as well.
@@ -9,13 +9,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.metrics import now
+from jobs.schema import db_now
 
 #: A clock that differs by more is wrong. Time servers keep clocks far closer, and receivers of webhooks
 #: tolerate some minutes.
 CLOCK_SECONDS: Final = 30.0
+
+
+def database_now(connection: Connection) -> datetime:
+    """Return the time of the database's clock."""
+    return connection.execute(sa.select(db_now())).scalar_one()
 
 
 def clock_error(connection: Connection) -> float:
@@ -24,7 +30,7 @@ def clock_error(connection: Connection) -> float:
     The time that the database took to answer does not count.
     """
     before = datetime.now(UTC)
-    there = now(connection)
+    there = database_now(connection)
     after = datetime.now(UTC)
     if there > after:
         return (after - there).total_seconds()

@@ -15,22 +15,29 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
-from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
-from jobs.ledger.jobs.claims import IS_CLAIMED, Reason, next_due, release_claims
+from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS
+from jobs.ledger.jobs.claims import Reason, next_due, release_claims
 from jobs.ledger.jobs.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
 from jobs.ledger.jobs.submission import ABANDONED_SECONDS
-from jobs.schema import FINISHED, JobState, batches, chunks, db_now, jobs, locks, predictions, purges
+from jobs.schema import (
+    CHUNK_IS_CLAIMED,
+    FINISHED,
+    JobState,
+    batches,
+    chunks,
+    db_now,
+    jobs,
+    predictions,
+    purges,
+)
 
 # ---- the reconciler -------------------------------------------------------------------------------
-
-#: The lock of the process that reconciles.
-RECONCILE_LOCK: Final = "reconcile"
 
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
 
 #: Claimed chunks whose lease has run out.
-_EXPIRED: Final = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
+_EXPIRED: Final = sa.select(chunks.c.id).where(CHUNK_IS_CLAIMED, chunks.c.lease_until < db_now())
 
 #: Sessions of this ledger and user that have written, and wait for their client within a statement. A client
 #: sends or reads a chunk's rows in less than a second.
@@ -41,24 +48,6 @@ _END_STALLED_SESSIONS: Final = sa.text("""
       AND state = 'active' AND wait_event IN ('ClientRead', 'ClientWrite') AND backend_xid IS NOT NULL
       AND query_start < clock_timestamp() - make_interval(secs => :seconds)
 """)
-
-
-def take_lock(connection: Connection, name: str, holder: str, *, seconds: float) -> bool:
-    """Take or keep a named lock that one process holds at a time. Return False if another process holds it.
-
-    The lock expires after `seconds` unless it is taken again.
-    """
-    taken = connection.scalar(
-        insert_into(connection, locks)
-        .values(name=name, holder=holder, until=db_now(seconds))
-        .on_conflict_do_update(
-            index_elements=[locks.c.name],
-            set_={"holder": holder, "until": db_now(seconds)},
-            where=sa.or_(locks.c.holder == holder, locks.c.until < db_now()),
-        )
-        .returning(locks.c.holder)
-    )
-    return taken is not None
 
 
 def has_expired_claim(connection: Connection) -> bool:

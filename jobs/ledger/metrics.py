@@ -9,11 +9,22 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.jobs.claims import IS_PENDING, chunk_is_in_work
 from jobs.ledger.jobs.control import JOB_IS_UNFINISHED
 from jobs.ledger.jobs.queries import OLDEST_PENDING_AT
-from jobs.ledger.maintenance import RECONCILE_LOCK
-from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, locks, metadata, training_runs
+from jobs.ledger.locks import RECONCILE_LOCK
+from jobs.schema import (
+    CHUNK_IS_IN_WORK,
+    CHUNK_IS_PENDING,
+    UNFINISHED,
+    ChunkState,
+    aliases,
+    chunks,
+    db_now,
+    jobs,
+    locks,
+    metadata,
+    training_runs,
+)
 
 # ---- the backlog ----------------------------------------------------------------------------------
 
@@ -43,7 +54,7 @@ def backlog(connection: Connection) -> Backlog:
     # One statement: chunks that finish between two statements would make the remaining number negative.
     claimed = (
         sa.select(chunks.c.job_id, sa.func.sum(chunks.c.images).label("images"))
-        .where(chunk_is_in_work())
+        .where(CHUNK_IS_IN_WORK)
         .group_by(chunks.c.job_id)
         .cte("claimed")
     )
@@ -63,16 +74,14 @@ def backlog(connection: Connection) -> Backlog:
     active = [row for row in rows if not row.paused]
     held = [row for row in rows if row.paused]
     in_work = connection.execute(
-        sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.images), 0)).where(
-            chunk_is_in_work()
-        )
+        sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.images), 0)).where(CHUNK_IS_IN_WORK)
     ).one()
     paused_jobs = sa.select(jobs.c.id).where(JOB_IS_UNFINISHED, jobs.c.paused_at.is_not(None))
     return Backlog(
         jobs={state: sum(row.jobs for row in active if row.state == state) for state in UNFINISHED},
         paused_jobs=sum(row.jobs for row in held),
         pending_images=sum(int(row.images) for row in active),
-        pending_chunks=_count_chunks(connection, IS_PENDING),
+        pending_chunks=_count_chunks(connection, CHUNK_IS_PENDING),
         held_images=sum(int(row.images) for row in held),
         held_chunks=_count_chunks(
             connection, chunks.c.state == ChunkState.HELD, chunks.c.job_id.in_(paused_jobs)
@@ -119,11 +128,6 @@ def latest_requests(connection: Connection) -> dict[str, datetime]:
 
 
 # ---- checks for `labelmill doctor` ----------------------------------------------------------------
-
-
-def now(connection: Connection) -> datetime:
-    """Return the time of the database's clock."""
-    return connection.execute(sa.select(db_now())).scalar_one()
 
 
 def sqlite_version(connection: Connection) -> tuple[int, ...]:

@@ -18,8 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.database import insert_into
-from jobs.ledger.jobs.claims import chunk_is_in_work
-from jobs.schema import RunState, chunks, db_now, training_runs, workers
+from jobs.schema import CHUNK_IS_IN_WORK, RunState, chunks, db_now, training_runs, workers
 
 #: The queue in beat's row, although beat takes no messages.
 BEAT: Final = "labelmill.beat"
@@ -136,7 +135,7 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
         query = query.where(workers.c.host == host)
     claimed: dict[str, list[str]] = {}
     for owner, chunk_id in connection.execute(
-        sa.select(chunks.c.owner, chunks.c.id).where(chunk_is_in_work()).order_by(chunks.c.id)
+        sa.select(chunks.c.owner, chunks.c.id).where(CHUNK_IS_IN_WORK).order_by(chunks.c.id)
     ):
         claimed.setdefault(owner, []).append(chunk_id)
     is_running = training_runs.c.active == 1, training_runs.c.state == RunState.RUNNING

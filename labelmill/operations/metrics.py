@@ -30,6 +30,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
+from jobs.ledger.clock import database_now
 from jobs.ledger.counters import (
     BUCKETS,
     DEATHS,
@@ -47,7 +48,6 @@ from jobs.ledger.learning.models import champions
 from jobs.ledger.learning.runs import UNFINISHED_RUN, active_runs
 from jobs.ledger.learning.schedules import Schedule
 from jobs.ledger.metrics import backlog, last_run_seconds
-from jobs.ledger.metrics import now as database_now
 from jobs.ledger.workers import BEAT, Problem, QueueWorkers, lost_workers, workers_by_queue
 from jobs.messages import QUEUES
 from jobs.network.certificates import broker_certificate_end, ledger_certificate_end

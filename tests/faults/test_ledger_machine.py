@@ -56,7 +56,8 @@ from jobs.ledger.jobs.control import (
 from jobs.ledger.jobs.results import Classified, record_results, were_finished
 from jobs.ledger.jobs.submission import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.ledger.learning.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims, take_lock
+from jobs.ledger.locks import take_lock
+from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims
 from jobs.limits import ErrorLimits
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
 from tests.faults.checker import Verdict

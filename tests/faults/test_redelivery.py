@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobs.ledger.maintenance import RECONCILE_LOCK
+from jobs.ledger.locks import RECONCILE_LOCK
 from jobs.schema import db_now, locks
 from tests.console import until
 from tests.faults.checker import chunk_rows

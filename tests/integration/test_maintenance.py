@@ -14,13 +14,13 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
 from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.jobs.submission import ABANDONED_SECONDS, discard_job, seal_job
+from jobs.ledger.locks import take_lock
 from jobs.ledger.maintenance import (
     ABANDONED,
     count_due,
     end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
-    take_lock,
 )
 from jobs.schema import JobState, chunks, jobs
 from tests.conftest import plans_of

@@ -18,7 +18,16 @@ from sqlalchemy.engine import Connection
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
 from jobs.ledger.counters import AttemptEnd, CounterName, count
-from jobs.schema import SMALL_JOB_IMAGES, UNFINISHED, ChunkState, chunks, db_now, jobs
+from jobs.schema import (
+    CHUNK_IS_CLAIMED,
+    CHUNK_IS_PENDING,
+    SMALL_JOB_IMAGES,
+    UNFINISHED,
+    ChunkState,
+    chunks,
+    db_now,
+    jobs,
+)
 
 #: Images of small chunks that are claimed together: a full batch (`worker.predicting.classifier.BATCH`).
 COMBINED_CLAIM_IMAGES: Final = 512
@@ -34,13 +43,10 @@ CRASHES_TO_GIVE_UP: Final = 3
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 _BACK_OFF: Final = sa.case(dict(enumerate(RETRY_SECONDS)), value=chunks.c.releases, else_=RETRY_SECONDS[-1])
 
-#: The conditions of the indexes on chunks, literally: with parameters instead of the states, neither database
-#: sees that the index applies, and reads the whole table.
-IS_PENDING: Final = sa.text("chunks.state = 'pending'")
-IS_CLAIMED: Final = sa.text("chunks.state = 'claimed'")
-
 #: The condition for a chunk that waits for a worker, and whose back-off is over.
-IS_DUE: Final = sa.and_(IS_PENDING, sa.or_(chunks.c.not_before.is_(None), chunks.c.not_before <= db_now()))
+IS_DUE: Final = sa.and_(
+    CHUNK_IS_PENDING, sa.or_(chunks.c.not_before.is_(None), chunks.c.not_before <= db_now())
+)
 
 #: The order in which chunks are claimed: that of the index on pending chunks.
 _CLAIM_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
@@ -109,11 +115,6 @@ def claimed_by(owner: str) -> sa.ColumnElement[bool]:
 def next_due(limit: int) -> sa.Select[tuple[str]]:
     """Return the query for the ids of the first due chunks, in the order in which they are claimed."""
     return sa.select(chunks.c.id).where(IS_DUE).order_by(*_CLAIM_ORDER).limit(limit)
-
-
-def chunk_is_in_work() -> sa.ColumnElement[bool]:
-    """Return the condition for a chunk that a worker has under a lease that has not run out."""
-    return sa.and_(IS_CLAIMED, chunks.c.lease_until >= db_now())
 
 
 def job_was_stopped() -> sa.ColumnElement[bool]:
@@ -245,9 +246,9 @@ def cut(connection: Connection, chunk: sa.Row[Any], *, keep: int, crashes: int) 
 def release_claims(connection: Connection, which: sa.ColumnElement[bool], reason: Reason, error: str) -> int:
     """Release claims without results; return how many there were.
 
-    `which` is `claimed_under`, `claimed_as`, `claimed_by`, or a narrower condition than IS_CLAIMED. Nothing
-    happens to a chunk that another worker has claimed meanwhile. The chunk is pending again, or dropped if
-    its job was stopped.
+    `which` is `claimed_under`, `claimed_as`, `claimed_by`, or a narrower condition than CHUNK_IS_CLAIMED.
+    Nothing happens to a chunk that another worker has claimed meanwhile. The chunk is pending again, or
+    dropped if its job was stopped.
     """
     values: dict[str, Any] = {}
     if reason in (Reason.INTERRUPTED, Reason.UNAVAILABLE):
@@ -261,7 +262,7 @@ def release_claims(connection: Connection, which: sa.ColumnElement[bool], reason
         values["not_before"] = db_now(_BACK_OFF)
     released = connection.execute(
         chunks.update()
-        .where(IS_CLAIMED, which)
+        .where(CHUNK_IS_CLAIMED, which)
         .values(
             # A paused job's chunk is not held here: the job may be resumed at this moment, which would pass
             # this chunk over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.jobs.control`).

@@ -13,9 +13,19 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ledger.counters import CounterName, count
-from jobs.ledger.jobs.claims import IS_PENDING, chunk_is_in_work, job_was_stopped, next_due
+from jobs.ledger.jobs.claims import job_was_stopped, next_due
 from jobs.ledger.outbox import report_ended_jobs
-from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import (
+    CHUNK_IS_IN_WORK,
+    CHUNK_IS_PENDING,
+    FINISHED,
+    UNFINISHED,
+    ChunkState,
+    JobState,
+    chunks,
+    db_now,
+    jobs,
+)
 
 #: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
 JOB_IS_UNFINISHED: Final = sa.text("jobs.state IN ('receiving', 'running')")
@@ -106,7 +116,7 @@ def drop_leftover_chunks(connection: Connection) -> None:
     checked = next_due(CHECKED_CHUNKS).add_columns(job_was_stopped().label("stopped")).subquery()
     ids = connection.scalars(sa.select(checked.c.id).where(checked.c.stopped)).all()
     if ids:  # usually there is none
-        _drop(connection, chunks.c.id.in_(ids), IS_PENDING)
+        _drop(connection, chunks.c.id.in_(ids), CHUNK_IS_PENDING)
 
 
 def hold_leftover_chunks(connection: Connection) -> None:
@@ -147,7 +157,7 @@ def settle_job(connection: Connection, job_id: str) -> bool:
     # that is not committed yet, and then sees it.
     unclaimed = (
         sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, _HAS_NOT_ENDED, ~chunk_is_in_work(), finished)
+        .where(chunks.c.job_id == job_id, _HAS_NOT_ENDED, ~CHUNK_IS_IN_WORK, finished)
         .order_by(chunks.c.id)
         .with_for_update()
     )
@@ -161,7 +171,7 @@ def settle_job(connection: Connection, job_id: str) -> bool:
 
 def could_be_settled(connection: Connection, job_id: str) -> bool:
     """Return whether the job has finished and no worker has a chunk of it. Changes nothing."""
-    at_work = sa.exists().where(chunks.c.job_id == jobs.c.id, chunk_is_in_work())
+    at_work = sa.exists().where(chunks.c.job_id == jobs.c.id, CHUNK_IS_IN_WORK)
     query = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~at_work)
     return connection.scalar(query) is not None
 

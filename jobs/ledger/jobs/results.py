@@ -19,11 +19,11 @@ from sqlalchemy.engine import Connection
 from jobs.errors import LeaseLost
 from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
 from jobs.ledger.database import as_unavailable
-from jobs.ledger.jobs.claims import IS_CLAIMED, Claim, claimed_as
+from jobs.ledger.jobs.claims import Claim, claimed_as
 from jobs.ledger.jobs.control import drop_waiting_work
 from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.outbox import report_ended_jobs
-from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import CHUNK_IS_CLAIMED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 from jobs.text import all_storable, storable
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
@@ -90,7 +90,7 @@ def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
     """
     finish = (
         chunks.update()
-        .where(IS_CLAIMED, claimed_as(claims))
+        .where(CHUNK_IS_CLAIMED, claimed_as(claims))
         .values(state=ChunkState.DONE, lease_until=None, finished_at=db_now())
         .returning(chunks.c.id)
     )

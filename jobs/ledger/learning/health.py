@@ -20,7 +20,7 @@ from jobs.ids import new_id
 from jobs.ledger.database import Ledger
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.learning.models import champions, find_evaluation, model_or_champion
-from jobs.ledger.maintenance import take_lock
+from jobs.ledger.locks import take_lock
 from jobs.ledger.outbox import is_wanted, report
 from jobs.models.dataset import MNIST
 from jobs.models.drift import MIN_IMAGES, Drift, Shift

@@ -11,9 +11,9 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from jobs.ledger import metrics
 from jobs.ledger.api.batches import abandoned_seconds
 from jobs.ledger.api.keys import list_keys
+from jobs.ledger.clock import database_now
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
@@ -64,7 +64,7 @@ def _address(settings: Settings, start: str) -> Finding:
 
 def _keys(connection: Connection) -> Iterator[Finding]:
     """Yield a warning about each key that has expired or soon will."""
-    now = metrics.now(connection)
+    now = database_now(connection)
     valid = [key for key in list_keys(connection) if key.revoked_at is None]
     expiring = [key for key in valid if key.expires_at is not None and key.expires_at < now + _SOON]
     for key in expiring:

@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import metrics
+from jobs.ledger.clock import database_now
 from jobs.ledger.learning.runs import active_runs
 from jobs.ledger.metrics import OpenJob
 from jobs.ledger.workers import BEAT, list_workers, workers_by_queue
@@ -104,7 +105,7 @@ def check_training(settings: Settings) -> Iterator[Finding]:
         for run in runs:
             waited = 0.0
             if run.state == RunState.PENDING and run.requested_at is not None:
-                waited = (metrics.now(connection) - run.requested_at).total_seconds()
+                waited = (database_now(connection) - run.requested_at).total_seconds()
             if run.state == RunState.PENDING and RETRAIN_QUEUE not in alive:
                 yield warning(
                     f"no trainer is running, and training run {run.id} waits",
@@ -125,7 +126,7 @@ def check_training(settings: Settings) -> Iterator[Finding]:
 def _schedules(connection: Connection, settings: Settings, *, has_beat: bool) -> Iterator[Finding]:
     """Yield which trainings are overdue, and a warning if beat is needed but not running."""
     start = "labelmill up" if settings.embedded_broker else "celery -A worker.app beat"
-    schedules = all_schedules(connection, default_schedule(settings, metrics.now(connection)))
+    schedules = all_schedules(connection, default_schedule(settings, database_now(connection)))
     if not has_beat and any(schedule.cron or schedule.after_corrections for schedule in schedules):
         yield warning("beat is not running, so no scheduled training starts", fix=start)
     for dataset, slot in overdue_slots(connection, schedules).items():
