@@ -41,7 +41,7 @@ from benchmarks.slow_model import build_slow_model, register_slow_model
 from labelmill.client import Client
 from labelmill.console.terminal import report_errors, say
 from producer.sources import Sources
-from worker.context import FIRST_CLAIM_IMAGES
+from worker.predicting.context import FIRST_CLAIM_IMAGES
 
 #: At most so long from one job to the next, evenly spread from 0, so that no job keeps step with a timer.
 PAUSE_SECONDS: Final = 0.2

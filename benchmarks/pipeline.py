@@ -22,7 +22,7 @@ from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.local.stack import Stack
 from producer.sources import Sources
-from worker.context import CLAIM_SECONDS
+from worker.predicting.context import CLAIM_SECONDS
 
 #: Seconds between two questions to the ledger whether the job is done. At most, because asking takes time
 #: from the workers; and at the end, because a round may be measured too long by so much.

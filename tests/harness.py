@@ -36,7 +36,7 @@ from jobs.storage.payloads import Content, pack_payload, payload_digest, payload
 from jobs.storage.store import Store
 from tests.faults.pictures import pictures
 from tests.registering import register_digits
-from worker.context import WorkerContext
+from worker.predicting.context import WorkerContext
 from worker.predicting.pipeline import classify_next
 
 

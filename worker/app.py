@@ -22,9 +22,9 @@ from worker.celery_patches import (
     limit_failed_shutdown,
     record_deaths,
 )
-from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
+from worker.predicting.context import close_process_context, process_context
 from worker.predicting.optional_formats import check_installed
 from worker.reconciler import reconcile_step
 from worker.schedule import default_schedule

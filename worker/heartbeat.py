@@ -27,9 +27,15 @@ from jobs.ledger import Ledger
 from jobs.ledger.clock import CLOCK_SECONDS, clock_error
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.disks import Disk, read_disk, report_disk
-from jobs.ledger.workers import HEARTBEAT_SECONDS, Problem, WorkerRow, forget_worker, report_worker
-from worker.context import owner_name
-from worker.deaths import Deaths, death_name
+from jobs.ledger.workers import (
+    HEARTBEAT_SECONDS,
+    Problem,
+    WorkerRow,
+    forget_worker,
+    owner_name,
+    report_worker,
+)
+from worker.children import Deaths, death_name
 
 logger = logging.getLogger(__name__)
 

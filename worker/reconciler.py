@@ -36,12 +36,11 @@ from jobs.ledger.maintenance import (
     has_expired_claim,
     release_expired_claims,
 )
-from jobs.ledger.workers import GONE_SECONDS, forget_lost_workers, lost_workers
+from jobs.ledger.workers import GONE_SECONDS, forget_lost_workers, lost_workers, owner_name
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_TASK
 from jobs.queue import MAX_WAITING, Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
-from worker.context import owner_name
 from worker.heartbeat import Heartbeat, ready_children
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import IO, Final
 
 from jobs.ledger import Ledger
 from jobs.ledger.locks import take_lock
+from jobs.ledger.workers import owner_name
 from jobs.settings import Settings
-from worker.context import owner_name
 
 logger = logging.getLogger(__name__)
 

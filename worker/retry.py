@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from jobs.errors import Unavailable
-from worker.predicting.time_limit import time_ran_out
+from worker.time_limit import time_ran_out
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from jobs.messages import CLASSIFY_TASK, RETRAIN_TASK, WEBHOOK_TASK, check_wake_
 from jobs.settings import Settings
 from worker.celery_patches import SlotFreeingRequest
 from worker.children import ClaimingRequest
-from worker.context import process_context
 from worker.learning.task import execute_run
+from worker.predicting.context import process_context
 from worker.webhook_sender import TIMEOUT_SECONDS, deliver_next, process_ledger
 
 logger = logging.getLogger(__name__)

@@ -128,7 +128,7 @@ class _Counting(Store):
 
 
 def _count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
-    from worker.context import WorkerContext
+    from worker.predicting.context import WorkerContext
     from worker.predicting.pipeline import classify_next
 
     with contextlib.closing(Ledger(settings.ledger)) as ledger:

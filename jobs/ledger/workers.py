@@ -7,6 +7,7 @@ were ready then. `worker.heartbeat` and `worker.schedule` write the rows; `label
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,11 +47,16 @@ class Problem(StrEnum):
     MODEL = "the champion"
 
 
+def owner_name(pid: int) -> str:
+    """Return the name under which a process of this machine claims work: host and process id."""
+    return f"{socket.gethostname()}/{pid}"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """What a worker reports in its heartbeat."""
 
-    name: str  # of its main process (`worker.context.owner_name`)
+    name: str  # of its main process (`owner_name`)
     host: str
     queue: str
     children: Sequence[str]  # the names under which its ready child processes claim

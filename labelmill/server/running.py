@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from jobs.errors import LabelmillError
+from jobs.ledger.workers import owner_name
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
 from jobs.storage.store import Store
@@ -125,7 +126,7 @@ def run_intake(settings: Settings, parent: int) -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends this process
     log_to_stderr(settings)
-    owner = f"{socket.gethostname()}/{os.getpid()}"
+    owner = owner_name(os.getpid())
     with (
         suppress(KeyboardInterrupt),
         sigterm_like_ctrl_c(),

@@ -15,7 +15,7 @@ from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import Home, rows
 from tests.registering import register_digits
-from worker.context import WorkerContext
+from worker.predicting.context import WorkerContext
 from worker.predicting.pipeline import classify_next
 
 #: How many images the job has.

@@ -27,7 +27,7 @@ from openai import OpenAI
 from jobs.ledger.database import REVISION
 from tests.compose.deployment import BUILD_SECONDS, NEWER, VERSION, Container, Deployment, docker
 from tests.console import stop, until
-from worker.deaths import MANY_DEATHS
+from worker.children import MANY_DEATHS
 
 #: MNIST's test images.
 IMAGES: Final = 10_000

@@ -64,8 +64,8 @@ import jobs.ledger.api.deliveries
 import jobs.ledger.jobs.claims
 import jobs.ledger.jobs.results
 import worker.celery_patches
-import worker.context
 import worker.learning.task
+import worker.predicting.context
 import worker.predicting.decode
 import worker.reconciler
 from jobs.errors import LeaseLost, Unavailable
@@ -90,7 +90,7 @@ AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
 jobs.ledger.api.deliveries.LEASE_SECONDS = Settings.load().lease_seconds  # type: ignore[misc]
 
 # The light classifier is so fast that one claim would take a whole job: then no fault could meet its middle.
-worker.context.FIRST_CLAIM_IMAGES = worker.context.MAX_CLAIM_IMAGES = 32  # type: ignore[misc]
+worker.predicting.context.FIRST_CLAIM_IMAGES = worker.predicting.context.MAX_CLAIM_IMAGES = 32  # type: ignore[misc]
 
 plan = Plan(Path(os.environ[FOLDER_VARIABLE]))
 
@@ -298,7 +298,7 @@ def _claimed(original: Callable[..., Any], *args: Any) -> Any:
     return claims
 
 
-@_wrap(worker.context, "read_payload")
+@_wrap(worker.predicting.context, "read_payload")
 def _reading(original: Callable[..., Any], *args: Any) -> Any:
     passing("reading")
     return original(*args)

@@ -11,7 +11,7 @@ from labelmill.operations.readiness import Part, readiness
 from tests.console import until
 from tests.faults.harness import Harness
 from tests.faults.trials import Matrix
-from worker.deaths import MANY_DEATHS
+from worker.children import MANY_DEATHS
 
 
 def test_processes_that_keep_dying_are_told(harnesses: list[Harness], matrix: Matrix) -> None:

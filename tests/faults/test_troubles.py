@@ -36,7 +36,7 @@ from tests.faults.signs import Signs, missing_signs, scrape
 from tests.secured import TlsBroker, TlsLedger
 from tests.small_disk import small_disk
 from tests.tls import tls_before
-from worker.deaths import MANY_DEATHS
+from worker.children import MANY_DEATHS
 
 #: How long the sources have.
 MINUTE: Final = 60.0

@@ -28,7 +28,7 @@ from tests.harness import Harness, make_harness
 from tests.kerasfile import keras_file
 from tests.ledger_probes import chunks_of
 from tests.serving import served_here
-from worker.context import WorkerContext
+from worker.predicting.context import WorkerContext
 
 
 @pytest.fixture(scope="session")

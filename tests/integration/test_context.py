@@ -18,7 +18,7 @@ from tests.faults import light
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
-from worker.context import (
+from worker.predicting.context import (
     CLAIM_SECONDS,
     FIRST_CLAIM_IMAGES,
     MAX_CLAIM_IMAGES,
@@ -144,7 +144,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.client.migrating import open_ledger
-from worker.context import WorkerContext
+from worker.predicting.context import WorkerContext
 
 def strike(*_):
     raise SoftTimeLimitExceeded

@@ -25,6 +25,7 @@ from jobs.ledger.workers import (
     WorkerRow,
     WorkerStatus,
     list_workers,
+    owner_name,
     report_worker,
 )
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
@@ -34,8 +35,7 @@ from jobs.settings import Settings
 from labelmill.operations.readiness import ALIVE_SECONDS, Part, liveness, readiness
 from tests.console import Home, until
 from worker import heartbeat as heartbeat_module
-from worker.context import owner_name
-from worker.deaths import MANY_DEATHS
+from worker.children import MANY_DEATHS
 from worker.heartbeat import Heartbeat
 from worker.reconciler import Reconciler, reported_disks
 

@@ -20,7 +20,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.runs import claim_run, get_run, request_run
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.workers import list_workers
+from jobs.ledger.workers import list_workers, owner_name
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
 from jobs.queue import Publisher
 from jobs.schema import ChunkState, RunState, chunks, db_now
@@ -29,7 +29,6 @@ from tests.conftest import Broker, Job, JobMaker, WorkerMaker
 from tests.harness import Harness, digits
 from worker import tasks
 from worker.children import ClaimingRequest
-from worker.context import owner_name
 from worker.reconciler import reconcile_step
 from worker.tasks import register_tasks
 

@@ -26,7 +26,7 @@ from tests.faults.test_intake import Source, names_of
 from tests.harness import Harness, digits, make_harness
 from tests.s3 import S3Server
 from tests.sources import outcome
-from worker.context import WorkerContext
+from worker.predicting.context import WorkerContext
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 

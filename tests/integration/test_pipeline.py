@@ -32,9 +32,9 @@ from tests.conftest import Broker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
 from tests.small_disk import SmallDisk
-from worker.context import FIRST_CLAIM_IMAGES
 from worker.predicting import free_space as room
 from worker.predicting import pipeline
+from worker.predicting.context import FIRST_CLAIM_IMAGES
 from worker.predicting.pipeline import ATTEMPTS_TO_REACH
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -163,7 +163,7 @@ def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     # given a chunk of 200 images, and a model of unknown speed that takes 10 ms per image
     del harness.context.images_per_claim
     monkeypatch.setattr(light, "PACE_SECONDS", FIRST_CLAIM_IMAGES / 100)
-    read = calls_of(monkeypatch, sys.modules["worker.context"], "read_payload")
+    read = calls_of(monkeypatch, sys.modules["worker.predicting.context"], "read_payload")
     job_id = harness.submit(digits(200))
 
     # when it is claimed, then only the first images are classified, and another worker is woken up
@@ -324,9 +324,9 @@ def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
 @pytest.mark.parametrize(
     ("stage", "hangs", "is_a_crash"),
     [
-        ("read", "worker.context.read_payload", False),
+        ("read", "worker.predicting.context.read_payload", False),
         ("fetch", "jobs.network.references.Roots.read", False),
-        ("load", "worker.context.fetch_model", False),
+        ("load", "worker.predicting.context.fetch_model", False),
         ("decode", "worker.predicting.decode.decode", True),
         ("predict", "tests.faults.light.Classifier.predict", True),
         ("record", "worker.predicting.pipeline.record_results", False),
@@ -370,7 +370,7 @@ def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predict
 @pytest.mark.parametrize(
     ("slow", "strikes_in", "is_a_crash"),
     [
-        ("worker.context.read_payload", "worker.predicting.decode.decode", False),
+        ("worker.predicting.context.read_payload", "worker.predicting.decode.decode", False),
         ("worker.predicting.decode.decode", "worker.predicting.pipeline.record_results", True),
     ],
     ids=["a slow store", "slow images"],
@@ -435,7 +435,7 @@ def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(
             raise SoftTimeLimitExceeded
         return released
 
-    monkeypatch.setattr("worker.context.read_payload", unavailable)
+    monkeypatch.setattr("worker.predicting.context.read_payload", unavailable)
     monkeypatch.setattr(pipeline, "release_claims", release)
     job_id = harness.submit(digits(1))
 

@@ -21,9 +21,9 @@ from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
-from worker.context import WorkerContext
 from worker.learning import mnist
 from worker.predicting.classifier import load_model
+from worker.predicting.context import WorkerContext
 from worker.predicting.tensorflow_runtime import keras
 
 DIGITS = ",".join("0123456789")

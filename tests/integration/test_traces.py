@@ -256,7 +256,7 @@ _LOOK = """
 import logging, sys
 logging.basicConfig(level="INFO", format="%(message)s")
 {hide}
-import labelmill.client, producer.submit, worker.context, worker.predicting.pipeline
+import labelmill.client, producer.submit, worker.predicting.context, worker.predicting.pipeline
 from jobs.traces import open_tracing
 print(open_tracing("labelmill-test"), any(name.startswith("opentelemetry.exporter") for name in sys.modules))
 """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import deaths
-from worker.deaths import MANY_DEATHS, Deaths, death_name
+from worker import children
+from worker.children import MANY_DEATHS, Deaths, death_name
 
 
 def test_a_death_has_the_name_of_its_signal() -> None:
@@ -39,12 +39,12 @@ def test_the_kernel_says_whether_memory_was_short(tmp_path: Path, text: str) -> 
 
 def test_some_deaths_are_no_problem_and_many_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(deaths.time, "monotonic", lambda: now)
+    monkeypatch.setattr(children.time, "monotonic", lambda: now)
     found = Deaths([])
     found.add([-11] * (MANY_DEATHS - 1))
     assert found.problem() is None
     found.add([-11])
     assert "SIGSEGV" in str(found.problem())
-    now = deaths.DEATHS_SECONDS + 1
+    now = children.DEATHS_SECONDS + 1
     found.add([])
     assert found.problem() is None

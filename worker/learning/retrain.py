@@ -38,6 +38,7 @@ from jobs.ledger.learning.runs import (
     request_run,
     was_finished_by,
 )
+from jobs.ledger.workers import owner_name
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
@@ -46,7 +47,6 @@ from jobs.settings import Settings
 from jobs.storage.registry import cache_errors, fetch_model, register_model
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
-from worker.context import owner_name
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
 from worker.learning.evaluation import evaluate_champion, evaluate_parts, save_evaluations
@@ -57,8 +57,8 @@ from worker.learning.recipes import Recipe, fitted_to
 from worker.learning.start_model import model_to_start_from
 from worker.learning.training import EpochResult, save, train
 from worker.predicting.classifier import Classifier, load_model
-from worker.predicting.time_limit import time_ran_out
 from worker.retry import retry
+from worker.time_limit import time_ran_out
 
 T = TypeVar("T")
 

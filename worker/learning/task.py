@@ -12,8 +12,8 @@ from contextlib import closing
 from jobs.errors import NotFound
 from jobs.ledger import Ledger
 from jobs.ledger.learning.runs import RunClaim, claim_run, get_run
+from jobs.ledger.workers import owner_name
 from jobs.settings import Settings
-from worker.context import owner_name
 from worker.message_filter import log_dropped
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.errors import LedgerFull, Unavailable
 from jobs.ledger.free_space import prove_room
 from jobs.ledger.jobs.claims import Reason, claimed_by, release_claims
-from worker.context import WorkerContext
+from worker.predicting.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.schema import JobState
 from jobs.storage.payloads import Content, Payload
-from worker.context import WorkerContext
 from worker.predicting import telemetry
+from worker.predicting.context import WorkerContext
 from worker.predicting.free_space import wait_for_room
-from worker.predicting.time_limit import time_limit_unmasked
 from worker.predicting.timings import Timings
 from worker.predicting.windows import classify_images, fetch_references
 from worker.retry import retry
+from worker.time_limit import time_limit_unmasked
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import champions, get_model
-from jobs.ledger.workers import Problem, report_model_problem
+from jobs.ledger.workers import Problem, owner_name, report_model_problem
 from jobs.network.references import Roots
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
@@ -54,11 +53,6 @@ SMALLEST_BATCH: Final = 32
 
 #: Threads that fetch references: they mostly wait for a server.
 FETCH_THREADS: Final = 16
-
-
-def owner_name(pid: int) -> str:
-    """Return the owner of a process's claims in the ledger: host and process id."""
-    return f"{socket.gethostname()}/{pid}"
 
 
 @contextmanager
