@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from opentelemetry.trace import Tracer
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, ImageError, PayloadDamaged
@@ -21,11 +22,9 @@ from jobs.network.references import Reference
 from jobs.queue import Publisher
 from jobs.storage.payloads import Payload, read_payload
 from jobs.storage.store import Store
+from jobs.traces import NO_TRACER
 from producer.chunking import Item, chunks_of
 from producer.submit import JobOptions, Submitted, Submitter
-
-if TYPE_CHECKING:
-    from jobs.traces import Tracing
 
 
 class Retried(NamedTuple):
@@ -51,7 +50,7 @@ def retry(
     on_progress: Callable[[int], None] = lambda _images: None,
     on_wait: Callable[[str], None] = lambda _job_id: None,
     on_seal: Callable[[Connection, str], object] = lambda *_: None,
-    tracing: Tracing | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Retried:
     """Submit the job's images without a label again, with their original names and contents.
 
@@ -61,7 +60,7 @@ def retry(
     if the job has not finished, if its payloads were purged, even during the retry, or if the key belongs to
     another job; and what `submit` raises.
     """
-    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
+    submitter = Submitter(ledger, store, publisher, on_progress, tracer, shadow_share, on_seal)
     if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
         with ledger.reading() as connection:
             again = job_status(connection, holder.job_id)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from opentelemetry.trace import Tracer
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
@@ -44,12 +45,10 @@ from jobs.schema import SMALL_JOB_IMAGES
 from jobs.storage.payloads import pack_payload, payload_digest, payload_folder, payload_key
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
+from jobs.traces import NO_TRACER, open_span, traceparent_of
 from producer.chunking import Chunk, chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources, no_images
-
-if TYPE_CHECKING:
-    from jobs.traces import Tracing
 
 #: Maximum characters of a submission key. PostgreSQL's index would allow 2,700 bytes.
 MAX_KEY_LENGTH: Final = 256
@@ -130,7 +129,7 @@ def submit(
     on_progress: Callable[[int], None] = lambda _images: None,
     on_wait: Callable[[str], None] = lambda _job_id: None,
     on_seal: Callable[[Connection, str], object] = lambda *_: None,
-    tracing: Tracing | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Submitted:
     """Submit one job of all `images`. When this returns, the job is committed in the ledger.
 
@@ -142,7 +141,7 @@ def submit(
     (1 to 10) most probable classes; by default only the label. The challenger, if there is one, also
     classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so far.
     `on_wait` is called with a job's id before waiting for another producer that is still submitting it under
-    the same key. `on_seal` is called with the job's id in the transaction that submits it. `tracing` records
+    the same key. `on_seal` is called with the job's id in the transaction that submits it. `tracer` records
     a span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
     heartbeat.
 
@@ -158,7 +157,7 @@ def submit(
         raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
     if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
         raise UserError(f"top must be from 1 to {MAX_TOP_K} classes, got {top_k}.")
-    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share, on_seal)
+    submitter = Submitter(ledger, store, publisher, on_progress, tracer, shadow_share, on_seal)
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id, dataset).id
     check_store(ledger, store)
@@ -211,23 +210,20 @@ class Submitter:
     store: Store
     publisher: Publisher
     on_progress: Callable[[int], None]
-    tracing: Tracing | None
+    tracer: Tracer
     shadow_share: float
     #: Called in the transaction that seals the job, with its id.
     on_seal: Callable[[Connection, str], object] = lambda *_: None
     began: int = field(default_factory=time.time_ns)  # nanoseconds since the epoch, for the span
 
     def submit(self, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
-        """Submit one job of these chunks, in a span if there is tracing.
+        """Submit one job of these chunks, in a span.
 
         Exceptions, and what they leave behind, are those of the function `submit`, and _KeyInUse.
         """
         job_id = new_id()
-        if self.tracing is None:
-            return self._store_job(job_id, options, chunks)
-        from jobs.traces import traceparent_of
-
-        with self.tracing.span("submit", began=self.began, job=job_id, model=options.model_id) as span:
+        ids = {"labelmill.job": job_id, "labelmill.model": options.model_id}
+        with open_span(self.tracer, "submit", began=self.began, attributes=ids) as span:
             submitted = self._store_job(job_id, replace(options, traceparent=traceparent_of(span)), chunks)
             span.set_attribute("labelmill.images", submitted.images)
             return submitted

@@ -103,7 +103,7 @@ class JobMethods(Session):
             on_progress=on_progress,
             on_wait=on_wait,
             on_seal=lambda connection, new_id: self.on_change(connection, "submit job", new_id),
-            tracing=self._tracing,
+            tracer=self._tracing.tracer,
         )
 
     def job_id(self, typed: str) -> str:
@@ -219,7 +219,7 @@ class JobMethods(Session):
             on_progress=on_progress,
             on_wait=on_wait,
             on_seal=on_seal,
-            tracing=self._tracing,
+            tracer=self._tracing.tracer,
         )
 
     @accept_numpy_numbers

@@ -84,9 +84,8 @@ class Session(CommonMethods):
             self.ledger.close()
         if self._publisher is not None:
             self._publisher.close()
-        tracing = self.__dict__.get("_tracing")  # do not open it only to close it
-        if tracing is not None:
-            tracing.close()
+        if "_tracing" in self.__dict__:  # do not open it only to close it
+            self._tracing.close()
 
     @cached_property
     def store(self) -> Store:
@@ -103,7 +102,7 @@ class Session(CommonMethods):
         return self._publisher.reset()
 
     @cached_property
-    def _tracing(self) -> Tracing | None:
+    def _tracing(self) -> Tracing:
         from jobs.traces import open_tracing
 
         return open_tracing("labelmill-producer")

@@ -17,13 +17,13 @@ import sqlalchemy as sa
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, Tracer
 
 from jobs.errors import SourceError
 from jobs.ledger import Ledger
 from jobs.queue import Publisher
 from jobs.schema import jobs
-from jobs.traces import CLOSE_SECONDS, ENDPOINT_VARIABLE, Tracing, open_tracing
+from jobs.traces import CLOSE_SECONDS, ENDPOINT_VARIABLE, NO_TRACER, open_tracing, start_tracing
 from producer.resubmit import retry
 from producer.sources import SourceImage
 from producer.submit import submit
@@ -31,12 +31,13 @@ from tests.conftest import Broker
 from tests.harness import Harness, digits
 
 
-class Traced(Tracing):
+class Traced:
     """Tracing whose spans stay in memory."""
 
     def __init__(self, service: str) -> None:
         self.exporter = InMemorySpanExporter()
-        super().__init__(service, SimpleSpanProcessor(self.exporter))
+        self.tracing = start_tracing(service, SimpleSpanProcessor(self.exporter))
+        self.close = self.tracing.close
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
         """Return the finished spans, in the order in which they ended."""
@@ -50,10 +51,10 @@ def traced() -> Iterator[Traced]:
 
 
 @pytest.fixture
-def submit_digits(harness: Harness, publisher: Publisher) -> Callable[[Tracing | None, int], str]:
-    """Return a function: `submit_digits(tracing, 3)` submits three images, one broken, in chunks of two."""
+def submit_digits(harness: Harness, publisher: Publisher) -> Callable[[Tracer, int], str]:
+    """Return a function: `submit_digits(tracer, 3)` submits three images, one broken, in chunks of two."""
 
-    def submit_digits(tracing: Tracing | None, count: int) -> str:
+    def submit_digits(tracer: Tracer, count: int) -> str:
         contents = [*digits(count - 1), b"broken"]
         images = (SourceImage(f"hers-{number}.png", data, None) for number, data in enumerate(contents))
         return submit(
@@ -62,7 +63,7 @@ def submit_digits(harness: Harness, publisher: Publisher) -> Callable[[Tracing |
             store=harness.store,
             publisher=publisher,
             chunk_images=2,
-            tracing=tracing,
+            tracer=tracer,
         ).job_id
 
     return submit_digits
@@ -84,7 +85,7 @@ def test_a_job_is_one_trace_from_its_submission_to_its_rows(
 ) -> None:
     # given a job that was submitted with traces on
     before = time.time_ns()
-    job_id = submit_digits(traced, 3)
+    job_id = submit_digits(traced.tracing.tracer, 3)
 
     # then its row has the trace, and its messages do not
     [submitted] = traced.spans()
@@ -102,7 +103,7 @@ def test_a_job_is_one_trace_from_its_submission_to_its_rows(
 
     # when a worker with traces on classifies both chunks in one claim
     there = Traced("labelmill-worker")
-    harness.context.tracing = there
+    harness.context.tracing = there.tracing
     assert harness.classify() == 3
 
     # then each chunk is a span below the submission, with the claim's stages below it
@@ -159,8 +160,8 @@ def test_an_attempt_that_fails_is_a_failed_span_and_the_next_one_another(
     harness: Harness, traced: Traced, submit_digits: Callable[..., str]
 ) -> None:
     # given a chunk whose store is unavailable at first
-    submit_digits(traced, 2)
-    harness.context.tracing = traced
+    submit_digits(traced.tracing.tracer, 2)
+    harness.context.tracing = traced.tracing
     folder = harness.context.settings.home / "store"
     elsewhere = folder.rename(folder.with_name("elsewhere"))
     folder.write_text("no folder")
@@ -182,18 +183,29 @@ def test_an_attempt_that_fails_is_a_failed_span_and_the_next_one_another(
     assert trace_of(second) == trace_of(failed)
 
 
+def test_without_tracing_the_calling_programs_trace_is_passed_on(
+    harness: Harness, traced: Traced, submit_digits: Callable[..., str]
+) -> None:
+    # given a program that has a span of its own, and no tracing here
+    with traced.tracing.tracer.start_as_current_span("its own") as span:
+        job_id = submit_digits(NO_TRACER, 1)
+
+    # then the job belongs to the program's trace
+    assert f"{span.get_span_context().trace_id:032x}" in (traceparent_of(harness.ledger, job_id) or "")
+
+
 @pytest.mark.parametrize("traceparent", [None, "00-nonsense", "x" * 55])
 def test_a_job_without_a_usable_trace_gets_one_for_each_chunk(
     harness: Harness, traced: Traced, submit_digits: Callable[..., str], traceparent: str | None
 ) -> None:
     # given a job that was submitted without a trace, or with an invalid one
-    job_id = submit_digits(None, 3)
+    job_id = submit_digits(NO_TRACER, 3)
     assert traceparent_of(harness.ledger, job_id) is None
     with harness.ledger.transaction() as connection:
         connection.execute(jobs.update().values(traceparent=traceparent))
 
     # when it is classified with traces on
-    harness.context.tracing = traced
+    harness.context.tracing = traced.tracing
     assert harness.classify() == 3
 
     # then each chunk has a trace of its own
@@ -217,7 +229,7 @@ def test_a_submission_that_fails_says_so_without_a_name(
             store=harness.store,
             publisher=publisher,
             chunk_images=1,
-            tracing=traced,
+            tracer=traced.tracing.tracer,
         )
 
     # then the submission's span has failed, and does not contain the image's name
@@ -230,7 +242,7 @@ def test_a_submission_that_fails_says_so_without_a_name(
 def test_a_retry_is_a_submission_with_a_trace_of_its_own(
     harness: Harness, publisher: Publisher, traced: Traced, submit_digits: Callable[..., str]
 ) -> None:
-    job_id = submit_digits(traced, 1)
+    job_id = submit_digits(traced.tracing.tracer, 1)
     assert harness.classify() == 1
     retried = retry(
         job_id,
@@ -239,7 +251,7 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
         store=harness.store,
         publisher=publisher,
         chunk_images=2,
-        tracing=traced,
+        tracer=traced.tracing.tracer,
     )
     assert retried.submitted is not None
     first, second = traced.spans("submit")
@@ -249,7 +261,7 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
 
 def test_no_traces_are_made_unless_an_endpoint_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
-    assert open_tracing("labelmill-test") is None
+    assert open_tracing("labelmill-test").tracer is NO_TRACER
 
 
 _LOOK = """
@@ -258,7 +270,8 @@ logging.basicConfig(level="INFO", format="%(message)s")
 {hide}
 import labelmill.client, producer.submit, worker.predicting.context, worker.predicting.pipeline
 from jobs.traces import open_tracing
-print(open_tracing("labelmill-test"), any(name.startswith("opentelemetry.exporter") for name in sys.modules))
+has_exporter = any(name.startswith("opentelemetry.exporter") for name in sys.modules)
+print(open_tracing("labelmill-test").shut_down, has_exporter)
 """
 
 
@@ -274,22 +287,21 @@ def _look(hide: str, **environment: str) -> Any:
 
 
 def test_if_traces_are_off_their_exporter_is_not_imported() -> None:
-    # redis-py imports other parts of OpenTelemetry if they are installed.
     assert _look("").stdout == "None False\n"
 
 
 def test_without_the_extra_traces_are_off_and_the_log_says_why() -> None:
-    done = _look("sys.modules['opentelemetry'] = None", **{ENDPOINT_VARIABLE: "http://127.0.0.1:1"})
+    done = _look("sys.modules['opentelemetry.sdk'] = None", **{ENDPOINT_VARIABLE: "http://127.0.0.1:1"})
     assert done.stdout.startswith("None")
     assert "pip install '.[otel]'" in done.stderr
 
 
 _LAST_SPAN = """
-from jobs.traces import open_tracing
+from jobs.traces import open_span, open_tracing
 import logging, time
 {logging}
 tracing = open_tracing("labelmill-test")
-with tracing.span("x", began=time.time_ns()):
+with open_span(tracing.tracer, "x", began=time.time_ns(), attributes={{}}):
     pass
 began = time.monotonic()
 tracing.close()

@@ -204,8 +204,7 @@ class WorkerContext:
         self.ledger.close()
         self.publisher.close()
         self.drop_fetchers()
-        if self.tracing is not None:
-            self.tracing.close()
+        self.tracing.close()
 
     def __enter__(self) -> Self:
         return self

@@ -55,7 +55,7 @@ def classify_next(context: WorkerContext) -> int:
             claims = _claim(context, token, timings)
             if not claims:
                 return 0
-            with telemetry.traced(claims, timings, context.tracing) as recorded:
+            with telemetry.traced(claims, timings, context.tracing.tracer) as recorded:
                 recorded += _classify_or_fail(claims, context, timings)
             return telemetry.log_recorded(recorded, timings)
     except LeaseLost:

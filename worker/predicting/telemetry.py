@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from opentelemetry.trace import Span, StatusCode, Tracer, set_span_in_context
 from structlog.contextvars import bind_contextvars
 
 from jobs.ledger.jobs.claims import Claim
 from jobs.ledger.jobs.results import Classified
-from jobs.traces import Tracing
+from jobs.traces import context_of
 from worker.predicting.timings import Timings
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
 
 
 @contextmanager
-def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -> Iterator[list[Classified]]:
+def traced(claims: Sequence[Claim], timings: Timings, tracer: Tracer) -> Iterator[list[Classified]]:
     """Record a span of the enclosed code for each claim, and add their ids to this task's log lines.
 
     The enclosed code adds the chunks that it recorded to the list.
@@ -76,25 +77,32 @@ def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -
         failed = type(error).__name__
         raise
     finally:
-        if tracing is not None:
-            errors = {claim.chunk_id: outcomes.failed for claim, outcomes in recorded}
-            ended = time.time_ns()
-            for claim in claims:
-                attributes: dict[str, str | int] = {
-                    "chunk": claim.chunk_id,
-                    "job": claim.job_id,
-                    "model": claim.model_id,
-                    "images": claim.images,
-                    "attempt": claim.attempts,
-                }
-                if claim.chunk_id in errors:
-                    attributes["errors"] = errors[claim.chunk_id]
-                tracing.record(
-                    "chunk",
-                    traceparent=claim.traceparent,
-                    began=timings.began,
-                    ended=ended,
-                    attributes=attributes,
-                    parts=timings.parts(),
-                    error=failed,
-                )
+        errors = {claim.chunk_id: outcomes.failed for claim, outcomes in recorded}
+        ended = time.time_ns()
+        for claim in claims:
+            span = _start_span(claim, timings, tracer)
+            if claim.chunk_id in errors:
+                span.set_attribute("labelmill.errors", errors[claim.chunk_id])
+            if failed is not None:
+                span.set_status(StatusCode.ERROR, failed)
+            span.end(ended)
+
+
+def _start_span(claim: Claim, timings: Timings, tracer: Tracer) -> Span:
+    """Return the span of a claim in its job's trace, with the stages of its work as spans that have ended."""
+    attributes: dict[str, str | int] = {
+        "labelmill.chunk": claim.chunk_id,
+        "labelmill.job": claim.job_id,
+        "labelmill.model": claim.model_id,
+        "labelmill.images": claim.images,
+        "labelmill.attempt": claim.attempts,
+    }
+    span = tracer.start_span(
+        "chunk", context_of(claim.traceparent), start_time=timings.began, attributes=attributes
+    )
+    if span.is_recording():  # a claim can have 512 chunks
+        below = set_span_in_context(span)
+        for name, stage in timings.stages.items():
+            seconds = {"labelmill.seconds": round(stage.seconds, 6)}
+            tracer.start_span(name, below, start_time=stage.began, attributes=seconds).end(stage.ended)
+    return span

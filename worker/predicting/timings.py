@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jobs.ledger.jobs.results import Spent
-from jobs.traces import Part
 
 
 @dataclass(slots=True)
@@ -50,10 +49,6 @@ class Timings:
     def spent(self) -> Spent:
         """Return the timings for the ledger's counters."""
         return Spent(self._start, {name: stage.seconds for name, stage in self.stages.items()})
-
-    def parts(self) -> list[Part]:
-        """Return the timings for a trace."""
-        return [Part(name, stage.began, stage.ended, stage.seconds) for name, stage in self.stages.items()]
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds by stage, to the millisecond; `total` counts from this object's creation."""
