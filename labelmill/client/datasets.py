@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from jobs.extras import require_decoders
 from jobs.ledger.learning.datasets import get_version, list_datasets
 from jobs.models.dataset import DatasetVersion, decoded_folder
-from labelmill.client.session import Session, accept_numpy_numbers
+from labelmill.client.installation import Installation, accept_numpy_numbers
 from labelmill.datasets.removing import remove
 
 if TYPE_CHECKING:
     from labelmill.datasets.adding import Added
 
 
-class DatasetMethods(Session):
+class DatasetMethods(Installation):
     """The client's methods for datasets. The built-in dataset `mnist` has no versions in the ledger."""
 
     def datasets(self) -> list[DatasetVersion]:

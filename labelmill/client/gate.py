@@ -11,7 +11,7 @@ from jobs.ledger.learning.datasets import get_version
 from jobs.ledger.learning.gate import effective_limits, own_limits, set_limits
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
-from labelmill.client.session import Session, accept_numpy_numbers
+from labelmill.client.installation import Installation, accept_numpy_numbers
 
 _NAMES: Final = tuple(field.name for field in fields(GateLimits))
 
@@ -19,7 +19,7 @@ _NAMES: Final = tuple(field.name for field in fields(GateLimits))
 _ALWAYS_ON: Final = ("significance", "margin", "live_margin")
 
 
-class GateMethods(Session):
+class GateMethods(Installation):
     """The client's methods for the promotion gate."""
 
     def gate(self, dataset: str = MNIST) -> GateLimits:

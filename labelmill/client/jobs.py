@@ -27,7 +27,7 @@ from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.models.dataset import MNIST
 from jobs.schema import JobState
-from labelmill.client.session import Session, accept_numpy_numbers
+from labelmill.client.installation import Installation, accept_numpy_numbers
 from producer.sources import SourceImage
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from producer.submit import Submitted
 
 
-class JobMethods(Session):
+class JobMethods(Installation):
     """The client's methods for jobs."""
 
     def submission(

@@ -42,14 +42,14 @@ from jobs.models.evaluation import Evaluation
 from jobs.models.model import Invert, Model, Resampling
 from jobs.storage.registry import read_stored, remove_model
 from jobs.storage.store_identity import check_store
+from labelmill.client.installation import Installation, accept_numpy_numbers
 from labelmill.client.registration import Registered, register
-from labelmill.client.session import Session, accept_numpy_numbers
 
 if TYPE_CHECKING:
     from labelmill.labels.labelled_jobs import LabelledEvaluation
 
 
-class ModelMethods(Session):
+class ModelMethods(Installation):
     """The client's methods for models.
 
     A model is named by its id, the first characters of its id (at least six), or an alias such as `champion`.

@@ -20,8 +20,8 @@ from jobs.limits import ErrorLimits
 from jobs.schema import JobState
 from jobs.settings import Settings
 from labelmill.client.http import Api, NothingToRetry
+from labelmill.client.installation import accept_numpy_numbers
 from labelmill.client.remote_models import RemoteModelMethods
-from labelmill.client.session import accept_numpy_numbers
 from labelmill.client.shared import CommonMethods
 from labelmill.labels.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
 from producer.packing import pack

@@ -18,7 +18,7 @@ from jobs.ledger.workers import WorkerStatus
 from jobs.models.dataset import MNIST, DatasetVersion
 from jobs.models.model import Model
 from labelmill.client.http import Api
-from labelmill.client.session import accept_numpy_numbers
+from labelmill.client.installation import accept_numpy_numbers
 from labelmill.client.training import RUN_POLL_SECONDS
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.errors import UserError
 from jobs.ledger.learning.schedules import Schedule, new_corrections, set_schedule
-from labelmill.client.session import accept_numpy_numbers
+from labelmill.client.installation import accept_numpy_numbers
 from labelmill.client.training import TrainingMethods
 from worker.learning.recipes import TrainingRequest
 

@@ -30,7 +30,7 @@ from jobs.ledger.learning.runs import (
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST
-from labelmill.client.session import Session, accept_numpy_numbers
+from labelmill.client.installation import Installation, accept_numpy_numbers
 from worker.learning.recipes import TrainingRequest
 from worker.learning.start_model import model_to_start_from
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 RUN_POLL_SECONDS: Final = 0.2
 
 
-class TrainingMethods(Session):
+class TrainingMethods(Installation):
     """The client's methods for training runs and corrections."""
 
     @accept_numpy_numbers

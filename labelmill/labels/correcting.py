@@ -48,7 +48,7 @@ from labelmill.labels.correction_files import (
 from labelmill.labels.image_copies import remove_copies
 
 if TYPE_CHECKING:
-    from labelmill.client.session import OnChange
+    from labelmill.client.installation import OnChange
 
 #: Images with these errors stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)

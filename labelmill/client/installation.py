@@ -44,7 +44,7 @@ def accept_numpy_numbers(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-class Session(CommonMethods):
+class Installation(CommonMethods):
     """A connection to one Labelmill installation."""
 
     def __init__(self, settings: Settings | None = None, *, ledger: Ledger | None = None) -> None:
