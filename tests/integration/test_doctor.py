@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import threading
@@ -51,6 +52,7 @@ from labelmill.operations.doctor import Finding, Level
 from labelmill.operations.doctor.api import check_api
 from labelmill.operations.doctor.broker import check_broker
 from labelmill.operations.doctor.certificates import check_certificate
+from labelmill.operations.doctor.commands import commands_of
 from labelmill.operations.doctor.configuration import check_home, check_settings
 from labelmill.operations.doctor.findings import ok
 from labelmill.operations.doctor.ledger import check_ledger
@@ -146,6 +148,21 @@ def test_no_finding_repeats_a_secret(url, text):
     words = redacted_message(RuntimeError(text), Settings.load(**url))
     assert "cret" not in words
     assert "***" in words
+
+
+def test_in_compose_a_fix_is_what_its_operator_types(fresh):
+    there = fresh.model_copy(update={"deployment": "compose", "broker_url": "redis://127.0.0.1:1/0"})
+    find(check_broker, there, "cannot be used", PROBLEM, "docker compose logs redis")
+    find(check_models, there, "no model", PROBLEM, "docker compose run --rm trainer train")
+    assert commands_of(there).run == "docker compose run --rm producer"
+
+
+def test_only_the_list_of_commands_names_commands():
+    # Another string would not be what an operator of the compose file types
+    [folder] = map(Path, doctor.__path__)
+    for file in folder.glob("*.py"):
+        named = re.findall(r"""["']labelmill [a-z]|fix=.*labelmill [a-z]""", file.read_text())
+        assert bool(named) == (file.name == "commands.py"), file
 
 
 # ---- settings and home --------------------------------------------------------------------------------
@@ -556,8 +573,12 @@ def test_no_worker_is_running(settings, ledger, make_job):
     find(check_jobs, settings, "the last one ended 2 h 00 min ago", WARNING)
     make_job([1])
     find(check_jobs, settings, "and jobs are waiting", PROBLEM, "labelmill worker")
-    embedded = settings.model_copy(update={"broker_url": None})
-    find(check_jobs, embedded, "no worker is running", PROBLEM, "labelmill up")
+    for update, start in (
+        ({"broker_url": None}, "labelmill up"),
+        ({"deployment": "compose"}, "docker compose up --detach worker"),
+    ):
+        there = settings.model_copy(update=update)
+        assert find(check_jobs, there, "no worker is running", PROBLEM).fix == start
     reconciled(ledger)
     assert is_well(check_jobs, settings)
 

@@ -13,7 +13,6 @@ from typing import Final
 from jobs.settings import Settings
 from labelmill.operations.doctor.api import check_api
 from labelmill.operations.doctor.broker import check_broker
-from labelmill.operations.doctor.compose import in_compose
 from labelmill.operations.doctor.configuration import check_home, check_settings
 from labelmill.operations.doctor.findings import Finding, Level, problem
 from labelmill.operations.doctor.ledger import check_ledger
@@ -57,8 +56,6 @@ def examine(settings: Settings, *, timeout: float = TIMEOUT_SECONDS) -> dict[str
         if thread.is_alive():  # it is abandoned, with a list that only it uses
             fix = f"check whether the host or disk of the {name} responds"
             found[name] = [*found[name], problem(f"no answer within {timeout:g} s", fix=fix)]
-    if settings.deployment == "compose":
-        return {name: [in_compose(finding) for finding in findings] for name, findings in found.items()}
     return found
 
 

@@ -16,8 +16,9 @@ from jobs.ledger.api.keys import list_keys
 from jobs.ledger.clock import database_now
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration
+from labelmill.operations.doctor.commands import Commands, commands_of
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
-from labelmill.operations.doctor.ledger import check_in_ledger
+from labelmill.operations.doctor.ledger import in_ledger
 from labelmill.operations.probes import ANSWER_SECONDS
 from labelmill.server.serving import API_URL_FILE
 
@@ -30,22 +31,22 @@ _SOON: Final = timedelta(days=7)
 
 def check_api(settings: Settings) -> Iterator[Finding]:
     """Check the API that is served from this state folder, the intake of batches, and the keys."""
-    start = "labelmill up" if settings.embedded_broker else "labelmill serve"
-
-    def check(connection: Connection) -> Iterator[Finding]:
-        waited = abandoned_seconds(connection)
-        if waited is not None and waited > _LONG_WAIT_SECONDS:
-            yield problem(
-                f"a batch has waited for {format_duration(waited)}, and no process takes in its images",
-                fix=f"{start}; if it runs, read its log",
-            )
-        yield from _keys(connection)
-
-    yield _address(settings, start)
-    yield from check_in_ledger(settings, check, if_none=ok("there is no key yet"))
+    yield _address(settings)
+    yield from _check_ledger(settings)
 
 
-def _address(settings: Settings, start: str) -> Finding:
+@in_ledger(if_none=ok("there is no key yet"))
+def _check_ledger(settings: Settings, connection: Connection) -> Iterator[Finding]:
+    commands, waited = commands_of(settings), abandoned_seconds(connection)
+    if waited is not None and waited > _LONG_WAIT_SECONDS:
+        yield problem(
+            f"a batch has waited for {format_duration(waited)}, and no process takes in its images",
+            fix=f"{commands.api}; if it runs, read its log",
+        )
+    yield from _keys(connection, commands)
+
+
+def _address(settings: Settings) -> Finding:
     path = settings.home / API_URL_FILE
     try:
         url = path.read_text().strip()
@@ -58,11 +59,13 @@ def _address(settings: Settings, start: str) -> Finding:
     except urllib.error.HTTPError:
         pass  # an answer
     except (OSError, ValueError):
-        return problem(f"{url} does not answer", fix=f"{start}, or rm {shlex.quote(str(path))}")
+        return problem(
+            f"{url} does not answer", fix=f"{commands_of(settings).api}, or rm {shlex.quote(str(path))}"
+        )
     return ok(f"{url} answers")
 
 
-def _keys(connection: Connection) -> Iterator[Finding]:
+def _keys(connection: Connection, commands: Commands) -> Iterator[Finding]:
     """Yield a warning about each key that has expired or soon will."""
     now = database_now(connection)
     valid = [key for key in list_keys(connection) if key.revoked_at is None]
@@ -72,8 +75,8 @@ def _keys(connection: Connection) -> Iterator[Finding]:
         when = f"expires in {format_duration(left)}" if left > 0 else f"expired {format_duration(-left)} ago"
         yield warning(
             f"the key {key.name!r} {when}",
-            fix=f"labelmill keys create {shlex.quote(key.name)} --role {key.role}; "
-            f"labelmill keys revoke {key.id}",
+            fix=f"{commands.run} keys create {shlex.quote(key.name)} --role {key.role}; "
+            f"{commands.run} keys revoke {key.id}",
         )
     if not expiring:
         yield ok(f"keys: {len(valid)}")

@@ -15,6 +15,7 @@ from jobs.network.certificates import broker_certificate_end
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
 from labelmill.operations.doctor.certificates import check_certificate
+from labelmill.operations.doctor.commands import commands_of
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
 from labelmill.operations.probes import broker_client, redacted_message
 
@@ -27,7 +28,7 @@ _FIXES: Final = (
     (r"certificate|ssl", "LABELMILL_BROKER_URL=rediss://...?ssl_ca_certs=FILE, the CA of the server"),
     (r"db index", "end LABELMILL_BROKER_URL in a database that the server has, such as /0"),
     (r"misconf", "free space on the server's disk, and read its log"),
-    (r"", "start Redis at LABELMILL_BROKER_URL, or correct the URL; test it: redis-cli -u URL ping"),
+    (r"", "{start}"),
 )
 
 
@@ -42,7 +43,9 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
     except (OperationalError, redis.RedisError, OSError) as error:
         reason = redacted_message(error, settings)
         if settings.embedded_broker and "connecting to" in reason:
-            yield warning("the embedded broker is not running; jobs will wait", fix="labelmill up")
+            yield warning(
+                "the embedded broker is not running; jobs will wait", fix=commands_of(settings).worker
+            )
         else:
             yield problem(f"the broker cannot be used: {reason}", fix=_fix(reason, settings))
 
@@ -82,4 +85,5 @@ def _fix(reason: str, settings: Settings) -> str:
         command = re.search(r"run the '([^']+)' command", reason)
         user = urlsplit(settings.broker).username or "default"
         return f"redis-cli ACL SETUSER {user} " + (f"'+{command[1]}'" if command else f"'~{KEY_PREFIX}*'")
-    return next(fix for pattern, fix in _FIXES if re.search(pattern, reason, re.IGNORECASE))
+    fix = next(fix for pattern, fix in _FIXES if re.search(pattern, reason, re.IGNORECASE))
+    return fix.format(start=commands_of(settings).redis)

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import wraps
 from typing import Final
 
 from sqlalchemy.engine import Connection
@@ -23,8 +24,11 @@ from jobs.network.certificates import ledger_certificate_end
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration
 from labelmill.operations.doctor.certificates import check_certificate
+from labelmill.operations.doctor.commands import commands_of
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
 from labelmill.operations.probes import NoLedgerYet, existing_ledger, redacted_message
+
+_LedgerCheck = Callable[[Settings, Connection], Iterator[Finding]]
 
 #: Partitions that end within this time are reported. `labelmill db upgrade` adds more if half a year is left.
 _PARTITIONS_SOON: Final = 8 * 7 * 86_400
@@ -49,12 +53,8 @@ _POSTGRESQL_FIXES: Final = (
         "LABELMILL_LEDGER_URL=postgresql://...?sslmode=verify-full&sslrootcert=FILE, the CA of the server",
     ),
     (r"password|authentication|role", "LABELMILL_LEDGER_URL=postgresql://USER:PASSWORD@HOST/DATABASE"),
-    (r"does not exist", "createdb it, or correct LABELMILL_LEDGER_URL; then labelmill db upgrade"),
-    (
-        r"",
-        "start PostgreSQL at LABELMILL_LEDGER_URL (its log says why it ended), or correct the URL; "
-        "test it: pg_isready -d URL",
-    ),
+    (r"does not exist", "createdb it, or correct LABELMILL_LEDGER_URL; then {upgrade}"),
+    (r"", "{start}"),
 )
 
 
@@ -68,14 +68,14 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
                     yield _sqlite_version(metrics.sqlite_version(connection))
                 else:
                     yield _clock(clock_error(connection))
-                    yield from _partitions(partitions_end(connection))
+                    yield from _partitions(partitions_end(connection), commands_of(settings).upgrade)
                     yield from check_certificate(ledger_certificate_end(settings.ledger), "ledger")
             yield _can_be_written(ledger)
     except NoLedgerYet:
         if settings.embedded_ledger:
             yield ok("does not exist yet; the first command creates it")
         else:
-            yield problem("LABELMILL_LEDGER_URL names no file", fix="labelmill db upgrade")
+            yield problem("LABELMILL_LEDGER_URL names no file", fix=commands_of(settings).upgrade)
     except LedgerFull:
         yield problem("the database's disk is full", fix=_room(settings))
     except (Unavailable, DBAPIError, OSError) as error:
@@ -84,19 +84,25 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
         yield problem(f"the ledger cannot be used: {reason}", fix=_fix(reason, settings))
 
 
-def check_in_ledger(
-    settings: Settings, check: Callable[[Connection], Iterator[Finding]], *, if_none: Finding
-) -> Iterator[Finding]:
-    """Run another area's check in one transaction. Yield `if_none` if there is no ledger yet."""
-    try:
-        with existing_ledger(settings) as ledger:
-            ledger.check()
-            with ledger.reading() as connection:
-                yield from check(connection)
-    except NoLedgerYet:
-        yield if_none
-    except (LedgerNotReady, Unavailable, DBAPIError, OSError):
-        yield warning("not checked, because the ledger cannot be used", fix="see ledger")
+def in_ledger(*, if_none: Finding) -> Callable[[_LedgerCheck], Callable[[Settings], Iterator[Finding]]]:
+    """Return a decorator that runs a check in one transaction. It yields `if_none` if there is no ledger."""
+
+    def decorate(check: _LedgerCheck) -> Callable[[Settings], Iterator[Finding]]:
+        @wraps(check)
+        def check_ledger_first(settings: Settings) -> Iterator[Finding]:
+            try:
+                with existing_ledger(settings) as ledger:
+                    ledger.check()
+                    with ledger.reading() as connection:
+                        yield from check(settings, connection)
+            except NoLedgerYet:
+                yield if_none
+            except (LedgerNotReady, Unavailable, DBAPIError, OSError):
+                yield warning("not checked, because the ledger cannot be used", fix="see ledger")
+
+        return check_ledger_first
+
+    return decorate
 
 
 def _migrated(connection: Connection, settings: Settings) -> Finding:
@@ -108,9 +114,10 @@ def _migrated(connection: Connection, settings: Settings) -> Finding:
     what = f"is at migration {found}, this Labelmill at {REVISION}" if found else "was never migrated"
     if found and found > REVISION:
         return problem(what, fix="upgrade Labelmill on this machine")
+    upgrade = commands_of(settings).upgrade
     if settings.embedded_ledger:
-        return warning(f"{what}; the next command migrates it", fix="labelmill db upgrade")
-    return problem(what, fix="labelmill db upgrade")
+        return warning(f"{what}; the next command migrates it", fix=upgrade)
+    return problem(what, fix=upgrade)
 
 
 def _clock(error: float) -> Finding:
@@ -123,7 +130,7 @@ def _clock(error: float) -> Finding:
     )
 
 
-def _partitions(end: float | None) -> Iterator[Finding]:
+def _partitions(end: float | None, upgrade: str) -> Iterator[Finding]:
     if end is None:  # not migrated
         return
     until = f"until {datetime.fromtimestamp(end, UTC):%Y-%m-%d}"
@@ -131,7 +138,7 @@ def _partitions(end: float | None) -> Iterator[Finding]:
         yield ok(f"has partitions for predictions {until}")
     else:
         what = f"has partitions for predictions only {until}: a purge deletes later rows one by one"
-        yield warning(what, fix="labelmill db upgrade")
+        yield warning(what, fix=upgrade)
 
 
 def _sqlite_version(found: tuple[int, ...]) -> Finding:
@@ -165,4 +172,6 @@ def _room(settings: Settings) -> str:
 def _fix(reason: str, settings: Settings) -> str:
     fixes = _POSTGRESQL_FIXES if settings.ledger_file is None else _SQLITE_FIXES
     fix = next(fix for pattern, fix in fixes if re.search(pattern, reason, re.IGNORECASE))
-    return fix.replace("{file}", shlex.quote(str(settings.ledger_file)))
+    commands = commands_of(settings)
+    file = shlex.quote(str(settings.ledger_file))
+    return fix.format(file=file, start=commands.postgresql, upgrade=commands.upgrade)

@@ -16,23 +16,23 @@ from jobs.settings import Settings
 from jobs.storage.registry import model_key
 from jobs.storage.store import Store
 from labelmill.console.terminal import pluralize
+from labelmill.operations.doctor.commands import commands_of
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
-from labelmill.operations.doctor.ledger import check_in_ledger
+from labelmill.operations.doctor.ledger import in_ledger
 from labelmill.operations.probes import redacted_message
-
-_NO_MODEL = problem("there is no model, so nothing can be submitted", fix="labelmill train")
 
 
 def check_models(settings: Settings) -> Iterator[Finding]:
     """Check the champion, and the files of the models that an alias or an unfinished job needs."""
     needed: list[Model] = []
 
-    def check(connection: Connection) -> Iterator[Finding]:
+    @in_ledger(if_none=_no_model(settings))
+    def check(settings: Settings, connection: Connection) -> Iterator[Finding]:
         models, ids = list_models(connection), metrics.models_needed(connection)
         needed.extend(model for model in models if model.id in ids)
-        yield from _champions(models)
+        yield from _champions(models, settings)
 
-    yield from check_in_ledger(settings, check, if_none=_NO_MODEL)
+    yield from check(settings)
     if not needed:
         return
     try:  # outside the transaction: files can be large
@@ -44,10 +44,14 @@ def check_models(settings: Settings) -> Iterator[Finding]:
     yield from problems or [ok(f"{files} in use, with the registered SHA-256")]
 
 
-def _champions(models: list[Model]) -> Iterator[Finding]:
+def _no_model(settings: Settings) -> Finding:
+    return problem("there is no model, so nothing can be submitted", fix=commands_of(settings).train)
+
+
+def _champions(models: list[Model], settings: Settings) -> Iterator[Finding]:
     """Yield a finding about each dataset that has models: whether one of them is the champion."""
     if not models:
-        yield _NO_MODEL
+        yield _no_model(settings)
     for dataset in sorted({model.dataset for model in models}):
         theirs = [model for model in models if model.dataset == dataset]
         champion = next((model for model in theirs if CHAMPION in model.aliases), None)
@@ -58,7 +62,8 @@ def _champions(models: list[Model]) -> Iterator[Finding]:
             latest = theirs[0]
             yield warning(
                 f"{dataset} has no champion, so each of its jobs must name a model (submit --model)",
-                fix=f"labelmill models promote {latest.id}" + (" --force" if latest.accuracy is None else ""),
+                fix=f"{commands_of(settings).run} models promote {latest.id}"
+                + (" --force" if latest.accuracy is None else ""),
             )
 
 

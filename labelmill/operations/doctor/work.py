@@ -16,8 +16,9 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState
 from jobs.settings import Settings
 from labelmill.console.terminal import format_duration, pluralize
+from labelmill.operations.doctor.commands import commands_of
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
-from labelmill.operations.doctor.ledger import check_in_ledger
+from labelmill.operations.doctor.ledger import in_ledger
 from worker.schedule import all_schedules, default_schedule, overdue_slots
 
 #: Workers take over an expired lease within seconds. After this many lease times, none will.
@@ -33,22 +34,18 @@ _LONG_WAIT_SECONDS: Final = 300.0
 _MAX_NAMED: Final = 3
 
 
-def check_jobs(settings: Settings) -> Iterator[Finding]:
+@in_ledger(if_none=ok("there are none yet"))
+def check_jobs(settings: Settings, connection: Connection) -> Iterator[Finding]:
     """Check the reconciler, and look for jobs that make no progress."""
-    start = "labelmill up" if settings.embedded_broker else "labelmill worker"
-    limit = _STUCK_LEASES * settings.lease_seconds
-
-    def check(connection: Connection) -> Iterator[Finding]:
-        jobs = metrics.open_jobs(connection, lost_seconds=limit, many_releases=_MANY_RELEASES)
-        yield _reconciler(metrics.reconciler_lock(connection), has_work=bool(jobs), start=start)
-        yield _progress(jobs, metrics.seconds_since_last_result(connection), limit, start=start)
-        yield _releases(jobs)
-        for worker in list_workers(connection):
-            if worker.alive and worker.problem is not None:
-                fix = "labelmill workers, then read its log"
-                yield problem(f"the worker {worker.name}: {worker.problem}", fix=fix)
-
-    yield from check_in_ledger(settings, check, if_none=ok("there are none yet"))
+    commands, limit = commands_of(settings), _STUCK_LEASES * settings.lease_seconds
+    jobs = metrics.open_jobs(connection, lost_seconds=limit, many_releases=_MANY_RELEASES)
+    yield _reconciler(metrics.reconciler_lock(connection), has_work=bool(jobs), start=commands.worker)
+    yield _progress(jobs, metrics.seconds_since_last_result(connection), limit, start=commands.worker)
+    yield _releases(jobs)
+    for worker in list_workers(connection):
+        if worker.alive and worker.problem is not None:
+            fix = f"{commands.run} workers, then read its log"
+            yield problem(f"the worker {worker.name}: {worker.problem}", fix=fix)
 
 
 def _reconciler(found: metrics.ReconcilerLock | None, *, has_work: bool, start: str) -> Finding:
@@ -93,44 +90,35 @@ def _names(jobs: list[OpenJob]) -> str:
     return f"{pluralize(len(jobs), 'job')}, {', '.join(job.id for job in jobs[:_MAX_NAMED])}{more}"
 
 
-def check_training(settings: Settings) -> Iterator[Finding]:
+@in_ledger(if_none=ok("there was no training run yet"))
+def check_training(settings: Settings, connection: Connection) -> Iterator[Finding]:
     """Check whether a training run waits in vain. The reconciler ends a run whose trainer is dead."""
-    start = "labelmill up" if settings.embedded_broker else "labelmill worker --trainer"
-
-    def check(connection: Connection) -> Iterator[Finding]:
-        runs = active_runs(connection)
-        if not runs:
-            yield ok("no training run is waiting or running")
-        alive = workers_by_queue(connection)
-        for run in runs:
-            waited = 0.0
-            if run.state == RunState.PENDING and run.requested_at is not None:
-                waited = (database_now(connection) - run.requested_at).total_seconds()
-            if run.state == RunState.PENDING and RETRAIN_QUEUE not in alive:
-                yield warning(
-                    f"no trainer is running, and training run {run.id} waits",
-                    fix=f"{start}, or labelmill runs cancel {run.id}",
-                )
-            elif waited > _LONG_WAIT_SECONDS and not any(run.state == RunState.RUNNING for run in runs):
-                yield warning(
-                    f"training run {run.id} has waited for a trainer for {format_duration(waited)}",
-                    fix=f"{start}, or labelmill runs cancel {run.id}",
-                )
-            else:
-                yield ok(f"training run {run.id} of dataset {run.dataset} is {run.state}")
-        yield from _schedules(connection, settings, has_beat=BEAT in alive)
-
-    yield from check_in_ledger(settings, check, if_none=ok("there was no training run yet"))
+    commands, runs, alive = commands_of(settings), active_runs(connection), workers_by_queue(connection)
+    if not runs:
+        yield ok("no training run is waiting or running")
+    for run in runs:
+        fix = f"{commands.trainer}, or {commands.run} runs cancel {run.id}"
+        waited = 0.0
+        if run.state == RunState.PENDING and run.requested_at is not None:
+            waited = (database_now(connection) - run.requested_at).total_seconds()
+        if run.state == RunState.PENDING and RETRAIN_QUEUE not in alive:
+            yield warning(f"no trainer is running, and training run {run.id} waits", fix=fix)
+        elif waited > _LONG_WAIT_SECONDS and not any(run.state == RunState.RUNNING for run in runs):
+            what = f"training run {run.id} has waited for a trainer for {format_duration(waited)}"
+            yield warning(what, fix=fix)
+        else:
+            yield ok(f"training run {run.id} of dataset {run.dataset} is {run.state}")
+    yield from _schedules(connection, settings, has_beat=BEAT in alive)
 
 
 def _schedules(connection: Connection, settings: Settings, *, has_beat: bool) -> Iterator[Finding]:
     """Yield which trainings are overdue, and a warning if beat is needed but not running."""
-    start = "labelmill up" if settings.embedded_broker else "celery -A worker.app beat"
+    commands = commands_of(settings)
     schedules = all_schedules(connection, default_schedule(settings, database_now(connection)))
     if not has_beat and any(schedule.cron or schedule.after_corrections for schedule in schedules):
-        yield warning("beat is not running, so no scheduled training starts", fix=start)
+        yield warning("beat is not running, so no scheduled training starts", fix=commands.beat)
     for dataset, slot in overdue_slots(connection, schedules).items():
         yield warning(
             f"the training of {dataset} at {slot:%Y-%m-%d %H:%M} UTC was not requested",
-            fix=f"labelmill retrain --dataset {dataset}; if beat is running, read its log",
+            fix=f"{commands.run} retrain --dataset {dataset}; if beat is running, read its log",
         )
