@@ -41,7 +41,11 @@ class Event:
 
 
 class LogFile:
-    """A log file that only its owner can read. Many threads may write to it."""
+    """A log file that only its owner can read. Many threads may write to it.
+
+    Not logging's RotatingFileHandler: it takes no bytes, and cannot go on after its file fails to close on a
+    full disk.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file, and make its folder if necessary. Raises OSError."""

@@ -1,4 +1,8 @@
-"""The exporter: an HTTP server that answers Prometheus' scrapes."""
+"""The exporter: an HTTP server that answers Prometheus' scrapes.
+
+prometheus_client's own `start_http_server` lets each connection keep a thread for ever, accepts any number of
+them, and prints a traceback for each client that disconnects.
+"""
 
 from __future__ import annotations
 
