@@ -1,27 +1,23 @@
-"""`python -m benchmarks.retention`: partition a large table of predictions, and purge a month of it.
+"""`python -m benchmarks.retention`: purge a month of a large table of predictions.
 
-PostgreSQL only, which makes the rows itself. It measures `labelmill db upgrade` while others read and write,
-and `labelmill purge --jobs`.
+PostgreSQL only, which makes the rows itself. It measures `labelmill purge --jobs`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Event
 from typing import Annotated, Any, Final
 from unittest.mock import patch
 
 import sqlalchemy as sa
 import typer
-from alembic import command
 
 from benchmarks.databases import Databases, Work, databases
-from benchmarks.large_job import fill_predictions, make_large_job
+from benchmarks.large_job import make_large_job
 from benchmarks.report import milliseconds, seconds_of, write_measured
 from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, noting, prepared_ledger
 from benchmarks.setup import RESULTS, Json, drop_developer_settings, run, settings_in, short_folder
@@ -30,7 +26,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import partitions
 from jobs.storage.store import Store
-from labelmill.client.migrating import alembic_config, upgrade
+from labelmill.client.migrating import upgrade
 from labelmill.console.terminal import report_errors, say
 from labelmill.operations.purging import Purge
 
@@ -43,9 +39,6 @@ _MONTH_DAYS: Final = 30
 
 _DAY_SECONDS: Final = 86_400
 
-#: The migration before the partitions.
-_BEFORE: Final = "0020"
-
 
 @report_errors
 def main(
@@ -53,51 +46,20 @@ def main(
     repeats: Annotated[int, typer.Option(min=10, help="How many pages are read.")] = 500,
     json: Json = RESULTS,
 ) -> None:
-    """Measure how long others wait while the table is partitioned, and how long a purge takes."""
+    """Measure how long a purge takes, and a page before and after it."""
     load_average = os.getloadavg()[0]
     drop_developer_settings()
     measured: dict[str, Any] = {"rows": rows, "job_images": _JOB_IMAGES, "days": _DAYS, "page": PAGE}
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
         measured["database"] = both.facts
         store = Store(settings_in(home, both.bare_loop, 1).store)
-        measured["migration"] = _measure_migration(both, rows)
         measured["purge"] = _measure_purge(both, store, rows, repeats)
     say(f"written to {write_measured('retention', measured, json, load_average)}")
 
 
-def _measure_migration(both: Databases, rows: int) -> dict[str, Any]:
-    with prepared_ledger(both, both.pipeline) as prepared:
-        _downgrade(prepared.ledger)
-        jobs = _fill(prepared, rows)
-        stop = Event()
-        with ThreadPoolExecutor() as pool:
-            page = partial(_read_page, prepared.ledger, jobs)
-            reading = pool.submit(_repeat, page, stop)
-            writing = pool.submit(_repeat, partial(_write_some, prepared.ledger), stop)
-            began = time.perf_counter()
-            try:
-                upgrade(prepared.ledger)
-            finally:
-                seconds = time.perf_counter() - began
-                stop.set()
-        found = {
-            "seconds": round(seconds, 2),
-            "page_meanwhile": milliseconds(reading.result()),
-            "write_of_100_rows_meanwhile": milliseconds(writing.result()),
-        }
-        say(f"migration: {found}")
-        execute(prepared.ledger, "DROP TABLE predictions CASCADE")  # makes room on the disk
-    return found
-
-
 def _measure_purge(both: Databases, store: Store, rows: int, repeats: int) -> dict[str, Any]:
-    with prepared_ledger(both, both.bare_loop) as prepared:
-        # A ledger that has had partitions for a year.
-        _downgrade(prepared.ledger)
-        then = time.time() - (_DAYS + 1) * _DAY_SECONDS
-        with patch("time.time", return_value=then):
-            upgrade(prepared.ledger)
-        upgrade(prepared.ledger)
+    _make_year_old_ledger(both.pipeline)
+    with prepared_ledger(both, both.pipeline) as prepared:
         jobs = _fill(prepared, rows)
         month = [job for job in jobs if job[:9] < _id(_DAYS - _MONTH_DAYS)[:9]]
         rest = jobs[len(month) :]
@@ -120,9 +82,14 @@ def _measure_purge(both: Databases, store: Store, rows: int, repeats: int) -> di
     return found
 
 
-def _downgrade(ledger: Ledger) -> None:
-    with ledger.transaction() as connection:
-        command.downgrade(alembic_config(connection), _BEFORE)
+def _make_year_old_ledger(url: str) -> None:
+    """Replace the ledger by an empty one that has had partitions for a year."""
+    with contextlib.closing(Ledger(url)) as ledger:
+        execute(ledger, "DROP SCHEMA public CASCADE")
+        execute(ledger, "CREATE SCHEMA public")
+        with patch("time.time", return_value=time.time() - (_DAYS + 1) * _DAY_SECONDS):
+            upgrade(ledger)
+        upgrade(ledger)
 
 
 def _fill(prepared: PreparedLedger, rows: int) -> list[str]:
@@ -164,19 +131,6 @@ def _read_page(ledger: Ledger, jobs: list[str]) -> None:
     with ledger.reading() as connection:
         page = page_of_predictions(connection, random.choice(jobs), Filter(), after=begin - 1, limit=PAGE)
     assert [each.index for each in page] == list(range(begin, begin + PAGE))
-
-
-def _write_some(ledger: Ledger) -> None:
-    with ledger.transaction() as connection:
-        fill_predictions(connection, new_id(), PAGE)
-
-
-def _repeat(action: Callable[[], None], stop: Event) -> list[float]:
-    """Repeat something until stopped. Return the seconds of each time."""
-    taken = []
-    while not stop.wait(0.02):
-        taken.append(seconds_of(action))
-    return taken
 
 
 def _rows_of(ledger: Ledger, jobs: list[str]) -> int:

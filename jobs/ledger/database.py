@@ -89,12 +89,11 @@ _WAL_REMOVED: Final = (
 )
 
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
-REVISION: Final = "0021"
+REVISION: Final = "0001"
 
 #: The REVISION of the oldest code that can use a ledger of this REVISION. Migrating writes it to the ledger,
 #: so that an older version knows whether it can use the ledger of a newer one.
-COMPATIBLE_SINCE: Final = "0020"
-
+COMPATIBLE_SINCE: Final = "0001"
 
 _Value = TypeVar("_Value")
 
@@ -212,9 +211,8 @@ def revision(connection: Connection) -> str | None:
 
 def is_newer_and_compatible(connection: Connection) -> bool:
     """Return whether a newer version has migrated the ledger, and this code can still use it."""
-    [row] = connection.execute(sa.text("SELECT * FROM alembic_version")).mappings()
-    since = row.get("compatible_since")
-    return bool(row["version_num"] > REVISION and since is not None and since <= REVISION)
+    query = sa.text("SELECT version_num > :own AND compatible_since <= :own FROM alembic_version")
+    return bool(connection.scalar(query, {"own": REVISION}))
 
 
 def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:

@@ -11,8 +11,7 @@ from sqlalchemy.engine import Connection
 import migrations
 from jobs.errors import LedgerNotReady
 from jobs.ledger import Ledger
-from jobs.ledger.database import COMPATIBLE_SINCE, REVISION
-from jobs.ledger.database import revision as revision_of
+from jobs.ledger.database import COMPATIBLE_SINCE, REVISION, revision
 from jobs.ledger.partitions import add_partitions
 from jobs.settings import Settings
 from migrations.bounding import bounded
@@ -51,7 +50,7 @@ def open_ledger(settings: Settings) -> Ledger:
     return ledger
 
 
-def upgrade(ledger: Ledger, revision: str = "head") -> None:
+def upgrade(ledger: Ledger) -> None:
     """Run the missing migrations in one transaction, and add the predictions' partitions of the next year.
 
     Leave a newer ledger as it is. Raises LedgerNotReady if this version cannot use it, Unavailable.
@@ -60,28 +59,19 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
     from alembic import command
 
     with ledger.reading() as connection:
-        found = revision_of(connection)
+        found = revision(connection)
     if found is not None and found > REVISION:  # Alembic does not know that migration
         ledger.check()
         return
     with bounded(ledger), ledger.transaction() as connection:
-        command.upgrade(alembic_config(connection), revision)
+        command.upgrade(alembic_config(connection), "head")
         add_partitions(connection)
         if not ledger.is_sqlite:
             # Not a migration: a role may be granted all tables at any time, even before they exist.
             for statement in connection.scalars(_HIDE_SECRETS).all():
                 connection.exec_driver_sql(statement)
-        _declare_compatible(connection)
-
-
-def _declare_compatible(connection: Connection) -> None:
-    """Write into the ledger which older code can use it."""
-    # Not a migration: the column is in Alembic's own table, which Alembic makes when it first migrates.
-    columns = {column["name"] for column in sa.inspect(connection).get_columns("alembic_version")}
-    if "compatible_since" not in columns:
-        connection.execute(sa.text("ALTER TABLE alembic_version ADD COLUMN compatible_since VARCHAR(32)"))
-    statement = sa.text("UPDATE alembic_version SET compatible_since = :since")
-    connection.execute(statement, {"since": COMPATIBLE_SINCE})
+        compatible_since = sa.text("UPDATE alembic_version SET compatible_since = :since")
+        connection.execute(compatible_since, {"since": COMPATIBLE_SINCE})
 
 
 def alembic_config(connection: Connection) -> Config:

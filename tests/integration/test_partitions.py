@@ -1,4 +1,4 @@
-"""On PostgreSQL a purge removes a week of predictions at once; readers do not wait for the migration."""
+"""On PostgreSQL a purge removes a week of predictions at once; readers do not wait for an upgrade."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 
 from jobs import ids
 from jobs.errors import Unavailable
@@ -20,19 +19,16 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import Partition, empty_partition, partitions
 from jobs.schema import jobs, predictions
-from labelmill.client.migrating import alembic_config, upgrade
+from labelmill.client.migrating import upgrade
 from labelmill.operations.purging import Purge, Purged
 from migrations.bounding import BOUND
-from tests.conftest import Job, JobMaker
+from tests.conftest import Job
 from tests.ledger_probes import rows_of
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 
 DAY = 86_400
 WEEK = 7 * DAY
-
-#: The migration before the partitions.
-BEFORE = "0020"
 
 
 @pytest.fixture
@@ -237,77 +233,23 @@ def test_rows_that_are_recorded_during_an_upgrade_are_kept(
     assert rows_of(ledger, job) == (1, 2, 8)
 
 
-# ---- the migration ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def before(ledger: Ledger, make_job: JobMaker, worker: Any) -> Ledger:
-    """Return a ledger without partitions, with a job."""
-    worker.work(make_job([4]).chunks[0])
-    with ledger.transaction() as connection:
-        command.downgrade(alembic_config(connection), BEFORE)
-    return ledger
-
-
-def test_the_migration_reads_no_row_while_it_has_its_lock(before):
-    # When the ledger is migrated
-    with notes_of(before) as notes:
-        upgrade(before)
-
-    # Then PostgreSQL knew without reading that the old rows belong to the first partition, and no constraint
-    # is left
-    implied = 'partition constraint for table "predictions_first" is implied by existing constraints'
-    assert implied in notes
-    assert constraints_of(before, "predictions_first") == []
-
-
-def test_rows_and_rights_survive_both_ways(before):
-    # Given a role that may read
-    with before.transaction() as connection:
-        connection.execute(sa.text("GRANT SELECT ON predictions TO PUBLIC"))
-        # what was revoked again on this table
-        connection.execute(sa.text("ALTER DEFAULT PRIVILEGES GRANT DELETE ON TABLES TO PUBLIC"))
-    may = sa.text(
-        "SELECT has_table_privilege('pg_monitor', 'predictions', 'SELECT')"
-        " AND NOT has_table_privilege('pg_monitor', 'predictions', 'DELETE')"
-    )
-
-    # When the ledger is migrated there and back, Then the rows are there, and the role may still read
-    for move in (upgrade, downgrade):
-        move(before)
-        with before.reading() as connection:
-            assert connection.scalar(sa.text("SELECT count(*) FROM results")) == 4
-            assert connection.scalar(may) is True
-
-
-def downgrade(ledger: Ledger) -> None:
-    with ledger.transaction() as connection:
-        command.downgrade(alembic_config(connection), BEFORE)
-
-
-def test_a_job_of_a_wrong_clock_does_not_stop_the_migration(before, make_job, worker, at):
-    # Given a job that a producer submitted whose clock was half a year ahead
-    at(180)
-    job = make_job([4])
-    worker.work(job.chunks[0])
-
-    # When the ledger is migrated, Then its predictions are in the first partition
-    upgrade(before)
-    with before.reading() as connection:
-        [first, *_] = partitions(connection)
-    assert first.holds(job.id)
-    assert rows_of(before, job) == (1, 1, 4)
-
-
-def test_an_upgrade_that_fails_leaves_no_constraint(before):
-    # Given somebody who reads predictions for longer than a migration waits
-    with before.engine.connect() as reader:
+def test_an_upgrade_that_fails_leaves_no_constraint(ledger, finished, set_clock):
+    # Given a row without a partition, and somebody who reads predictions for longer than an upgrade waits
+    finished(730, ago=0)
+    set_clock(730)
+    with ledger.engine.connect() as reader:
         reader.execute(sa.text("SET idle_in_transaction_session_timeout = 0"))
-        reader.execute(sa.text("SELECT count(*) FROM predictions"))
 
         # When the ledger is upgraded, Then it fails
-        with pytest.raises(Unavailable, match="lock timeout"):
-            upgrade(before)
+        def read(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if "VALIDATE" in statement:
+                reader.execute(sa.text("SELECT count(*) FROM predictions"))
 
-    # And nothing keeps workers of the old version from recording
-    assert constraints_of(before, "predictions") == []
+        sa.event.listen(ledger.engine, "after_cursor_execute", read)
+        with pytest.raises(Unavailable, match="lock timeout"):
+            upgrade(ledger)
+        sa.event.remove(ledger.engine, "after_cursor_execute", read)
+
+    # And the next one succeeds, and leaves no constraint
+    upgrade(ledger)
+    assert constraints_of(ledger, "predictions_default") == []
