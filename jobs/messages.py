@@ -31,11 +31,8 @@ class MessageError(LabelmillError):
 
 
 def check_wake_up(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check the arguments of a wake-up, which has none. Raises MessageError.
-
-    A message of an older version names a chunk. It counts as a wake-up too.
-    """
-    if kwargs or len(args) > 1 or (args and not is_id(args[0])):
+    """Check the arguments of a wake-up, which has none. Raises MessageError."""
+    if args or kwargs:
         raise MessageError("it is not a wake-up")
 
 

@@ -10,7 +10,6 @@ with SHA instructions, and a tenth to a fifth on one without.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
@@ -25,11 +24,7 @@ from jobs.storage.store import Store
 #: The store's folder of all payloads.
 PAYLOADS: Final = "payloads"
 
-_VERSION: Final = 3
-
-#: The first bytes of payloads of versions 1 and 2, whose digest is a SHA-256: an array of three, then the
-#: version.
-_OLD: Final = (b"\x93\x01", b"\x93\x02")
+_VERSION: Final = 1
 
 #: A path may not be valid UTF-8, and must still lead to its file.
 _UNICODE_ERRORS: Final = "surrogateescape"
@@ -97,7 +92,7 @@ def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[byte
 
 def payload_digest(*pieces: bytes) -> str:
     """Return the digest of a payload's bytes: 256 bits in hex."""
-    digest = hashlib.sha256() if pieces[0][:2] in _OLD else blake3()
+    digest = blake3()
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
@@ -116,7 +111,7 @@ def read_payload(store: Store, key: str, digest: str) -> Payload:
     if payload_digest(data) != digest:
         raise PayloadDamaged(f"The payload {key} is not what was stored: its digest differs.")
     version, names, contents = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
-    if version not in range(1, _VERSION + 1):
+    if version != _VERSION:
         raise PayloadDamaged(f"The payload {key} is of version {version}, which this program does not know.")
     if set(map(type, contents)) != {bytes}:
         contents = list(map(_content, contents))

@@ -33,7 +33,6 @@ class _Exploit:
 
 def _junk(trap: Path) -> list[str | bytes]:
     """What a stranger may have put on our queue; left to kombu and Celery, half of it ends the worker."""
-    chunk = [new_id()]
     return [
         # no message at all
         "garbage", b"\xff\xfe\x00", "", "null", "3", '"x"', "[]", "{}", "[" * 10_000,
@@ -49,20 +48,19 @@ def _junk(trap: Path) -> list[str | bytes]:
         # another program's
         _message(task="os.system", args=["true"]), _message(task=["labelmill.classify"]), _message(task={}),
         # ours by name, and not by what is in it
-        _message(args=["../../etc/passwd"]), _message(args=[*chunk, new_id()]),
-        _message(args=[{"chunk": 1}]), _message(args=chunk, kwargs={"x": 1}),
+        _message(args=["../../etc/passwd"]), _message(args=[new_id()]),
+        _message(args=[{"chunk": 1}]), _message(kwargs={"x": 1}),
         _message(args=["x" * 50_000_000]),
-        _message(args=chunk, embedded={"chain": [{"task": "os.system", "args": ["true"]}]}),
-        _message(args=chunk, embedded={"errbacks": [{"task": "os.system", "args": ["true"]}]}),
-        _message(args=chunk, extra={"id": "two\nlines"}), _message(task=RETRAIN_TASK, args=["/etc/passwd"]),
+        _message(embedded={"chain": [{"task": "os.system", "args": ["true"]}]}),
+        _message(embedded={"errbacks": [{"task": "os.system", "args": ["true"]}]}),
+        _message(extra={"id": "two\nlines"}), _message(task=RETRAIN_TASK, args=["/etc/passwd"]),
     ]  # fmt: skip
 
 
 def _wake_ups() -> list[str]:
-    """What an older version sent, and wake-ups with something that would break Celery or its time limit."""
-    chunk = [new_id()]
+    """Wake-ups with something that would break Celery or its time limit."""
     return [
-        _message(args=[]), _message(args=chunk), _message(extra={"eta": "2099-01-01T00:00:00+00:00"}),
+        _message(args=[]), _message(extra={"eta": "2099-01-01T00:00:00+00:00"}),
         _message(extra={"expires": "yesterday"}), _message(extra={"stamped_headers": 3}),
         _message(extra={"timelimit": [0, 0]}), _message(extra={"compression": "application/x-gzip"}),
     ]  # fmt: skip

@@ -65,14 +65,14 @@ def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
     job_id = harness.submit(digits(300), sizes=[100, 100, 100])
     chunk_id = harness.chunks(job_id)[2].id
 
-    # when it gets a wake-up, and one of an older version that names a chunk, then each does the next chunk
+    # when it gets two wake-ups, then each does the next chunk
     task()
-    task(chunk_id)
+    task()
     assert [row.state for row in harness.chunks(job_id)] == ["done", "done", "pending"]
 
     # and any other message is logged, and does no work
     task("no id")
-    task(chunk_id, chunk_id)
+    task(chunk_id)
     assert harness.status(job_id).done == 200
     assert [record.getMessage() for record in caplog.records if record.name == "worker.tasks"] == [
         "it is not a wake-up"

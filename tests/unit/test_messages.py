@@ -26,16 +26,15 @@ def is_wake_up(args: list[object], kwargs: dict[str, object]) -> bool:
 
 
 @given(IDS)
-def test_a_wake_up_of_an_older_version_that_names_a_chunk_is_one(chunk_id: str) -> None:
-    assert is_wake_up([], {})
-    assert is_wake_up([chunk_id], {})
-    assert run_id_of([chunk_id], {}) == chunk_id
+def test_a_message_that_names_an_id_is_a_training_run_and_no_wake_up(run_id: str) -> None:
+    assert not is_wake_up([run_id], {})
+    assert run_id_of([run_id], {}) == run_id
 
 
 @given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=2))
 def test_any_arguments_are_accepted_or_refused(args: list[object], kwargs: dict[str, object]) -> None:
     names_one = len(args) == 1 and is_id(args[0]) and not kwargs
-    assert is_wake_up(args, kwargs) == (names_one or not (args or kwargs))
+    assert is_wake_up(args, kwargs) == (not args and not kwargs)
     if not names_one:
         with pytest.raises(MessageError):
             run_id_of(args, kwargs)
