@@ -25,7 +25,6 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
-    false,
     literal,
     text,
 )
@@ -37,7 +36,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from jobs.ids import ID_LENGTH
-from jobs.models.dataset import MAX_NAME, MNIST
+from jobs.models.dataset import MAX_NAME
 
 
 class JobState(StrEnum):
@@ -195,13 +194,13 @@ models = Table(
     "models",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("dataset", _Name, nullable=False, server_default=MNIST),  # whose champion it can become
+    Column("dataset", _Name, nullable=False),  # whose champion it can become
     Column("architecture", Text, nullable=False),
     Column("sha256", String(64), nullable=False, unique=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("classes", _Json, nullable=False),
     Column("input_spec", _Json, nullable=False),
-    Column("logits", Boolean, nullable=False, server_default=false()),  # it answers logits: softmax is added
+    Column("logits", Boolean, nullable=False),  # it answers logits: softmax is added
     Column("accuracy", Double),
     Column("metrics", _Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
@@ -212,7 +211,7 @@ models = Table(
 aliases = Table(
     "aliases",
     metadata,
-    Column("dataset", _Name, primary_key=True, server_default=MNIST),
+    Column("dataset", _Name, primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("model_id", ForeignKey("models.id"), nullable=False),
     Column("moved_at", UtcTime, nullable=False),
@@ -224,7 +223,7 @@ training_runs = Table(
     "training_runs",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("dataset", _Name, nullable=False, server_default=MNIST),
+    Column("dataset", _Name, nullable=False),
     Column("dataset_version", Integer),  # empty for the built-in dataset, and until the data is loaded
     Column("state", String(16), nullable=False),
     Column("recipe", _Json, nullable=False),
@@ -237,8 +236,8 @@ training_runs = Table(
     Column("token", _Id),  # the fencing token of the trainer that claimed it
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
-    Column("requested_at", UtcTime),
-    Column("started_at", UtcTime, nullable=False),  # the time of the request until a trainer claims it
+    Column("requested_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),  # empty until a trainer claims it
     Column("finished_at", UtcTime),
     Column("model_id", ForeignKey("models.id")),
     Column("verdict", Text),
@@ -266,8 +265,8 @@ evaluations = Table(
     metadata,
     Column("model_id", ForeignKey("models.id"), primary_key=True),
     Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
-    Column("part", String(8), nullable=False, server_default="test"),  # the test set or the live set
-    Column("dataset", _Name, nullable=False, server_default=MNIST),
+    Column("part", String(8), nullable=False),  # the test set or the live set
+    Column("dataset", _Name, nullable=False),
     Column("dataset_version", Integer),  # empty for the built-in dataset
     Column("measures", _Json, nullable=False),
     Column("answers", LargeBinary, nullable=False),  # see `jobs.models.evaluation.pack_answers`

@@ -88,7 +88,7 @@ def data_line(run: Run) -> str:
         f"{pluralize(data['train_images'], 'training image')} from {source}, "
         f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate"
     )
-    live = data.get("live_images", 0)  # runs of earlier versions have none
+    live = data["live_images"]
     if data["corrections"] or live or data["left_out"]:
         line += (
             f"; {pluralize(data['corrections'], 'correction')} included, {live:,} in the live set, "
@@ -137,6 +137,6 @@ def _note(run: Run) -> str:
 
 def _is_overdue(run: Run) -> bool:
     """Return whether a trainer would have claimed the run by now."""
-    if run.state != RunState.PENDING or run.requested_at is None:
+    if run.state != RunState.PENDING:
         return False
     return (datetime.now(UTC) - run.requested_at).total_seconds() >= _NO_TRAINER_SECONDS

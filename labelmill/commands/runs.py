@@ -53,7 +53,7 @@ _COLUMNS: Final = (
     Column("run", attrgetter("id")),
     Column("dataset", lambda run: describe_version(run.dataset, run.dataset_version), min_width=8),
     Column("state", attrgetter("state")),
-    Column("requested (UTC)", lambda run: short_time(run.requested_at or run.started_at), leave_out=2),
+    Column("requested (UTC)", lambda run: short_time(run.requested_at), leave_out=2),
     Column("by", _requested_by, leave_out=3),
     Column(
         "recipe",

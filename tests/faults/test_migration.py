@@ -130,8 +130,8 @@ def _make_jobs(ledger: Ledger) -> tuple[str, Claim, str]:
             connection.execute(sa.text(statement.replace("NOW", now)), values)
 
         run(
-            "INSERT INTO models (id, dataset, architecture, sha256, size_bytes, classes, input_spec, metrics,"
-            " created_at) VALUES (:id, 'digits', 'dense', :id, 1, '[]', '{}', '{}', NOW)",
+            "INSERT INTO models (id, dataset, architecture, sha256, size_bytes, classes, input_spec, logits,"
+            " metrics, created_at) VALUES (:id, 'digits', 'dense', :id, 1, '[]', '{}', false, '{}', NOW)",
             id=model,
         )
         for id_, total, done, since in ((job, TOTAL, IMAGES, "NULL"), (paused, IMAGES, 0, "NOW")):

@@ -635,7 +635,7 @@ def test_a_dataset_with_a_champion_or_an_active_run_stays(client, ledger, store,
                 data_source="",
                 data_fingerprint="",
                 active=1,
-                started_at=db_now(),
+                requested_at=db_now(),
             )
         )
     with pytest.raises(Conflict, match=f"training run {run_id} is active"):

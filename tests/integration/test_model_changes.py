@@ -80,8 +80,9 @@ def use_in_correction(connection: sa.Connection, model: Model) -> None:
 
 
 def use_in_run(connection: sa.Connection, model: Model) -> None:
-    row = {"id": new_id(), "state": "done", "recipe": {}, "data_source": "", "data_fingerprint": ""}
-    connection.execute(training_runs.insert().values(**row, model_id=model.id, started_at=db_now()))
+    row = {"id": new_id(), "dataset": "mnist", "state": "done", "recipe": {}, "data_source": ""}
+    run = training_runs.insert().values(**row, data_fingerprint="", requested_at=db_now(), model_id=model.id)
+    connection.execute(run)
 
 
 def judge(connection: sa.Connection, model: Model) -> None:

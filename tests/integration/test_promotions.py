@@ -173,9 +173,11 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
     old, new = trained("old", wrong=10), trained("new")
     judged(ledger, old)
     run_id = ids.new_id()
-    run = {"state": RunState.RUNNING, "recipe": {}, "data_source": "", "data_fingerprint": ""}
+    run = {"dataset": "mnist", "state": RunState.RUNNING, "recipe": {}, "data_source": ""}
     with ledger.transaction() as connection:
-        connection.execute(training_runs.insert().values(id=run_id, started_at=db_now(), **run))
+        connection.execute(
+            training_runs.insert().values(id=run_id, data_fingerprint="", requested_at=db_now(), **run)
+        )
 
     # When it is judged
     verdict = judged(ledger, new, how="retrain", run_id=run_id, data_fingerprint=DATA)

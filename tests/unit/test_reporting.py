@@ -126,7 +126,14 @@ def make_run(*, recipe=None, **data):
         slot=None,
         data_source="mnist",
         data_fingerprint="cd" * 32,
-        data={"train_images": 55_200, "validation_images": 5_000, "corrections": 0, "left_out": 0} | data,
+        data={
+            "train_images": 55_200,
+            "validation_images": 5_000,
+            "corrections": 0,
+            "live_images": 0,
+            "left_out": 0,
+        }
+        | data,
         owner="a trainer",
         requested_at=NOON,
         started_at=NOON,

@@ -289,7 +289,6 @@ def _checks(
     floors = tuple(check for check in limited if check.name in FLOORS)
     others = tuple(check for check in limited if check.name not in FLOORS)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
-    # Its evaluation alone proves nothing: earlier versions evaluated any model with the same classes.
     unfit = why_unfit(champion, model.classes)
     if unfit is not None:
         text = (

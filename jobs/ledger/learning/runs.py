@@ -58,7 +58,7 @@ class Run:
     data_fingerprint: str  # of training and evaluation data; empty until the data is loaded
     data: dict[str, Any] | None  # how many images of each kind
     owner: str | None  # the process that trains, or did
-    requested_at: datetime | None  # None for runs older than this column
+    requested_at: datetime
     started_at: datetime | None  # None until a trainer claims it
     finished_at: datetime | None
     model_id: str | None
@@ -115,7 +115,6 @@ def request_run(
         "data_source": "",
         "data_fingerprint": "",
         "requested_at": db_now(),
-        "started_at": db_now(),
     }
     while not _insert(connection, run_id, state=RunState.PENDING, active=1, **asked):
         if _has_run(connection, dataset, slot, corrections_seen):
@@ -394,15 +393,9 @@ _RUNS: Final[sa.Select[Any]] = sa.select(
     *(training_runs.c.id, training_runs.c.state, training_runs.c.recipe, training_runs.c.slot),
     *(training_runs.c.data_source, training_runs.c.data_fingerprint, training_runs.c.data),
     *(training_runs.c.dataset, training_runs.c.dataset_version),
-    *(training_runs.c.owner, training_runs.c.requested_at, training_runs.c.finished_at),
+    *(training_runs.c.owner, training_runs.c.requested_at),
+    *(training_runs.c.started_at, training_runs.c.finished_at),
     *(training_runs.c.model_id, training_runs.c.verdict, training_runs.c.error, models.c.accuracy),
-    # The column cannot be empty: until a trainer claims the run, it is the time of the request.
-    sa.case(
-        (
-            sa.or_(training_runs.c.owner.is_not(None), training_runs.c.requested_at.is_(None)),
-            training_runs.c.started_at,
-        )
-    ).label("started_at"),
     sa.case((lease_is_expired(), training_runs.c.lease_until)).label("silent_since"),
     sa.select(sa.func.count())
     .where(training_epochs.c.run_id == training_runs.c.id)

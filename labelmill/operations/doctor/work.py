@@ -99,7 +99,7 @@ def check_training(settings: Settings, connection: Connection) -> Iterator[Findi
     for run in runs:
         fix = f"{commands.trainer}, or {commands.run} runs cancel {run.id}"
         waited = 0.0
-        if run.state == RunState.PENDING and run.requested_at is not None:
+        if run.state == RunState.PENDING:
             waited = (database_now(connection) - run.requested_at).total_seconds()
         if run.state == RunState.PENDING and RETRAIN_QUEUE not in alive:
             yield warning(f"no trainer is running, and training run {run.id} waits", fix=fix)
