@@ -17,7 +17,7 @@ _JOB: Final = sa.text(
 )
 #: A chunk's id begins with the random part of its job's; the digits after it are in the alphabet of ids.
 _CHUNKS: Final = sa.text(
-    "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, attempts,"
+    "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_digest, state, attempts,"
     " created_at, finished_at) SELECT right(:job, 8) || lpad(n::text, 8, '0'), :job, n * :size,"
     " least(:size, :images - n * :size), 'payloads/' || n, repeat('0', 64), :done, 1, now(), now()"
     " FROM generate_series(0, :chunks - 1) AS n"

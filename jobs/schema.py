@@ -377,9 +377,7 @@ chunks = Table(
     Column("first_index", BigInteger, nullable=False),  # of its first image in the job
     Column("images", Integer, nullable=False),
     Column("payload", Text, nullable=False),  # its key in the store
-    # The payload's digest (see `jobs.storage.payloads`), which may be a BLAKE3. The name stays because
-    # workers of an older version read this column.
-    Column("payload_sha256", String(64), nullable=False),
+    Column("payload_digest", String(64), nullable=False),  # see `jobs.storage.payloads`
     Column("payload_offset", Integer, nullable=False, server_default="0"),  # its first image in the file
     Column("state", String(16), nullable=False),
     Column("priority", Integer, nullable=False, server_default="0"),  # higher ones are claimed first
@@ -524,7 +522,7 @@ webhook_deliveries = Table(
 
 #: The columns that say which images a chunk holds, and where.
 PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
-    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
+    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_digest),
     chunks.c.payload_offset,
 )
 

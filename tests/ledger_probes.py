@@ -29,7 +29,7 @@ def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
 
 def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk]:
     """Return the job's chunks in order, or only those in these states."""
-    columns = chunks.c["id", "first_index", "images", "payload", "payload_sha256", "priority"]
+    columns = chunks.c["id", "first_index", "images", "payload", "payload_digest", "priority"]
     query = sa.select(columns).where(chunks.c.job_id == job_id).order_by(chunks.c.first_index)
     if states:
         query = query.where(chunks.c.state.in_(states))

@@ -47,7 +47,7 @@ _JOB: Final = sa.text(
     " VALUES (:job, 'running', :model, :images, now(), now(), now())"
 )
 _CHUNKS: Final = sa.text(
-    "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, created_at)"
+    "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_digest, state, created_at)"
     " SELECT right(:job, 8) || lpad(n::text, 8, '0'), :job, n * :size, :size,"
     " 'payloads/' || n, repeat('0', 64), 'pending', now() - interval '1 hour' + n * interval '1 ms'"
     " FROM generate_series(0, :chunks - 1) AS n"
@@ -61,7 +61,7 @@ _FINISHED: Final = (
         " LATERAL (SELECT now() - n * interval '1 s') AS ended (t)"
     ),
     sa.text(
-        "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, attempts,"
+        "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_digest, state, attempts,"
         " created_at, finished_at) SELECT id, id, 0, 1, 'payloads/' || id, repeat('0', 64),"
         " CASE WHEN state = 'cancelled' THEN 'dropped' ELSE 'done' END, 1, created_at, finished_at FROM jobs"
     ),

@@ -248,7 +248,7 @@ def upgrade() -> None:
         sa.Column("first_index", sa.BigInteger(), nullable=False),
         sa.Column("images", sa.Integer(), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
-        sa.Column("payload_sha256", sa.String(64), nullable=False),
+        sa.Column("payload_digest", sa.String(64), nullable=False),
         sa.Column("payload_offset", sa.Integer(), server_default="0", nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("priority", sa.Integer(), server_default="0", nullable=False),

@@ -99,12 +99,12 @@ def make_source(kind: str, folder: Path) -> Source:
 
 def names_of(ledger: Ledger, store: Store, job_id: str) -> list[str]:
     """Return the names of the job's images, in order of their indexes, which must be complete."""
-    query = sa.select(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256)
+    query = sa.select(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_digest)
     names: list[str] = []
     with ledger.reading() as connection:
         for row in connection.execute(query.where(chunks.c.job_id == job_id).order_by(chunks.c.first_index)):
             assert row.first_index == len(names)
-            names += read_payload(store, row.payload, row.payload_sha256).names
+            names += read_payload(store, row.payload, row.payload_digest).names
     return names
 
 

@@ -598,7 +598,7 @@ class LedgerMachine(RuleBasedStateMachine):
             first_index=chunk.first,
             images=chunk.images,
             payload=row.payload,
-            payload_digest=row.payload_sha256,
+            payload_digest=row.payload_digest,
             payload_offset=row.payload_offset,
             attempts=row.attempts,
             releases=0,

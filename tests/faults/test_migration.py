@@ -151,7 +151,7 @@ def _make_jobs(ledger: Ledger) -> tuple[str, Claim, str]:
             chunk_id, is_claimed = new_id(), state == "claimed"
             claimed = chunk_id if is_claimed else claimed
             run(
-                "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state,"
+                "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_digest, state,"
                 " attempts, crashes, crash_code, token, owner, lease_until, created_at) VALUES (:id, :job,"
                 " :first, :images, '', '', :state, :attempts, :crashes, :code, :token, 'old',"
                 f" {'NOW' if is_claimed else 'NULL'}, NOW)",

@@ -43,7 +43,7 @@ def read_links(
         query = sa.select(chunks).where(chunks.c.job_id == answer.json()["id"])
         with ledger.reading() as connection:
             row = connection.execute(query).one()
-        contents = read_payload(store, row.payload, row.payload_sha256).contents
+        contents = read_payload(store, row.payload, row.payload_digest).contents
         return [each.code if isinstance(each, ImageError) else each for each in contents]
 
     return read_links

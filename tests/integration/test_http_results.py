@@ -29,7 +29,7 @@ def add_whole_job(ledger: Ledger, model: Model, images: int) -> str:
             chunks.insert().values(
                 **row,
                 payload="payloads/x",
-                payload_sha256="0" * 64,
+                payload_digest="0" * 64,
                 state=ChunkState.DONE,
                 created_at=db_now(),
                 finished_at=db_now(),

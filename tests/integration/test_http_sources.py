@@ -71,7 +71,7 @@ class Intake:
         query = sa.select(chunks).where(chunks.c.job_id == batch["id"]).order_by(chunks.c.first_index)
         with ledger.reading() as connection:
             for row in connection.execute(query):
-                payload = read_payload(store, row.payload, row.payload_sha256)
+                payload = read_payload(store, row.payload, row.payload_digest)
                 found += zip(payload.names, map(_plain, payload.contents), strict=True)
         return found
 

@@ -109,7 +109,7 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
             "INSERT INTO jobs (id, state, model_id, created_at, touched_at)"
             " SELECT lpad(n::text, 16, '0'), 'done', (SELECT id FROM models LIMIT 1), now(), now()"
             " FROM generate_series(1, 20000) AS n",
-            "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, created_at)"
+            "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_digest, state, created_at)"
             f" SELECT lpad(n::text, 16, '0'), '{large}', n, 1, '', '', 'pending', now()"
             " FROM generate_series(1, 20000) AS n",
         ):

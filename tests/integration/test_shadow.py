@@ -109,8 +109,8 @@ def test_a_shadow_is_a_job_of_the_challenger_over_the_same_payloads(
 
     # and its chunks refer to the job's images and payloads
     assert [
-        (row.first_index, row.images, row.payload, row.payload_sha256, row.payload_offset) for row in copied
-    ] == [(row.first_index, row.images, row.payload, row.payload_sha256, row.payload_offset) for row in own]
+        (row.first_index, row.images, row.payload, row.payload_digest, row.payload_offset) for row in copied
+    ] == [(row.first_index, row.images, row.payload, row.payload_digest, row.payload_offset) for row in own]
 
     # and lists of jobs do not show it
     assert [job.id for job in client.jobs()] == [job_id]

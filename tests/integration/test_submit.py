@@ -437,7 +437,7 @@ def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settin
     def before_message():
         with onlooker.reading() as connection:
             row = connection.execute(sa.select(chunks).order_by(chunks.c.first_index.desc()).limit(1)).one()
-        read_payload(store, row.payload, row.payload_sha256)
+        read_payload(store, row.payload, row.payload_digest)
         steps.append(("message", row.state))
 
     # When a job is submitted

@@ -204,7 +204,7 @@ def delete_input(connection: Connection, request: dict[str, Any], file_id: str |
 
 def last_chunk(connection: Connection, job_id: str) -> LastChunk:
     """Return the last chunk of a job that has one."""
-    columns = (chunks.c.payload, chunks.c.payload_sha256, chunks.c.payload_offset, chunks.c.images)
+    columns = (chunks.c.payload, chunks.c.payload_digest, chunks.c.payload_offset, chunks.c.images)
     query = sa.select(*columns).where(chunks.c.job_id == job_id)
     return LastChunk(*connection.execute(query.order_by(chunks.c.first_index.desc()).limit(1)).one())
 

@@ -173,8 +173,8 @@ _TAKE: Final = (
     )
     .returning(
         chunks.c.id.label("chunk_id"),
-        chunks.c.payload_sha256.label("payload_digest"),
-        *chunks.c["token", "job_id", "first_index", "images", "payload", "payload_offset"],
+        *chunks.c["token", "job_id", "first_index", "images"],
+        *chunks.c["payload", "payload_digest", "payload_offset"],
         *chunks.c["attempts", "releases", "crashes", "crash_code", "error"],
         _of_job(jobs.c.model_id).label("model_id"),
         _of_job(jobs.c.traceparent).label("traceparent"),

@@ -431,7 +431,7 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
                 places = [] if failed_only else list(range(chunk.images))
             if places:
                 yield Unlabelled(
-                    chunk.payload, chunk.payload_sha256, chunk.payload_offset, chunk.images, places, failed
+                    chunk.payload, chunk.payload_digest, chunk.payload_offset, chunk.images, places, failed
                 )
         if len(page) < _PAGE_CHUNKS:
             return

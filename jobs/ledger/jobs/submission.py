@@ -48,10 +48,7 @@ _COUNT_CHUNK: Final = (
     .returning(jobs.c.paused_at)
 )
 
-_ADD_CHUNK: Final = chunks.insert().values(
-    payload_sha256=sa.bindparam("payload_digest"),
-    created_at=db_now(),
-)
+_ADD_CHUNK: Final = chunks.insert().values(created_at=db_now())
 
 
 def open_job(
