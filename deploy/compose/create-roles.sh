@@ -36,8 +36,6 @@ END
 run --dbname labelmill --single-transaction <<'END'
 -- A statement that waits longer for its lock would hold up the workers' queries behind it.
 SET LOCAL lock_timeout = '5s';
--- In earlier versions, labelmill owned the tables.
-REASSIGN OWNED BY labelmill TO labelmill_owner;
 REVOKE ALL ON DATABASE labelmill FROM PUBLIC;
 GRANT CONNECT ON DATABASE labelmill TO labelmill, labelmill_reader;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO labelmill;

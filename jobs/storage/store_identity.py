@@ -71,8 +71,8 @@ def describe_store(store: Store) -> str:
 def _record_first(ledger: Ledger, store: Store) -> Row[Any] | None:
     """Record the store of a ledger that has none yet. Return what is recorded then.
 
-    Return None, and record nothing, if a champion's file is not in the store: the ledger is older than this
-    record and was used with another store.
+    Return None, and record nothing, if a champion's file is not in the store: it was registered with another
+    store.
     """
     with ledger.reading() as connection:
         in_use = champions(connection)

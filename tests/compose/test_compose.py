@@ -545,9 +545,8 @@ def test_the_images_without_a_model_are_small(deployment: Deployment) -> None:
 
 def test_an_operators_day(deployment: Deployment, tmp_path: Path) -> None:
     """One job of 70,000 images runs through all of it, and at the end each image has one outcome."""
-    # Given a job that takes minutes, and a ledger that `labelmill` still owns
+    # Given a job that takes minutes
     deployment.execute(SLOW_CLAIMS, role="labelmill_owner")
-    deployment.ask("REASSIGN OWNED BY labelmill_owner TO labelmill")
     job = submit(deployment, copies=DAY_COPIES, chunk=100)
     check_it_goes_on(deployment, job)
 

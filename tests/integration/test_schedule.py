@@ -329,7 +329,7 @@ def test_beat_follows_a_change_of_a_schedule(beat: SlotScheduler, clock: type[Cl
 def test_a_schedule_that_cannot_be_followed_does_not_stop_the_others(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a dataset that comes first, whose training an older version accepted
+    # given a dataset that comes first, whose request has a profile, which only mnist has
     clock.at = SUNDAY
     with ledger.transaction() as connection:
         set_schedule(

@@ -149,7 +149,7 @@ def test_a_backup_is_checked_before_anything_is_touched(checkout: Path) -> None:
     backup = checkout / "backup"
     backup.mkdir()
     (backup / "ledger.dump").write_text("rows")
-    (backup / "migration").write_text("0019\n")
+    (backup / "migration").write_text("0001\n")
 
     def seal() -> None:
         sums = subprocess.run(
