@@ -70,7 +70,7 @@ ENV PATH=/opt/labelmill/bin:$PATH \
 ARG REVISION=
 LABEL org.opencontainers.image.title=labelmill \
       org.opencontainers.image.licenses=Apache-2.0 \
-      org.opencontainers.image.version=0.1.0 \
+      org.opencontainers.image.version=1.0.0rc1 \
       org.opencontainers.image.revision=$REVISION
 USER 10001:10001
 WORKDIR /var/lib/labelmill

@@ -16,6 +16,7 @@ NAMED: Final = {
     "Dockerfile": (r"org\.opencontainers\.image\.version=(\S+)", 1),
     "deploy/kubernetes/base/kustomization.yaml": (r"newTag: (.+)", 3),
     "deploy/kubernetes/components/gpu/kustomization.yaml": (r"newTag: (.+)", 1),
+    "docs/how-to/kubernetes.md": (r"labelmill-[a-z]+:(\S+)", 7),
 }
 
 
