@@ -33,4 +33,4 @@ html_show_sourcelink = False
 # There is no copyright line to show.
 html_show_copyright = False
 html_extra_path = ["reports"]
-exclude_patterns = ["reports"]
+exclude_patterns = ["decisions.md", "reports"]

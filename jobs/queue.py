@@ -38,47 +38,58 @@ MAX_CHILD_KIB: Final = 8 * 1024 * 1024
 
 
 def make_app(settings: Settings) -> Celery:
-    """Return the Celery application. docs/decisions.md gives the reason for each setting."""
+    """Return the Celery application.
+
+    Each setting answers a failure seen in the field; c#, k# and tf# are issues of celery/celery, celery/kombu
+    and tensorflow/tensorflow. Workers start without gossip, mingle and heartbeat, whose keys leak too.
+    """
     app = Celery("labelmill", broker=settings.broker, set_as_current=False)
     app.conf.update(
-        # Messages hold ids in JSON: nothing that could be unpickled, and nothing that outlives its use.
+        # Unpickling a message runs code, and results that nobody reads fill Redis.
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
         result_backend=None,
+        # Named queues, because Redis priorities are hidden lists, and a mistyped name is an error.
         task_default_queue=CLASSIFY_QUEUE,
         task_queues=list(map(_queue, QUEUES.values())),
         task_routes={task: {"queue": queue} for task, queue in QUEUES.items()},
         task_create_missing_queues=False,
-        # A message is acknowledged when its chunk is recorded, and is requeued if its process dies.
+        # A message is acknowledged when its chunk is recorded, and requeued if its process dies, which late
+        # acknowledgement alone does not do (c#1628). A worker must not hoard messages.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
-        # Time limit < lease < visibility timeout.
+        # Time limit < lease < visibility timeout: a hanging process must be gone before its lease ends, and
+        # Redis delivers again what runs for longer than the visibility timeout (c#5306).
         task_soft_time_limit=settings.soft_time_limit,
         task_time_limit=settings.time_limit,
-        worker_proc_alive_timeout=CHILD_START_SECONDS,
-        worker_max_memory_per_child=MAX_CHILD_KIB,
+        worker_proc_alive_timeout=CHILD_START_SECONDS,  # c#1715
+        worker_max_memory_per_child=MAX_CHILD_KIB,  # TensorFlow leaks (tf#44711)
         # How long Celery waits for the result of a child that died before it requeues the message.
         worker_lost_wait=1.0,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout,
             "global_keyprefix": KEY_PREFIX,
+            # Half-open connections (c#10502).
             "socket_timeout": BROKER_TIMEOUT_SECONDS,
             "socket_connect_timeout": BROKER_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 10,
         },
+        # Hosts that drop packets. A worker must outlive Redis.
         broker_connection_timeout=BROKER_TIMEOUT_SECONDS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # A message that cannot be sent is not lost, because the reconciler sends it later: do not wait.
         task_publish_retry=False,
-        # Nothing queries workers through the broker, and a feature that is off cannot leak keys.
+        # Nothing queries workers through the broker, and reply queues leak in Redis (c#6089, k#294).
         worker_enable_remote_control=False,
         worker_send_task_events=False,
+        # Celery would remove other log handlers.
         worker_hijack_root_logger=False,
+        # A cron line means the same everywhere.
         timezone="UTC",
         enable_utc=True,
     )
