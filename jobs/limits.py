@@ -11,10 +11,9 @@ from typing import Final
 
 from jobs.errors import UserError
 
-#: The formats that are decoded by default, by Pillow's names, and those that a setting may add. It cannot
-#: add others: among Pillow's are the decoders that corrupt memory, call Ghostscript or follow references.
+#: The formats that are decoded, by Pillow's names. A setting can remove some, but not add others: Pillow has
+#: decoders that corrupt memory, call Ghostscript, follow references, or allocate more than a file declares.
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")
-OPTIONAL_FORMATS: Final = ("TIFF", "AVIF")
 
 #: The maximum width or height, in pixels; JPEG allows no more. Resizing needs up to 24 bytes per pixel of a
 #: side: a row of 64 million pixels took up to 2.5 GB.

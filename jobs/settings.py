@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL, make_url
 
 from jobs.cores import usable_cores
 from jobs.errors import SettingsError
-from jobs.limits import IMAGE_FORMATS, MAX_DAYS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
+from jobs.limits import IMAGE_FORMATS, MAX_DAYS, ArchiveLimits, ImageLimits, JobLimits
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
 from jobs.network.urls import (
@@ -113,11 +113,10 @@ def _split(value: object) -> object:
 
 
 def _image_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = IMAGE_FORMATS + OPTIONAL_FORMATS
-    chosen = tuple({"JPG": "JPEG", "TIF": "TIFF"}.get(name.upper(), name.upper()) for name in names)
+    chosen = tuple({"JPG": "JPEG"}.get(name.upper(), name.upper()) for name in names)
     for name in chosen:
-        if name not in known:
-            raise ValueError(f"names {name}; the formats are {', '.join(known)}")
+        if name not in IMAGE_FORMATS:
+            raise ValueError(f"names {name}; the formats are {', '.join(IMAGE_FORMATS)}")
     if not chosen:
         raise ValueError("names no format, so no image would be classified")
     return chosen

@@ -25,7 +25,6 @@ from worker.celery_patches import (
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
 from worker.predicting.context import close_process_context, process_context
-from worker.predicting.optional_formats import check_installed
 from worker.reconciler import reconcile_step
 from worker.schedule import default_schedule
 from worker.tasks import register_tasks
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 try:
     settings = Settings.load()
-    check_installed(settings.image_formats)
     app = make_app(settings)
     default_schedule(settings, datetime.now(UTC))  # refuses an invalid cron line now
     app.conf.beat_scheduler = "worker.schedule:SlotScheduler"

@@ -131,13 +131,11 @@ class Stack:
         Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
         """
-        # Imported here: most commands load neither Celery, which can parse the cron line, nor Pillow. Checked
-        # here, because a process with a wrong setting exits at every start.
-        from worker.predicting.optional_formats import check_installed
+        # Imported here: most commands do not load Celery, which can parse the cron line. Checked here: a
+        # process with a wrong setting exits at every start.
         from worker.schedule import default_schedule
 
         default_schedule(settings, datetime.now(UTC))
-        check_installed(settings.image_formats)
         self._settings = settings
         self._logs = settings.home / "logs"
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Path, Response
 from jobs.errors import ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.learning.corrections import Correction
-from jobs.limits import IMAGE_FORMATS
 from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
@@ -104,14 +103,12 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
     if prediction.error is not None:
         raise _no_thumbnail(prediction.error, prediction.detail)
     limits = client.settings.image_limits
-    # The decoder of TIFF needs NumPy.
-    formats = tuple(name for name in limits.formats if name in IMAGE_FORMATS)
     for _, content in read_images(client.ledger, client.store, client.settings, batch_id, [index]):
         max_pixels = limits.max_pixels
         if decoded_format(content[:HEAD_BYTES]) != "JPEG":
             max_pixels = min(max_pixels, _MAX_PIXELS)
         try:
-            return thumbnail(content, _SIDE, replace(limits, max_pixels=max_pixels, formats=formats), "WEBP")
+            return thumbnail(content, _SIDE, replace(limits, max_pixels=max_pixels), "WEBP")
         except ImageError as error:
             raise _no_thumbnail(error.code, error.detail) from None
     raise NotFound(f"Batch {batch_id} has no image {index} that can be read.")

@@ -11,8 +11,8 @@ from jobs.limits import ArchiveLimits
 
 #: Extensions of images that are read.
 _SUPPORTED = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
-#: Extensions of images that the worker refuses, unless a setting adds TIFF or AVIF. They are submitted too,
-#: so that their owner sees the error. Not SVG: folders of web pages contain many.
+#: Extensions of images that the worker refuses. They are submitted too, so that their owner sees the error.
+#: Not SVG: folders of web pages contain many.
 _UNSUPPORTED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga"
 IMAGE_EXTENSIONS = frozenset((_SUPPORTED + " " + _UNSUPPORTED).split())
 

@@ -363,6 +363,24 @@ def test_a_format_that_is_switched_off_is_not_allowed_whatever_else_is_wrong_wit
         assert decode(encode(Image.fromarray(digit()), other), GREY, limits).shape == (28, 28)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("TIFF", encode(Image.fromarray(digit()), "TIFF")),
+        ("TIFF", b"MM\0*" + bytes(64)),
+        ("AVIF", encode(Image.fromarray(digit()), "AVIF")),
+        ("AVIF", b"\0\0\0\x20ftypavis" + bytes(64)),
+        ("HEIF", b"\0\0\0\x20ftypheic" + bytes(64)),
+    ],
+)
+def test_the_error_of_a_format_that_is_never_decoded_says_what_to_do(name: str, data: bytes) -> None:
+    error = error_of(data)
+    assert (error.code, error.detail) == (
+        ErrorCode.FORMAT_NOT_ALLOWED,
+        f"{name}: convert it to PNG or JPEG",
+    )
+
+
 def test_an_image_file_with_several_pictures_in_it_is_a_jpeg() -> None:
     # Given a JPEG with a preview, as cameras write it; Pillow calls it MPO
     preview = Image.new("L", (8, 8), 99)

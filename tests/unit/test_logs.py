@@ -239,18 +239,6 @@ def test_a_wrong_setting_is_told_in_the_format_that_was_asked_for(log_format: st
     assert f"{ENV_PREFIX}LEASE_SECONDS" in done.stderr
 
 
-def test_a_worker_without_a_decoder_for_a_format_refuses_it() -> None:
-    # Given a Pillow that was built without AVIF
-    without = "import sys; sys.modules['PIL._avif'] = None; import worker.app"
-    done = said(without, log_format="text", image_formats="PNG,AVIF")
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        f"labelmill: {ENV_PREFIX}IMAGE_FORMATS: names AVIF, but the installed Pillow"
-    )
-    # Then a worker with the usual formats starts
-    assert said(without, log_format="text").returncode == 0
-
-
 def test_celery_ends_on_a_wrong_setting_as_its_document_says() -> None:
     done = said("import celery.__main__ as c; c.main()", "-A", "worker.app", "beat", lease_seconds="long")
     assert done.returncode == 2

@@ -106,7 +106,7 @@ def test_limits_that_are_set_are_taken(setenv):
         MAX_IMAGE_BYTES="1000",
         MAX_IMAGE_PIXELS="2000",
         MAX_IMAGE_FRAMES="1",
-        IMAGE_FORMATS="png, jpg ,,WebP,tif,avif",
+        IMAGE_FORMATS="png, jpg ,,WebP",
         IMAGE_SECONDS="0.5",
         MAX_JOB_IMAGES="3000",
         MAX_JOB_BYTES="4000",
@@ -114,7 +114,7 @@ def test_limits_that_are_set_are_taken(setenv):
         MAX_ARCHIVE_EXPANSION="6",
     )
     settings = Settings.load()
-    assert settings.image_limits == ImageLimits(1000, 2000, 1, ("PNG", "JPEG", "WEBP", "TIFF", "AVIF"))
+    assert settings.image_limits == ImageLimits(1000, 2000, 1, ("PNG", "JPEG", "WEBP"))
     assert settings.archive_limits == ArchiveLimits(5000, 6)
     assert settings.job_limits == JobLimits(3000, 4000)
     assert settings.image_seconds == 0.5

@@ -20,8 +20,7 @@ from PIL import (
 )
 
 from jobs.errors import ErrorCode, ImageError
-from jobs.limits import IMAGE_FORMATS, ImageLimits
-from worker.predicting.optional_formats import open_optional
+from jobs.limits import ImageLimits
 from worker.predicting.validation import HEAD_BYTES, check_header, check_size, decoded_format, other_format
 
 #: The limits of an image by default.
@@ -71,9 +70,7 @@ _GREYSCALE, _TRUECOLOUR = 0, 2  # PNG colour types in which tRNS declares one tr
 
 def open_picture(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
     """Open a picture whose header was checked. Raises ImageError, and what Pillow raises."""
-    image = open_optional(data, limits) or Image.open(
-        io.BytesIO(data), formats=[name for name in limits.formats if name in IMAGE_FORMATS]
-    )
+    image = Image.open(io.BytesIO(data), formats=limits.formats)
     check_size(*image.size, limits)
     if image.format == "PNG":
         if image.mode == "P" and image.palette is None:  # Pillow would fail an assertion
@@ -147,7 +144,7 @@ def _as_image_error(head: bytes, error: Exception, limits: ImageLimits) -> Image
         reason = "broken header" if isinstance(error, UnidentifiedImageError) else str(error)
         return ImageError(ErrorCode.CORRUPT, reason[:200] or type(error).__name__)
     if name := other_format(head):
-        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, name)
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{name}: convert it to PNG or JPEG")
     return ImageError(ErrorCode.UNIDENTIFIED)
 
 

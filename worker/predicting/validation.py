@@ -19,15 +19,14 @@ from jobs.limits import MAX_SIDE, ImageLimits
 _DECODED: Final = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<GIF>GIF8[79]a)|(?P<WEBP>RIFF.{4}WEBP)"
     rb"|(?P<PPM>P[1-6f][\s#])"
-    rb"|(?P<TIFF>II\*\0|MM\0\*)"
-    # The brand of a collection of images or of a sequence does not say yet how they are compressed.
-    rb"|(?P<AVIF>.{4}ftyp(?:avi[fs]|(?:mif1|msf1).{4}(?:.{4}){0,16}?avi[fs]))"
     rb"|(?P<BMP>BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3})",  # "BM" alone could begin any text
     re.DOTALL,
 )
 
 # The signatures of other formats: (name, offset, bytes).
 _OTHERS: Final = (
+    ("TIFF", 0, b"II*\0"),
+    ("TIFF", 0, b"MM\0*"),
     ("BigTIFF", 0, b"II+\0"),
     ("BigTIFF", 0, b"MM\0+"),
     ("Photoshop", 0, b"8BPS"),
@@ -45,6 +44,8 @@ _OTHERS: Final = (
     ("ICO", 0, b"\0\0\x01\0"),
     ("CUR", 0, b"\0\0\x02\0"),
     ("ICNS", 0, b"icns"),
+    ("AVIF", 4, b"ftypavif"),
+    ("AVIF", 4, b"ftypavis"),
     ("HEIF", 4, b"ftyp"),
     ("DDS", 0, b"DDS "),
     ("DICOM", 128, b"DICM"),
@@ -122,7 +123,7 @@ _JPEG_SEGMENTS: Final = _JPEG_BETWEEN | _JPEG_FRAMES | {_JPEG_SCAN}
 
 
 def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Check a PNG, JPEG, GIF or WebP before it is opened. TIFF and AVIF are checked in their own modules.
+    """Check a PNG, JPEG, GIF or WebP before it is opened.
 
     Nothing is decoded, and memory is constant. Raises ImageError: TOO_LARGE, or CORRUPT for a PNG or JPEG.
     """
@@ -131,7 +132,7 @@ def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
             _check_png(data, limits)
     elif data[:3] == _JPEG:
         if "JPEG" in limits.formats:
-            check_jpeg(data, limits)
+            _check_jpeg(data, limits)
     elif data[:6] in _GIF:
         if "GIF" in limits.formats:
             _check_gif(data, limits)
@@ -150,13 +151,13 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
     raise ImageError(ErrorCode.TOO_LARGE, f"{width:,} x {height:,} pixels, {reason}")
 
 
-def check_parts(parts: int) -> None:
+def _check_parts(parts: int) -> None:
     """Raise ImageError, TOO_LARGE, if a picture has too many parts without pixels."""
     if parts > _MAX_PARTS:
         raise ImageError(ErrorCode.TOO_LARGE, f"more than {_MAX_PARTS:,} parts without pixels")
 
 
-def check_frames(frames: int, limits: ImageLimits) -> None:
+def _check_frames(frames: int, limits: ImageLimits) -> None:
     """Raise ImageError, TOO_LARGE, if an animation has too many frames."""
     if frames > limits.max_frames:
         raise ImageError(ErrorCode.TOO_LARGE, f"more than {limits.max_frames:,} frames")
@@ -178,13 +179,13 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
             if zlib.crc32(view[at + 4 : end]) != checksum:
                 raise ImageError(ErrorCode.CORRUPT, f"its part {kind!r} has a wrong checksum")
             if kind == b"acTL":  # the declared number of an animation's frames
-                check_frames(_PNG_NUMBER.unpack_from(view[at + 8 : end])[0], limits)
+                _check_frames(_PNG_NUMBER.unpack_from(view[at + 8 : end])[0], limits)
             elif kind == b"fcTL":  # the frames themselves
                 frames += 1
-                check_frames(frames, limits)
+                _check_frames(frames, limits)
             elif kind not in _PNG_PIXELS:
                 parts += 1
-                check_parts(parts)
+                _check_parts(parts)
             at, kind = end + 4, following
         end = at + 8 + length
         if zlib.crc32(view[at + 4 : end]) != _PNG_NUMBER.unpack_from(view, end)[0]:
@@ -193,15 +194,14 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
         raise ImageError(ErrorCode.CORRUPT, "cut short") from None
 
 
-def check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> tuple[int, int]:
-    """Check the pixels, the scans, and that the end is present. Return width and height, 0 if missing.
+def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
+    """Check the pixels, the scans, and that the end is present.
 
     If a file was cut short but other data follows, libjpeg invents the missing pixels, and Pillow discards
     its warnings. Data after the end is ignored, such as the other pictures of an MPO. Segments are skipped as
     a whole, because a preview in the metadata contains markers of its own.
     """
     at, parts, scans = 2, 0, 0
-    width = height = 0
     try:
         while (at := _jpeg_marker(data, at)) and (kind := data[at - 1]) != _JPEG_END:
             (length,) = _JPEG_LENGTH.unpack_from(data, at)
@@ -211,7 +211,7 @@ def check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> tuple[int, int]
                     raise ImageError(ErrorCode.TOO_LARGE, f"more than {_MAX_SCANS} scans")
             elif kind in _JPEG_BETWEEN:
                 parts += 1
-                check_parts(parts)
+                _check_parts(parts)
             elif scans:
                 break  # another picture begins, or the supposed pixels are other data
             elif kind in _JPEG_FRAMES and length >= _JPEG_SIZE.size:
@@ -220,7 +220,7 @@ def check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> tuple[int, int]
             at += length
         else:
             if at:
-                return width, height
+                return
     except (struct.error, IndexError):
         pass
     raise ImageError(ErrorCode.CORRUPT, "cut short: its end is missing")
@@ -249,13 +249,13 @@ def _check_gif(data: bytes | memoryview, limits: ImageLimits) -> None:
             if kind == b",":
                 left, top, frame_width, frame_height, flags = _GIF_FRAME.unpack_from(data, at)
                 frames += 1
-                check_frames(frames, limits)
+                _check_frames(frames, limits)
                 if frames == 1:
                     check_size(max(width, left + frame_width), max(height, top + frame_height), limits)
                 at += _GIF_FRAME.size + _gif_colours(flags)
             elif not frames:
                 parts += 1
-                check_parts(parts)
+                _check_parts(parts)
             at += 1  # skip the minimum code size, or the extension's kind
             while size := data[at]:
                 at += 1 + size
@@ -277,7 +277,7 @@ def _check_webp(data: memoryview, limits: ImageLimits) -> None:
             flags, width, height = data[20], data[24:27], data[27:30]
             check_size(int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1, limits)
             if flags & _WEBP_ANIMATED:
-                check_frames(_webp_frames(data, limits.max_frames), limits)
+                _check_frames(_webp_frames(data, limits.max_frames), limits)
         elif kind == b"VP8L":
             (bits,) = struct.unpack_from("<I", data, 21)
             check_size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, limits)
