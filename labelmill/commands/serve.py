@@ -33,8 +33,9 @@ def serve(
 ) -> None:
     """Serve the HTTP API until it is stopped.
 
-    Its resources are those of OpenAI's Batch API, below /v1; /docs shows them. Requests need a key, which
-    `labelmill keys create` makes. Broker, ledger and store must be available, and workers classify.
+    Its resources are those of OpenAI's Batch API, below /v1; /openapi.json describes them. Requests need a
+    key, which `labelmill keys create` makes. Broker, ledger and store must be available, and workers
+    classify.
     """
     if not is_server_installed():
         raise UserError(f"The HTTP API needs its server: {install_hint('server')}.")

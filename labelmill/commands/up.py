@@ -100,7 +100,7 @@ def _startup_lines(
         "  trainer  1 process to train models",
         f"  webhooks {WEBHOOK_PROCESSES} processes to send webhooks",
         f"  beat     schedule: {retrain}",
-        *([f"  api      {http_url(*api.getsockname())}/docs{key}"] if api else []),
+        *([f"  api      {http_url(*api.getsockname())}/v1{key}"] if api else []),
         f"  ledger   {ledger}",
         f"  store    {store}",
         f"  logs     logs/*.log, at most {2 * MAX_LOG_BYTES // 1024**2} MiB each",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from importlib.metadata import version
 from typing import Final
 
 import anyio.to_thread
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -26,7 +24,6 @@ from labelmill.server.limits import Limits
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import add_handlers
 from labelmill.server.readings import Readings
-from labelmill.server.reference import render
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
 _THREADS: Final = 16
@@ -65,7 +62,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         version=version("labelmill"),
         summary="Bulk image classification. The resources are those of OpenAI's Batch API.",
         lifespan=lifespan,
-        docs_url=None,  # it would load its scripts from elsewhere
+        docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
     limits = Limits(settings)
@@ -88,13 +85,6 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         """Answer if the ledger can be reached."""
         ledger.check()
         return Health(status="ok")
-
-    reference = cache(lambda: render(app.openapi()))
-
-    @app.get("/docs", include_in_schema=False)
-    def docs() -> HTMLResponse:
-        page, policy = reference()
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     guarded: ASGIApp = Guard(app, limits, settings.api_hosts)
     if settings.api_origins:
@@ -122,7 +112,7 @@ class _WithHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers.setdefault("Content-Security-Policy", _POLICY)
+                headers["Content-Security-Policy"] = _POLICY
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

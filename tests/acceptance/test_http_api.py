@@ -151,7 +151,7 @@ def test_the_local_stack_serves_it_on_any_free_port(new_home: Home, tmp_path: Pa
         log = tmp_path / "up.log"
         with new_home.started("up", log=log):
             until(lambda: "key in api-key" in log.read_text(), "its address is printed")
-            found = re.search(r"api +(\S+)/docs", log.read_text())
+            found = re.search(r"api +(\S+)/v1", log.read_text())
             assert found is not None
             # Then a client with the key from the state folder can use it
             key = (new_home.path / "api-key").read_text().strip()
