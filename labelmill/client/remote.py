@@ -1,7 +1,4 @@
-"""The client of the HTTP API, for a machine that reaches neither ledger nor broker: jobs and corrections.
-
-Its other methods are in `remote_models`.
-"""
+"""The client of the HTTP API, for a machine that reaches neither ledger nor broker: jobs and corrections."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -21,7 +19,6 @@ from jobs.schema import JobState
 from jobs.settings import Settings
 from labelmill.client.http import Api, NothingToRetry
 from labelmill.client.installation import accept_numpy_numbers
-from labelmill.client.remote_models import RemoteModelMethods
 from labelmill.client.shared import CommonMethods
 from labelmill.labels.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
 from producer.packing import pack
@@ -47,12 +44,11 @@ def connect(url: str, *, key: str) -> RemoteClient:
     return RemoteClient(url, key)
 
 
-class RemoteClient(RemoteModelMethods, CommonMethods):
+class RemoteClient(CommonMethods):
     """A connection to the HTTP API of a Labelmill installation. `labelmill.connect` makes one.
 
-    It has the methods of `Client` for jobs, corrections, models, training runs, datasets and workers, with
-    the same results and errors. The API does not offer the others, such as registering a model or adding a
-    dataset. A request that breaks is repeated for a minute. Do not share a client between threads.
+    It has the methods of `Client` for jobs and corrections, with the same results and errors. A request that
+    breaks is repeated for a minute. Do not share a client between threads.
     """
 
     #: As in `Client`. Here the server reports it, in its log.
@@ -83,8 +79,8 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
         if name.startswith("_") or not hasattr(Client, name):
             raise AttributeError(f"'RemoteClient' has no attribute {name!r}")
         raise NotInApi(
-            f"The HTTP API does not offer this (`Client.{name}`): run it where the ledger can be reached, "
-            "without LABELMILL_API_URL."
+            f"`Client.{name}` does not work over HTTP: run it where the ledger can be reached, without "
+            "LABELMILL_API_URL."
         )
 
     def submission(
@@ -115,8 +111,9 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
                 "leave it out."
             )
         check_key(key)
-        # Before the upload, which may take long
-        model_id = self.model_id(model, dataset=dataset)
+        # Before the upload, which may take long: an unknown model is an error now.
+        model_path = f"/models/{quote((model or 'champion').strip(), safe='', errors='surrogateescape')}"
+        model_id = self._api.request("GET", model_path, query={"dataset": dataset})["id"]
         count = 0
         uploads = 0
 
@@ -330,7 +327,7 @@ class RemoteClient(RemoteModelMethods, CommonMethods):
 
 
 class NotInApi(UserError, AttributeError):
-    """A method of `Client` that the HTTP API does not offer."""
+    """A method of `Client` that does not work over HTTP."""
 
 
 def _idempotency_key(key: str | None) -> str:

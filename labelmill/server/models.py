@@ -20,7 +20,6 @@ from labelmill.server.schemas import (
     ModelObject,
     NewRun,
     PromotionWanted,
-    RestoredModel,
     RollbackWanted,
     RunObject,
     WorkerObject,
@@ -54,14 +53,14 @@ def promote_model(model_id: str, session: AdminSession, wanted: PromotionWanted 
     """Make a model its dataset's champion if it passes the gate."""
     model = session.client.model(model_id)
     verdict = session.client.promote(model.id, force=wanted is not None and wanted.force)
-    return Decision(model=model.id, promoted=verdict.promote, reason=verdict.reason, details=verdict)
+    return Decision(model=model.id, promoted=verdict.promote, reason=verdict.reason)
 
 
 @router.post("/models/rollback")
-def roll_back(session: AdminSession, wanted: RollbackWanted | None = None) -> RestoredModel:
+def roll_back(session: AdminSession, wanted: RollbackWanted | None = None) -> ModelObject:
     """Make a dataset's previous champion the champion again, and return it."""
     promotion = session.client.rollback(dataset=(wanted or RollbackWanted()).dataset)
-    return RestoredModel.of(session.client.model(promotion.model_id), promotion=promotion)
+    return ModelObject.of(session.client.model(promotion.model_id))
 
 
 @router.get("/runs")

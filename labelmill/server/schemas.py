@@ -11,8 +11,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from jobs.ledger.jobs.queries import JobStatus, Prediction
 from jobs.ledger.learning.health import Health
-from jobs.ledger.learning.models import Promotion
-from jobs.ledger.learning.promotion import Verdict
 from jobs.ledger.learning.runs import Run
 from jobs.ledger.workers import WorkerStatus
 from jobs.limits import MAX_TOP_K
@@ -325,7 +323,6 @@ class CorrectionObject(BaseModel):
 
 
 # ---- models and training ------------------------------------------------------------------------------
-# `details` is what the method of the Python client returns, with exact times: `RemoteClient` reads it.
 
 
 class ModelObject(BaseModel):
@@ -342,11 +339,10 @@ class ModelObject(BaseModel):
     classes: list[str]
     sha256: str
     pinned_at: int | None
-    details: Model
 
     @classmethod
-    def of(cls, model: Model, **more: Any) -> Self:
-        """Return a model of the registry; `more` is what a subclass adds."""
+    def of(cls, model: Model) -> Self:
+        """Return a model of the registry."""
         return cls(
             id=model.id,
             created=int(model.created_at.timestamp()),
@@ -357,15 +353,7 @@ class ModelObject(BaseModel):
             classes=list(model.classes),
             sha256=model.sha256,
             pinned_at=seconds(model.pinned_at),
-            details=model,
-            **more,
         )
-
-
-class RestoredModel(ModelObject):
-    """A previous champion that is the champion again."""
-
-    promotion: Promotion
 
 
 class HealthObject(BaseModel):
@@ -379,7 +367,6 @@ class HealthObject(BaseModel):
     images: int
     warnings: list[str]
     unknown: str | None
-    details: Health
 
     @classmethod
     def of(cls, health: Health) -> Self:
@@ -393,7 +380,6 @@ class HealthObject(BaseModel):
             images=health.images,
             warnings=health.warnings,
             unknown=health.unknown,
-            details=health,
         )
 
 
@@ -409,7 +395,6 @@ class Decision(BaseModel):
     model: str
     promoted: bool
     reason: str
-    details: Verdict
 
 
 class RollbackWanted(_Wanted):
@@ -447,7 +432,6 @@ class RunObject(BaseModel):
     accuracy: float | None
     verdict: str | None
     error: str | None
-    details: Run
 
     @classmethod
     def of(cls, run: Run) -> Self:
@@ -464,7 +448,6 @@ class RunObject(BaseModel):
             accuracy=run.accuracy,
             verdict=run.verdict,
             error=run.error,
-            details=run,
         )
 
 
@@ -478,7 +461,6 @@ class DatasetObject(BaseModel):
     images: int
     fingerprint: str
     created_at: int
-    details: DatasetVersion
 
     @classmethod
     def of(cls, version: DatasetVersion) -> Self:
@@ -490,7 +472,6 @@ class DatasetObject(BaseModel):
             images=version.summary["images"],
             fingerprint=version.fingerprint,
             created_at=int(version.created_at.timestamp()),
-            details=version,
         )
 
 
@@ -506,7 +487,6 @@ class WorkerObject(BaseModel):
     chunks: int
     run: str | None
     problem: str | None
-    details: WorkerStatus
 
     @classmethod
     def of(cls, worker: WorkerStatus) -> Self:
@@ -521,5 +501,4 @@ class WorkerObject(BaseModel):
             chunks=len(worker.chunks),
             run=worker.run,
             problem=worker.problem,
-            details=worker,
         )

@@ -28,7 +28,6 @@ from labelmill.server.application import create_app
 from labelmill.server.serving import listen_on
 from producer.intake import take_in_next
 from producer.sources import SourceImage
-from tests.conftest import ModelMaker
 from tests.console import until
 
 
@@ -58,14 +57,6 @@ def url(settings: Settings, champion: Model) -> Iterator[str]:  # noqa: ARG001
 
 @pytest.fixture
 def remote(url: str, key: str) -> Iterator[RemoteClient]:
-    with labelmill.connect(url, key=key) as client:
-        yield client
-
-
-@pytest.fixture
-def admin(url: str, ledger: Ledger) -> Iterator[RemoteClient]:
-    with ledger.transaction() as connection:
-        key = create_key(connection, "operator", Role.ADMIN)[1]
     with labelmill.connect(url, key=key) as client:
         yield client
 
@@ -161,90 +152,6 @@ def test_an_upload_that_breaks_is_repeated_whole_or_not_at_all(remote: RemoteCli
     assert remote.submission(Images()).images == 3
     assert len(remote.jobs()) == 1
     until(lambda: len(store.files("files")) == 1, "the server has noticed")
-
-
-def test_models_are_read_promoted_and_rolled_back_as_with_the_ledger(
-    admin: RemoteClient, settings: Settings, champion: Model, make_model: ModelMaker, store: Store
-) -> None:
-    later = make_model(b"a later model", champion=False, store=store)
-    make_model(store=store)  # the champion's file
-    with labelmill.Client(settings) as client:
-        assert admin.models() == client.models()
-        assert [model.id for model in admin.models(dataset="mnist")] == [later.id, champion.id]
-        assert admin.model() == client.model()
-        assert admin.model(later.id[:12]) == later
-        assert admin.health(later.id) == client.health(later.id)
-        with pytest.raises(labelmill.NotFound):
-            admin.model("nothing")
-
-        # When one is promoted, then the verdict is what the ledger's client gives, and so is the way back
-        with pytest.raises(labelmill.Conflict, match="evaluate"):
-            admin.promote(later.id)
-        verdict = admin.promote(later.id, force=True)
-        assert (verdict.promote, verdict.forced) == (True, True)
-        assert client.model().id == later.id
-        promotion = admin.rollback()
-        assert promotion == client.promotions(limit=1)[0]
-        assert (promotion.model_id, promotion.how) == (champion.id, "rollback")
-
-
-def test_runs_are_requested_followed_and_cancelled_as_with_the_ledger(
-    admin: RemoteClient, settings: Settings
-) -> None:
-    run_id = admin.retrain(architecture="mlp", profile="quick", seed=7, force=True)
-    with labelmill.Client(settings) as client:
-        assert admin.runs(limit=1) == client.runs()
-        run = admin.run(run_id)
-        assert run == client.run(run_id)
-        assert (run.recipe["seed"], run.recipe["force"]) == (7, True)
-        assert admin.run_id(run_id[:12]) == run_id
-        with pytest.raises(labelmill.Conflict):
-            admin.retrain()
-        assert admin.cancel_run(run_id).state == "cancelled"
-        assert [each.state for each in admin.follow_run(run_id)] == ["cancelled"]
-        assert admin.workers() == client.workers()
-        assert admin.datasets() == client.datasets()
-    # What does not fit the dataset is refused with the command's words
-    with pytest.raises(labelmill.LabelmillError, match="28x28 pixels: leave out --size"):
-        admin.retrain(size=64)
-    with pytest.raises(labelmill.NotFound, match="no training run"):
-        admin.run("no\0thing")
-
-
-class LosesAnswers(BaseHTTPRequestHandler):
-    """Answers with a status, or ends the connection without an answer if it is 0."""
-
-    requests = 0
-    status = 0
-
-    def do_POST(self) -> None:
-        type(self).requests += 1
-        self.close_connection = True
-        if self.status:
-            self.send_response(self.status)
-            self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-
-@pytest.mark.parametrize("status", [0, 503, 504])
-def test_a_rollback_whose_answer_is_lost_is_not_repeated(
-    monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    monkeypatch.setattr(LosesAnswers, "requests", 0)
-    monkeypatch.setattr(LosesAnswers, "status", status)
-    with HTTPServer(("127.0.0.1", 0), LosesAnswers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        with (
-            RemoteClient(f"http://127.0.0.1:{server.server_address[1]}", "labelmill_key") as client,
-            pytest.raises(labelmill.Unavailable, match="Check whether it took effect"),
-        ):
-            client.rollback()
-        server.shutdown()
-        thread.join()
-    assert LosesAnswers.requests == 1
 
 
 class AsksToWait(BaseHTTPRequestHandler):
