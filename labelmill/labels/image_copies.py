@@ -1,8 +1,8 @@
 """Find and remove copies of corrected images that no correction needs.
 
-A correction writes the copy, stores its row, and then checks that the copy is still there. A removal looks
-for rows before and after it removes a copy, and puts the copy back if there is one. So every row keeps its
-copy, whichever of the two ends last.
+A correction writes the copy, stores its row, and then checks that the copy is still there. While a copy is
+removed, no row can be stored. So a row was either seen by the removal, or finds its copy missing and writes
+it again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from typing import Final
 
 from jobs.files import unfinished
 from jobs.ledger import Ledger
-from jobs.ledger.learning.corrections import COPIES, correction_key, without_correction
+from jobs.ledger.learning.corrections import COPIES, correction_key, lock_corrections, without_correction
 from jobs.storage.store import Store
 
 #: How many copies the ledger is asked about at once: that takes as long for one as for all of these.
 _PAGE_COPIES: Final = 500
-
-#: How many bytes of removed copies are held in memory, in case they must be put back.
-_PAGE_BYTES: Final = 64 * 1024 * 1024
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
@@ -44,43 +41,9 @@ def stray_copies(ledger: Ledger, store: Store, *, before: float) -> Iterator[lis
 
 def remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -> None:
     """Remove those of these copies that no correction needs. Raises Unavailable."""
-    names = list(dict.fromkeys(image_sha256s))
-    for start in range(0, len(names), _PAGE_COPIES):
-        with ledger.reading() as connection:
-            unneeded = without_correction(connection, names[start : start + _PAGE_COPIES])
-        _remove(ledger, store, unneeded)
-
-
-def _remove(ledger: Ledger, store: Store, unneeded: list[str]) -> None:
-    removed: dict[str, bytes] = {}
-    held = 0
-    try:
-        for sha256 in unneeded:
-            key = correction_key(sha256)
-            try:
-                removed[sha256] = store.get(key)
-            except FileNotFoundError:
-                continue
-            held += len(removed[sha256])
-            store.remove(key)
-            if held > _PAGE_BYTES:
-                _restore(ledger, store, removed)
-                removed, held = {}, 0
-    finally:  # also if the store fails halfway
-        _restore(ledger, store, removed)
-
-
-def _restore(ledger: Ledger, store: Store, removed: dict[str, bytes]) -> None:
-    """Write those of the removed copies again that a correction needs by now.
-
-    The same bytes may have been corrected since the ledger was read, and the correction may have checked for
-    its copy before the removal. A row stored after this checks for its copy later
-    (`labelmill.labels.correcting`).
-    """
-    if not removed:
-        return
-    with ledger.reading() as connection:
-        unneeded = set(without_correction(connection, removed))
-    for sha256, data in removed.items():
-        if sha256 not in unneeded:
-            store.put(correction_key(sha256), data)
+    for sha256 in dict.fromkeys(image_sha256s):
+        # One at a time: corrections wait for this transaction, and a store may be slow.
+        with ledger.transaction() as connection:
+            lock_corrections(connection)
+            if without_correction(connection, [sha256]):
+                store.remove(correction_key(sha256))

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -385,20 +386,27 @@ def test_a_copy_that_goes_before_its_row_comes_is_put_there_again(
     assert store.get(correction_key(sha256(b"same"))) == b"same"
 
 
-def test_a_copy_that_is_needed_again_when_it_is_removed_is_put_back(
+def test_a_copy_that_is_needed_again_while_it_is_removed_is_written_again(
     client, settings, store, twins, monkeypatch
 ) -> None:
     # given the only correction of these bytes is being undone, and somebody else corrects the same bytes
     # after the copy was found unneeded and before it is removed
-    def slow(*args: Any) -> None:
+    def correct() -> None:
         with Client(settings) as another:
             another.correct(twins.id, 1, "2")
+
+    other = threading.Thread(target=correct)
+
+    def slow(*args: Any) -> None:
+        other.start()
+        other.join(1)
+        assert other.is_alive()  # it waits for the removal
         original(*args)
-        assert copies(store) == set()
 
     original = Store.remove
     monkeypatch.setattr(Store, "remove", slow)
     client.undo_correction(twins.id, 0)
+    other.join()
 
     # then the row has its copy
     assert [(each.index, each.label) for each in client.corrections()] == [(1, "2")]
@@ -749,10 +757,8 @@ def test_copies_whose_rows_cannot_be_stored_are_removed_again(client, store, fin
         raise Unavailable("The ledger is away")
 
     monkeypatch.setattr(correcting, "save_corrections", lost)
-    monkeypatch.setattr(removing, "_PAGE_COPIES", 16)
-    monkeypatch.setattr(removing, "_PAGE_BYTES", 16 * len(b"pixels 10"))
 
-    # when the copies are removed again, page by page, then the needed copy is still there
+    # when the copies are removed again, then the needed copy is still there
     with pytest.raises(Unavailable):
         client.correct_from(["index,label\n", *(f"{n},1\n" for n in range(40))], job_id=job.id)
     assert copies(store) == {sha256(b"pixels 7")}

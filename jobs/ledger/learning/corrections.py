@@ -157,6 +157,12 @@ def without_correction(connection: Connection, image_sha256s: Iterable[str]) -> 
     return [each for each in wanted if each not in named]
 
 
+def lock_corrections(connection: Connection) -> None:
+    """Let nobody else store or remove corrections until this transaction ends. Readers do not wait."""
+    if connection.dialect.name == "postgresql":  # on SQLite, the transaction is the lock
+        connection.execute(sa.text("LOCK TABLE corrections IN SHARE MODE"))
+
+
 def live_accuracy(connection: Connection, model_id: str) -> LiveAccuracy:
     """Return how often the model was right, by the corrections of its predictions."""
     right = sa.case((corrections.c.label == corrections.c.predicted, 1), else_=0)
