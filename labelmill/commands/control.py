@@ -8,12 +8,12 @@ import typer
 
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import closing_line, report_broker_unavailable, status_to_json
+from labelmill.commands.options import AsJson
 from labelmill.console.terminal import examples, print_json, report_errors, say
 
 app = typer.Typer(add_completion=False)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
 @app.command(epilog=examples("labelmill pause 06h0w4r0rf0dkckt"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TextIO
@@ -17,7 +16,7 @@ from jobs.ledger.learning.corrections import Correction
 from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.commands.connection import open_client
-from labelmill.console.tables import Column, print_table, short_time
+from labelmill.console.tables import Column, print_rows, short_time
 from labelmill.console.terminal import examples, pluralize, print_json, report_errors, say
 from producer.export import printable
 
@@ -85,10 +84,8 @@ def correct(
             _correct_from_file(
                 client, source, client.job_id(job) if job is not None else None, as_json=as_json
             )
-        elif as_json:
-            print_json([asdict(each) for each in client.corrections()])
         else:
-            print_table(_COLUMNS, client.corrections())
+            print_rows(_COLUMNS, client.corrections(), as_json=as_json)
 
 
 def _correct_one(
@@ -103,7 +100,7 @@ def _correct_one(
         say(f"image {index} of job {job} ({printable(found.name)}) is {label}; {prediction}")
         _report_skipped(client, [found])
     if as_json:
-        print_json(asdict(found))
+        print_json(found)
 
 
 def _describe_prediction(correction: Correction) -> str:
@@ -127,7 +124,7 @@ def _correct_from_file(
     say(f"{pluralize(len(stored), 'correction')} stored")
     _report_skipped(client, stored)
     if as_json:
-        print_json([asdict(each) for each in stored])
+        print_json(stored)
 
 
 def _report_unlabelled(rows: int) -> None:

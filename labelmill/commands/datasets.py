@@ -10,29 +10,31 @@ import typer
 from jobs.errors import UserError
 from jobs.models.dataset import MNIST, DatasetVersion, Split
 from labelmill.client import Client
+from labelmill.commands.groups import listing_group
+from labelmill.commands.options import AsJson, AsJsonList
 from labelmill.console.destination import STDOUT, opened, output_option, shown
 from labelmill.console.progress import ProgressLine
-from labelmill.console.tables import Column, field_lines, print_table, short_time
+from labelmill.console.tables import Column, field_lines, print_rows, print_table, short_time
 from labelmill.console.terminal import (
     examples,
     format_time,
     pluralize,
     print_data,
     print_json,
+    print_value,
     printable_lines,
     report_errors,
     say,
 )
 from labelmill.datasets.describing import added_lines, found_lines, modes_line, sizes_line
 
-app = typer.Typer(
-    add_completion=False,
-    invoke_without_command=True,
-    help="List the datasets, show one, add to one, or remove one.",
+app = listing_group(
+    "List the datasets, show one, add to one, or remove one.",
+    "labelmill datasets",
+    "labelmill datasets add birds photos/",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 _BUILT_IN: Final = (
     "mnist is built in: 28 x 28 grey images in IDX files, from LABELMILL_MNIST_DIR, the cache in the state "
@@ -58,22 +60,14 @@ _CLASS_COLUMNS: Final = (
 )
 
 
-@app.callback(epilog=examples("labelmill datasets", "labelmill datasets add birds photos/"))
+@app.command("list", epilog=examples("labelmill datasets list --json"))
 @report_errors
-def datasets(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
-    """List the datasets, or show one, add to one, or remove one."""
-    if context.invoked_subcommand is not None:
-        return
+def list_all(as_json: AsJsonList = False) -> None:
+    """List the datasets."""
     with Client() as client:
         stored = [_to_row(each) for each in client.datasets()]
     rows = sorted([_built_in_row(), *stored], key=lambda row: str(row["dataset"]))
-    if as_json:
-        print_json(rows)
-    else:
-        print_table(_COLUMNS, rows)
+    print_rows(_COLUMNS, rows, as_json=as_json)
 
 
 @app.command(
@@ -114,10 +108,7 @@ def add(
     version = added.version
     for line in added_lines(version, new=added.new):
         say(line)
-    if as_json:
-        print_json(asdict(version) | {"new": added.new})
-    else:
-        print_data(str(version.version))
+    print_value(asdict(version) | {"new": added.new}, str(version.version), as_json=as_json)
 
 
 @app.command(
@@ -147,10 +138,7 @@ def show(
     if output is not None and as_json:
         raise UserError("Give --json or --output, not both.")
     if name == MNIST and output is None and version is None:
-        if as_json:
-            print_json(_built_in_row())
-        else:
-            print_data(_BUILT_IN)
+        print_value(_built_in_row(), _BUILT_IN, as_json=as_json)
         return
     with Client() as client:
         found = client.dataset(name, version=version)
@@ -161,7 +149,7 @@ def show(
         if output != STDOUT:
             print_data(shown(output))
     elif as_json:
-        print_json(asdict(found))
+        print_json(found)
     else:
         _print_version(found)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from jobs.settings import Settings
 from jobs.text import storable
+from labelmill.commands.options import AsJson
 from labelmill.console.terminal import Console, ExitCode, examples, print_json, printable_lines, report_errors
 from labelmill.operations.doctor import Finding, Level, examine
 
@@ -23,7 +23,7 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red
 @app.command(epilog=examples("labelmill doctor", "labelmill doctor --json"))
 @report_errors
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check settings, broker, ledger, store, models and jobs; say what is wrong, and what to type.
 

@@ -8,9 +8,10 @@ import typer
 
 from labelmill.client import Client
 from labelmill.commands.follow_job import report_incomplete
+from labelmill.commands.options import AsJson
 from labelmill.console.destination import STDOUT, opened, output_option, shown
 from labelmill.console.progress import ProgressLine
-from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.console.terminal import examples, print_value, report_errors, say
 from labelmill.reporting.evaluation_lines import labelled_lines, labelled_to_json, report_unlabelled
 
 app = typer.Typer(add_completion=False)
@@ -20,7 +21,7 @@ app = typer.Typer(add_completion=False)
 @report_errors
 def evaluate(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
     output: Annotated[
         str | None, output_option("Also write an HTML report into this file or URL; - is stdout.")
     ] = None,
@@ -47,7 +48,4 @@ def evaluate(
             if output == STDOUT:  # the page is the data
                 return
             say(f"report written to {shown(output)}")
-    if as_json:
-        print_json({"job": job, **labelled_to_json(found)})
-    else:
-        print_data("\n".join(labelled_lines(found)))
+    print_value({"job": job, **labelled_to_json(found)}, "\n".join(labelled_lines(found)), as_json=as_json)

@@ -10,8 +10,9 @@ import typer
 from jobs.schema import JobState
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import format_state, status_to_json
-from labelmill.console.tables import Column, print_table, short_time
-from labelmill.console.terminal import examples, print_json, report_errors
+from labelmill.commands.options import AsJsonList
+from labelmill.console.tables import Column, print_rows, short_time
+from labelmill.console.terminal import examples, report_errors
 
 app = typer.Typer(add_completion=False)
 
@@ -31,12 +32,9 @@ _COLUMNS: Final = (
 def jobs(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: AsJsonList = False,
 ) -> None:
     """List the latest jobs, newest first."""
     with open_client() as client:
         found = client.jobs(limit=limit, state=state)
-    if as_json:
-        print_json([status_to_json(status) for status in found])
-    else:
-        print_table(_COLUMNS, found)
+    print_rows(_COLUMNS, found, as_json=as_json, row=status_to_json)

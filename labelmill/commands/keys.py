@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Final
 
 import typer
 
 from jobs.ledger.api.keys import ApiKey, Role, create_key, list_keys, revoke_key
 from labelmill.client import Client
-from labelmill.commands.groups import ListingGroup
-from labelmill.console.tables import Column, print_table, short_time
-from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.commands.groups import listing_group
+from labelmill.commands.options import AsJsonList
+from labelmill.console.tables import Column, print_rows, short_time
+from labelmill.console.terminal import examples, print_data, report_errors, say
 
-app = typer.Typer(
-    add_completion=False,
-    cls=ListingGroup,
-    invoke_without_command=True,
-    help="List the keys of the HTTP API, create one, or revoke one.",
+app = listing_group(
+    "List the keys of the HTTP API, create one, or revoke one.",
+    "labelmill keys",
+    "labelmill keys create laptop",
 )
 
 _COLUMNS: Final = (
@@ -30,31 +29,13 @@ _COLUMNS: Final = (
 )
 
 
-def _print_all(*, as_json: bool) -> None:
-    with Client() as client, client.ledger.reading() as connection:
-        found = list_keys(connection)
-    if as_json:
-        print_json([asdict(key) for key in found])
-    else:
-        print_table(_COLUMNS, found)
-
-
-@app.callback(epilog=examples("labelmill keys", "labelmill keys create laptop"))
-@report_errors
-def keys(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
-    """List the keys of the HTTP API; or create one, or revoke one."""
-    if context.invoked_subcommand is None:
-        _print_all(as_json=as_json)
-
-
 @app.command("list", epilog=examples("labelmill keys list --json"))
 @report_errors
-def list_all(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+def list_all(as_json: AsJsonList = False) -> None:
     """List the keys, without their secrets."""
-    _print_all(as_json=as_json)
+    with Client() as client, client.ledger.reading() as connection:
+        found = list_keys(connection)
+    print_rows(_COLUMNS, found, as_json=as_json)
 
 
 @app.command(

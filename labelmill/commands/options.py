@@ -9,6 +9,10 @@ import typer
 from jobs.limits import MAX_TOP_K
 from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
+#: For commands that print one thing, and for those that list.
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+AsJsonList = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
+
 #: The dataset whose champion or challenger a command is about.
 DatasetOption = Annotated[str, typer.Option("--dataset", metavar="NAME", help="The dataset.")]
 

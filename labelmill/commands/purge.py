@@ -13,6 +13,7 @@ from jobs.limits import MAX_DAYS
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from labelmill.client import Client
+from labelmill.commands.options import AsJson
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, pluralize, print_json, report_errors, say
 from labelmill.operations.purging import Purge, Purged
@@ -60,7 +61,7 @@ def purge(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove one job, or what old jobs no longer need.
 

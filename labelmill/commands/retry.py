@@ -8,6 +8,7 @@ import typer
 
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import report_broker_unavailable, status_to_json, watch
+from labelmill.commands.options import AsJson
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, exit_code_of, print_data, print_json, report_errors, say
 
@@ -25,7 +26,7 @@ def retry(
         ),
     ] = False,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Resubmit the images of a job that got no label; prints the new job's id.
 

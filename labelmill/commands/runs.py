@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from operator import attrgetter
 from typing import Annotated, Any, Final
 
@@ -20,9 +19,10 @@ from labelmill.commands.follow_run import (
     run_details_to_json,
     watch_run,
 )
-from labelmill.commands.groups import ListingGroup
+from labelmill.commands.groups import listing_group
+from labelmill.commands.options import AsJson, AsJsonList
 from labelmill.console.drawing import curve
-from labelmill.console.tables import Column, field_lines, print_table, short_time
+from labelmill.console.tables import Column, field_lines, print_rows, short_time
 from labelmill.console.terminal import (
     examples,
     format_time,
@@ -33,11 +33,8 @@ from labelmill.console.terminal import (
     say,
 )
 
-app = typer.Typer(
-    add_completion=False,
-    cls=ListingGroup,
-    invoke_without_command=True,
-    help="List the training runs, show one, or stop one.",
+app = listing_group(
+    "List the training runs, show one, or stop one.", "labelmill runs", "labelmill runs show RUN --watch"
 )
 
 
@@ -66,25 +63,18 @@ _COLUMNS: Final = (
 )
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
-@app.callback(epilog=examples("labelmill runs", "labelmill runs show RUN --watch"))
+@app.command("list", epilog=examples("labelmill runs list --limit 5 --json"))
 @report_errors
-def runs(
-    context: typer.Context,
+def list_all(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: AsJsonList = False,
 ) -> None:
-    """List the latest training runs, newest first; or show one, or stop one."""
-    if context.invoked_subcommand is not None:
-        return
+    """List the latest training runs, newest first."""
     with Client() as client:
         found = client.runs(limit=limit)
-    if as_json:
-        print_json([asdict(run) for run in found])
-    else:
-        print_table(_COLUMNS, found)
+    print_rows(_COLUMNS, found, as_json=as_json)
 
 
 @app.command(
@@ -121,7 +111,7 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
         found = client.cancel_run(run)
     say(f"training run {run} is cancelled")
     if as_json:
-        print_json(asdict(found))
+        print_json(found)
 
 
 def _format_run(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:

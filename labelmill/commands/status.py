@@ -9,13 +9,13 @@ import typer
 from jobs.ledger.jobs.queries import JobStatus
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import format_state, status_to_json, watch
+from labelmill.commands.options import AsJson
 from labelmill.console.tables import field_lines
 from labelmill.console.terminal import (
     examples,
     exit_code_of,
     format_time,
-    print_data,
-    print_json,
+    print_value,
     report_errors,
 )
 from producer.export import printable
@@ -28,16 +28,13 @@ app = typer.Typer(add_completion=False)
 def status(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the progress of a job: counts, rate, time left, and how long its oldest chunk has waited."""
     with open_client() as client:
         job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)
-    if as_json:
-        print_json(status_to_json(found))
-    else:
-        print_data(_format_status(found))
+    print_value(status_to_json(found), _format_status(found), as_json=as_json)
     if watch_it:
         raise SystemExit(exit_code_of(found))
 

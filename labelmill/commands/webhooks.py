@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -22,15 +21,15 @@ from jobs.ledger.api.webhooks import (
 from jobs.ledger.outbox import BATCHES, report_test
 from jobs.network.webhooks import Event, check_receiver, check_secret
 from labelmill.client import Client
-from labelmill.commands.groups import ListingGroup
-from labelmill.console.tables import Column, print_table, short_time
-from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.commands.groups import listing_group
+from labelmill.commands.options import AsJsonList
+from labelmill.console.tables import Column, print_rows, short_time
+from labelmill.console.terminal import examples, print_data, report_errors, say
 
-app = typer.Typer(
-    add_completion=False,
-    cls=ListingGroup,
-    invoke_without_command=True,
-    help="List the receivers of webhooks, add or remove one, change its secret, or list what was sent.",
+app = listing_group(
+    "List the receivers of webhooks, add or remove one, change its secret, or list what was sent.",
+    "labelmill webhooks",
+    "labelmill webhooks add https://example.org/hook --event run.finished",
 )
 
 _ENDPOINTS: Final = (
@@ -53,8 +52,6 @@ _DELIVERIES: Final = (
 
 IdArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The webhook's id, from the list.")]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
-
 SecretFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -63,32 +60,13 @@ SecretFileOption = Annotated[
 ]
 
 
-def _print_all(*, as_json: bool) -> None:
-    with Client() as client, client.ledger.reading() as connection:
-        found = list_endpoints(connection)
-    if as_json:
-        print_json([asdict(each) for each in found])
-    else:
-        print_table(_ENDPOINTS, found)
-
-
-@app.callback(
-    epilog=examples(
-        "labelmill webhooks", "labelmill webhooks add https://example.org/hook --event run.finished"
-    )
-)
-@report_errors
-def webhooks(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the receivers of webhooks; or add or remove one, change its secret, or list what was sent."""
-    if context.invoked_subcommand is None:
-        _print_all(as_json=as_json)
-
-
 @app.command("list", epilog=examples("labelmill webhooks list --json"))
 @report_errors
-def list_all(as_json: JsonOption = False) -> None:
+def list_all(as_json: AsJsonList = False) -> None:
     """List the receivers, without their secrets."""
-    _print_all(as_json=as_json)
+    with Client() as client, client.ledger.reading() as connection:
+        found = list_endpoints(connection)
+    print_rows(_ENDPOINTS, found, as_json=as_json)
 
 
 @app.command(
@@ -159,15 +137,12 @@ def test(webhook: IdArgument) -> None:
 @report_errors
 def attempts(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 50,
-    as_json: JsonOption = False,
+    as_json: AsJsonList = False,
 ) -> None:
     """List messages, sent or not: attempts so far, the last answer, and the next attempt."""
     with Client() as client, client.ledger.reading() as connection:
         found = list_deliveries(connection, limit=limit)
-    if as_json:
-        print_json([asdict(each) for each in found])
-    else:
-        print_table(_DELIVERIES, found)
+    print_rows(_DELIVERIES, found, as_json=as_json)
 
 
 def _secret_in(path: Path | None) -> str | None:

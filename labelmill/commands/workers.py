@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from operator import attrgetter
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
-from labelmill.console.tables import Column, print_table, short_time
-from labelmill.console.terminal import examples, pluralize, print_json, report_errors
+from labelmill.commands.options import AsJsonList
+from labelmill.console.tables import Column, print_rows, short_time
+from labelmill.console.terminal import examples, pluralize, report_errors
 
 app = typer.Typer(add_completion=False)
 
@@ -19,15 +20,12 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=examples("labelmill workers", "labelmill workers --json"))
 @report_errors
 def workers(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: AsJsonList = False,
 ) -> None:
     """List the workers, trainers, senders of webhooks and beats of the last day, and what they work on."""
     with Client() as client:
         found = client.workers()
-    if as_json:
-        print_json([asdict(worker) | {"alive": worker.alive} for worker in found])
-    else:
-        print_table(_COLUMNS, found)
+    print_rows(_COLUMNS, found, as_json=as_json, row=lambda worker: asdict(worker) | {"alive": worker.alive})
 
 
 def _current_work(worker: WorkerStatus) -> str:

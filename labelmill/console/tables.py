@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.cells import cell_len, set_cell_size
 
-from labelmill.console.terminal import print_data
+from labelmill.console.terminal import print_data, print_json
 from producer.export import printable
 
 _GAP: Final = "  "
@@ -33,6 +33,20 @@ class Column:
 def print_table(columns: Sequence[Column], items: Iterable[Any]) -> None:
     """Print a table that fits the terminal. Control characters in it are written out."""
     print_data("\n".join(table_lines(columns, items, terminal_width())))
+
+
+def print_rows(
+    columns: Sequence[Column],
+    items: Iterable[Any],
+    *,
+    as_json: bool,
+    row: Callable[[Any], Any] = lambda item: item,
+) -> None:
+    """Print a table, or with `as_json` a JSON list of what `row` returns for each item."""
+    if as_json:
+        print_json(list(map(row, items)))
+    else:
+        print_table(columns, items)
 
 
 def terminal_width() -> int:

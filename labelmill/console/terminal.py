@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from enum import IntEnum
 from functools import cache, wraps
@@ -91,8 +92,13 @@ def print_data(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document, for programs."""
+    """Print a JSON document, for programs. A dataclass is an object."""
     print_data(json_text(value))
+
+
+def print_value(value: Any, text: str, *, as_json: bool) -> None:
+    """Print the value as JSON, for programs, or else the text."""
+    print_data(json_text(value) if as_json else text)
 
 
 def json_text(value: Any) -> str:
@@ -236,4 +242,6 @@ def printable_lines(text: str) -> str:
 def _json_default(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")

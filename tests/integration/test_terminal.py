@@ -140,8 +140,8 @@ def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
 
 
 def test_what_evaluations_and_a_challenger_say_is_written_out(capsys, champion: Model) -> None:
-    registering._print_evaluation(made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0], "mnist")
-    figures = capsys.readouterr().out
+    evaluation = made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0]
+    figures = "\n".join(registering._evaluation_lines(evaluation, "mnist"))
     shadow._print_comparison(
         Comparison(new_id(), 1, 4, 4),
         [Disagreement(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],

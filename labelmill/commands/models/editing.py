@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -11,7 +10,8 @@ from jobs.errors import UserError
 from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
-from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.commands.options import AsJson
+from labelmill.console.terminal import examples, print_value, report_errors, say
 
 app = typer.Typer(add_completion=False)
 
@@ -27,7 +27,7 @@ def edit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     classes: ClassesOption = None,
     classes_file: ClassesFileOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Correct the names of a model's classes, if no job used it and it was never the champion.
 
@@ -42,17 +42,14 @@ def edit(
     say(f"the classes of model {edited.id} are {name_classes(edited.classes)}")
     if before.accuracy is not None:
         say(f"its evaluation is removed: repeat it with labelmill models evaluate {edited.id}")
-    if as_json:
-        print_json(asdict(edited))
-    else:
-        print_data(edited.id)
+    print_value(edited, edited.id, as_json=as_json)
 
 
 @app.command(epilog=examples("labelmill models remove 06h0w4r0rf0dkckt"))
 @report_errors
 def remove(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove a model that nothing refers to, with its file and its evaluations.
 
@@ -61,7 +58,4 @@ def remove(
     with Client() as client:
         removed = client.remove_model(model)
     say(f"model {removed.id} is removed, with its file of {removed.size_bytes:,} bytes")
-    if as_json:
-        print_json(asdict(removed))
-    else:
-        print_data(removed.id)
+    print_value(removed, removed.id, as_json=as_json)

@@ -10,13 +10,12 @@ from jobs.ledger.learning.health import RECENT_DAYS, Health
 from jobs.models.dataset import describe_accuracy
 from jobs.models.drift import Shift
 from labelmill.client import Client
-from labelmill.commands.options import ChampionOfOption
+from labelmill.commands.options import AsJson, ChampionOfOption
 from labelmill.console.tables import field_lines
 from labelmill.console.terminal import (
     examples,
     pluralize,
-    print_data,
-    print_json,
+    print_value,
     printable_lines,
     report_errors,
 )
@@ -35,7 +34,7 @@ def health(
         str | None, typer.Argument(metavar="MODEL", help="The model's id; left out: the champion.")
     ] = None,
     dataset: ChampionOfOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how a model has performed since it was evaluated.
 
@@ -44,10 +43,7 @@ def health(
     """
     with Client() as client:
         found = client.health(model, dataset=dataset)
-    if as_json:
-        print_json(_to_json(found))
-    else:
-        print_data(printable_lines("\n".join(_format_health(found))))
+    print_value(_to_json(found), printable_lines("\n".join(_format_health(found))), as_json=as_json)
 
 
 def _to_json(health: Health) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import typer
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Model, name_classes, name_input
 from labelmill.client import Client
-from labelmill.commands.options import AliasOfOption
-from labelmill.console.tables import Column, print_table, short_time
+from labelmill.commands.options import AliasOfOption, AsJsonList
+from labelmill.console.tables import Column, print_rows, short_time
 from labelmill.console.terminal import examples, print_json, report_errors
 from labelmill.reporting.evaluation_lines import figures_to_json
 
@@ -53,15 +53,12 @@ def list_all(
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only the models of this dataset.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: AsJsonList = False,
 ) -> None:
     """List the models, newest first."""
     with Client() as client:
         found = client.models(dataset=dataset)
-    if as_json:
-        print_json([asdict(model) for model in found])
-    else:
-        print_table(COLUMNS, found)
+    print_rows(COLUMNS, found, as_json=as_json)
 
 
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
@@ -88,7 +85,7 @@ def show(
             "created_at": stored.created_at,
             **evaluation_to_json(stored.evaluation),
         }
-    print_json({**asdict(found), "evaluation": evaluation, "verdict": asdict(verdict) if verdict else None})
+    print_json({**asdict(found), "evaluation": evaluation, "verdict": verdict})
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -10,9 +10,18 @@ import typer
 
 from jobs.models.dataset import MNIST
 from labelmill.client import Client
-from labelmill.commands.options import DatasetOption
-from labelmill.console.tables import Column, print_table, short_time
-from labelmill.console.terminal import ExitCode, examples, fail, print_data, print_json, report_errors, say
+from labelmill.commands.options import AsJson, AsJsonList, DatasetOption
+from labelmill.console.tables import Column, print_rows, short_time
+from labelmill.console.terminal import (
+    ExitCode,
+    examples,
+    fail,
+    print_data,
+    print_json,
+    print_value,
+    report_errors,
+    say,
+)
 
 if TYPE_CHECKING:
     from jobs.ledger.learning.promotion import Verdict
@@ -36,7 +45,7 @@ _COLUMNS: Final = (
 def promote(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     force: Annotated[bool, typer.Option("--force", help="Overrule the gate; this is recorded.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a model its dataset's champion if it passes the gate.
 
@@ -61,16 +70,13 @@ def promote(
 @report_errors
 def rollback(
     dataset: DatasetOption = MNIST,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make the previous champion the champion again. Run it twice to go back two champions."""
     with Client() as client:
         move = client.rollback(dataset=dataset)
     say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")
-    if as_json:
-        print_json(asdict(move))
-    else:
-        print_data(move.model_id)
+    print_value(move, move.model_id, as_json=as_json)
 
 
 @app.command(epilog=examples("labelmill models pin --dataset birds", "labelmill models pin --off"))
@@ -78,7 +84,7 @@ def rollback(
 def pin(
     dataset: DatasetOption = MNIST,
     off: Annotated[bool, typer.Option("--off", help="Release the champion.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pin the champion: no training run replaces it until it is released.
 
@@ -90,10 +96,7 @@ def pin(
         say(f"the champion {champion.id} is not pinned: training runs may replace it")
     else:
         say(f"the champion {champion.id} is pinned: no training run replaces it")
-    if as_json:
-        print_json({"model": champion.id, "pinned_at": champion.pinned_at})
-    else:
-        print_data(champion.id)
+    print_value({"model": champion.id, "pinned_at": champion.pinned_at}, champion.id, as_json=as_json)
 
 
 @app.command(epilog=examples("labelmill models history", "labelmill models history --json"))
@@ -101,15 +104,12 @@ def pin(
 def history(
     dataset: DatasetOption = MNIST,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: AsJsonList = False,
 ) -> None:
     """List the promotions, latest first: which model became the champion, when, how, and instead of which."""
     with Client() as client:
         moves = client.promotions(dataset=dataset, limit=limit)
-    if as_json:
-        print_json([asdict(move) for move in moves])
-    else:
-        print_table(_COLUMNS, moves)
+    print_rows(_COLUMNS, moves, as_json=as_json)
 
 
 def print_checks(verdict: Verdict) -> None:

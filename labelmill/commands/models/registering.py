@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +14,9 @@ from labelmill.client import Client
 from labelmill.client.registration import describe_input
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
-from labelmill.commands.options import AliasOfOption
+from labelmill.commands.options import AliasOfOption, AsJson
 from labelmill.console.progress import ProgressLine
-from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
+from labelmill.console.terminal import examples, print_value, report_errors, say
 from labelmill.reporting.evaluation_lines import (
     class_lines,
     confusion_lines,
@@ -71,7 +70,7 @@ def register(
             "MNIST's format, 28 x 28 grey, otherwise none.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Register a model that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
@@ -101,22 +100,18 @@ def register(
             say(f"  measure it:  labelmill models evaluate {model.id}")
         else:
             model = _evaluate_registered(client, model)
-    if as_json:
-        print_json(
-            {
-                "model": model.id,
-                "new": registered.new,
-                "dataset": model.dataset,
-                "architecture": model.architecture,
-                "classes": model.classes,
-                "input_spec": asdict(model.input_spec),
-                "logits": model.logits,
-                "accuracy": model.accuracy,
-                "sha256": model.sha256,
-            }
-        )
-    else:
-        print_data(model.id)
+    shown = {
+        "model": model.id,
+        "new": registered.new,
+        "dataset": model.dataset,
+        "architecture": model.architecture,
+        "classes": model.classes,
+        "input_spec": model.input_spec,
+        "logits": model.logits,
+        "accuracy": model.accuracy,
+        "sha256": model.sha256,
+    }
+    print_value(shown, model.id, as_json=as_json)
 
 
 def _evaluate_registered(client: Client, model: Model) -> Model:
@@ -151,7 +146,7 @@ def evaluate(
             help="Measure it on the images in this folder instead; subfolders are named after its classes.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on its dataset's test images, and store the figures: `promote` judges by them.
 
@@ -168,24 +163,20 @@ def evaluate(
             return
         evaluation = client.evaluate(model, on_message=say)
         measured = client.model(model)
-    if as_json:
-        print_json({"model": model, **evaluation_to_json(evaluation)})
-    else:
-        _print_evaluation(evaluation, describe_version(measured.dataset, measured.accuracy_version))
+    data = describe_version(measured.dataset, measured.accuracy_version)
+    text = "\n".join(_evaluation_lines(evaluation, data))
+    print_value({"model": model, **evaluation_to_json(evaluation)}, text, as_json=as_json)
 
 
 def _evaluate_images(client: Client, model: str, images: str, *, as_json: bool) -> None:
     with ProgressLine("classifying") as progress:
         found = client.evaluate_images(model, images, on_progress=progress.update)
     report_unlabelled(found)
-    if as_json:
-        print_json(labelled_to_json(found))
-    else:
-        print_data("\n".join(labelled_lines(found)))
+    print_value(labelled_to_json(found), "\n".join(labelled_lines(found)), as_json=as_json)
 
 
-def _print_evaluation(evaluation: Evaluation, data: str) -> None:
-    lines = [
+def _evaluation_lines(evaluation: Evaluation, data: str) -> list[str]:
+    return [
         f"data                {data}",
         *summary_lines(evaluation),
         f"log loss            {evaluation.log_loss:.4f}",
@@ -196,4 +187,3 @@ def _print_evaluation(evaluation: Evaluation, data: str) -> None:
         "",
         *confusion_lines(evaluation),
     ]
-    print_data("\n".join(lines))

@@ -12,6 +12,7 @@ from jobs.errors import UserError
 from jobs.ledger.jobs.shadows import Comparison, Disagreement
 from jobs.models.dataset import MNIST
 from labelmill.client import Client
+from labelmill.commands.options import AsJson
 from labelmill.console.tables import Column, field_lines, print_table
 from labelmill.console.terminal import examples, print_data, print_json, report_errors, say
 
@@ -46,7 +47,7 @@ def shadow(
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Stop the challenger.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most this many disagreements.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a challenger also classify a share of the chunks, or show where it disagrees with the champion.
 
