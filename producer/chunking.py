@@ -1,4 +1,4 @@
-"""Group images into chunks, and choose what a payload holds of each image."""
+"""Group images into chunks, choose what a payload holds of each image, and write the payloads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from jobs.errors import ImageError, SourceError
+from jobs.ids import new_id
+from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, SMALL_JOB_PRIORITY, NewChunk
 from jobs.limits import JobLimits
 from jobs.network.objects import is_url
 from jobs.network.references import Reference, Roots
 from jobs.schema import SMALL_JOB_IMAGES
-from jobs.storage.payloads import Content
+from jobs.storage.payloads import Content, pack_payload, payload_digest, payload_key
+from jobs.storage.store import Store
 from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes
 
@@ -166,3 +169,20 @@ def _limit_exceeded(most: str, setting: str) -> SourceError:
         f"The sources have more than {most}, the limit for one job: submit them as several jobs, or set "
         f"{setting} higher. Nothing was submitted."
     )
+
+
+def store_payload(store: Store, job_id: str, first_index: int, chunk: Chunk, priority: int) -> NewChunk:
+    """Write a chunk's payload into the store, and return the chunk's row. Raises Unavailable."""
+    chunk_id = new_id()
+    pieces = pack_payload(chunk.names, chunk.contents)
+    key = payload_key(job_id, chunk_id)
+    store.put(key, *pieces)
+    return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
+
+
+def choose_priority(wanted: int | None, chunk: Chunk, *, first: bool) -> int:
+    """Return the priority of a job's chunk: the one that is wanted, or the default for the job's size."""
+    if wanted is not None:
+        return wanted
+    is_small = first and chunk.is_last and len(chunk.names) <= SMALL_JOB_IMAGES
+    return SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY

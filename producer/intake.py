@@ -36,9 +36,8 @@ from jobs.settings import Settings
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from producer.batch_images import batch_images
-from producer.chunking import chunks_of, enforce_limits, items_of
+from producer.chunking import choose_priority, chunks_of, enforce_limits, items_of, store_payload
 from producer.heartbeat import ProducerHeartbeat
-from producer.submit import choose_priority, store_payload
 
 logger = logging.getLogger(__name__)
 

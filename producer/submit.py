@@ -24,10 +24,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.shadows import shadow_job
 from jobs.ledger.jobs.submission import (
-    DEFAULT_PRIORITY,
-    SMALL_JOB_PRIORITY,
     KeyHolder,
-    NewChunk,
     add_chunk,
     discard_job,
     find_key,
@@ -41,12 +38,11 @@ from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Reference, Roots
 from jobs.queue import Publisher
-from jobs.schema import SMALL_JOB_IMAGES
-from jobs.storage.payloads import pack_payload, payload_digest, payload_folder, payload_key
+from jobs.storage.payloads import payload_folder
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from jobs.traces import NO_TRACER, open_span, traceparent_of
-from producer.chunking import Chunk, chunks_of, enforce_limits, items_of
+from producer.chunking import Chunk, choose_priority, chunks_of, enforce_limits, items_of, store_payload
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources, no_images
 
@@ -319,23 +315,6 @@ class Submitter:
                 return False
         self.store.remove_folder(payload_folder(job_id))
         return True
-
-
-def store_payload(store: Store, job_id: str, first_index: int, chunk: Chunk, priority: int) -> NewChunk:
-    """Write a chunk's payload into the store, and return the chunk's row. Raises Unavailable."""
-    chunk_id = new_id()
-    pieces = pack_payload(chunk.names, chunk.contents)
-    key = payload_key(job_id, chunk_id)
-    store.put(key, *pieces)
-    return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
-
-
-def choose_priority(wanted: int | None, chunk: Chunk, *, first: bool) -> int:
-    """Return the priority of a job's chunk: the one that is wanted, or the default for the job's size."""
-    if wanted is not None:
-        return wanted
-    is_small = first and chunk.is_last and len(chunk.names) <= SMALL_JOB_IMAGES
-    return SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY
 
 
 def _open_job(connection: Connection, job_id: str, options: JobOptions) -> None:

@@ -17,7 +17,6 @@ from jobs.ledger.api.keys import ApiKey, Role, find_key, record_action
 from labelmill.client import Client
 from labelmill.server.guards import address_of
 from labelmill.server.problems import ApiError
-from labelmill.server.readings import Readings
 
 #: How long a key is taken to be valid after it was read.
 _TRUST_SECONDS: Final = 1.0
@@ -26,7 +25,7 @@ _TRUST_SECONDS: Final = 1.0
 _BEARER: Final = HTTPBearer(auto_error=False, description="A key that `labelmill keys create` has printed.")
 
 #: The key that a request sends, if any.
-_Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
 
 
 class Session:
@@ -70,8 +69,8 @@ class Keys:
 def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
     """Return a dependency: the session of a request whose key may do what this role may."""
 
-    async def session(request: Request, credentials: _Credentials) -> AsyncIterator[Session]:
-        key = await _checked(request, credentials, role)
+    async def session(request: Request, credentials: Credentials) -> AsyncIterator[Session]:
+        key = await check_key(request, credentials, role)
         # A client for this request alone: it must not be shared, but its ledger may be.
         client = Client(request.app.state.settings, ledger=request.app.state.ledger)
         try:
@@ -83,14 +82,7 @@ def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
     return session
 
 
-async def _readings(request: Request, credentials: _Credentials) -> Readings:
-    """Return the server's readings. Raises ApiError if the request has no valid key."""
-    await _checked(request, credentials, Role.SUBMIT)
-    readings: Readings = request.app.state.readings
-    return readings
-
-
-async def _checked(request: Request, credentials: _Credentials, role: Role) -> ApiKey:
+async def check_key(request: Request, credentials: Credentials, role: Role) -> ApiKey:
     """Return the request's key. Raises ApiError if it is not valid, or may not do what this role may."""
     # Async, like its callers: each change to another thread costs a short request a tenth of its time.
     state, key = request.app.state, None
@@ -101,7 +93,7 @@ async def _checked(request: Request, credentials: _Credentials, role: Role) -> A
     return _allowed(key, credentials, role)
 
 
-def _allowed(key: ApiKey | None, credentials: _Credentials, role: Role) -> ApiKey:
+def _allowed(key: ApiKey | None, credentials: Credentials, role: Role) -> ApiKey:
     """Return the key. Raises ApiError if it is None, or may not do this."""
     if key is None:
         raise ApiError(
@@ -120,6 +112,3 @@ def _allowed(key: ApiKey | None, credentials: _Credentials, role: Role) -> ApiKe
 SubmitSession = Annotated[Session, Depends(requires(Role.SUBMIT))]
 ReviewSession = Annotated[Session, Depends(requires(Role.REVIEW))]
 AdminSession = Annotated[Session, Depends(requires(Role.ADMIN))]
-
-#: For requests that only read a batch: a session would cost a short one a twelfth of its time.
-SharedReadings = Annotated[Readings, Depends(_readings)]

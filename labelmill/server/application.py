@@ -18,12 +18,10 @@ from jobs.settings import Settings
 from labelmill.client.migrating import open_ledger
 from labelmill.server import batches, classifications, events, files, images, models, results
 from labelmill.server.access import Keys
-from labelmill.server.events import Streams
-from labelmill.server.guards import Guard
-from labelmill.server.limits import Limits
+from labelmill.server.events import Readings, Streams
+from labelmill.server.guards import Guard, Limits
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import add_handlers
-from labelmill.server.readings import Readings
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
 _THREADS: Final = 16

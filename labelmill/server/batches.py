@@ -26,9 +26,9 @@ from jobs.models.dataset import MNIST
 from jobs.network.references import Roots
 from jobs.network.webhooks import check_receiver
 from jobs.schema import JobState
-from labelmill.server.access import Session, SharedReadings, SubmitSession
-from labelmill.server.files import id_in, store_list
-from labelmill.server.outputs import errors_id, output_id
+from labelmill.server.access import Session, SubmitSession
+from labelmill.server.events import SharedReadings
+from labelmill.server.files import errors_id, id_in, output_id, store_list
 from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import (
     FILE_PREFIX,

@@ -1,6 +1,7 @@
 """`/v1/batches/{id}/events`: the progress of a batch as server-sent events.
 
-A stream holds no thread: each reading of the ledger takes one for a moment.
+However many requests poll or follow a batch, it is read once for all of them. A stream holds no thread: each
+reading of the ledger takes one for a moment.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
+from weakref import WeakValueDictionary
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs.errors import LabelmillError
-from labelmill.server.access import SharedReadings
+from jobs.ledger.api.keys import Role
+from labelmill.server.access import Credentials, check_key
 from labelmill.server.problems import PROBLEMS, ApiError
-from labelmill.server.readings import Reading
 from labelmill.server.schemas import NO_NUL, BatchObject
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
@@ -33,6 +37,63 @@ _SILENT_SECONDS: Final = 15.0
 _MAX_STREAMS: Final = 100
 
 _MEDIA_TYPE: Final = "text/event-stream"
+
+
+class Readings:
+    """The batches that requests are reading."""
+
+    def __init__(self, read: Callable[[str], BatchObject]) -> None:
+        """`read` returns a batch, given its id. It runs in a thread."""
+        self._read = read
+        self._readings: WeakValueDictionary[str, Reading] = WeakValueDictionary()
+
+    def of(self, batch_id: str) -> Reading:
+        """Return the reading of a batch, which other requests may hold already."""
+        found = self._readings.get(batch_id)
+        if found is None:
+            self._readings[batch_id] = found = Reading(partial(self._read, batch_id))
+        return found
+
+
+class Reading:
+    """A batch that is read by one thread at a time, however many requests ask for it."""
+
+    def __init__(self, read: Callable[[], BatchObject]) -> None:
+        self._read = read
+        self._lock = asyncio.Lock()
+        self._latest: BatchObject | LabelmillError | None = None
+        self._began_at = 0.0
+
+    async def latest(self, max_age: float = 0.0) -> BatchObject:
+        """Return the batch as it was at most `max_age` seconds ago. Raises what reading it does.
+
+        Requests that come while it is being read share the next reading, because this one may have missed
+        what they have just changed.
+        """
+        since = time.monotonic() - max_age
+        async with self._lock:
+            if self._latest is None or self._began_at < since:
+                began_at = time.monotonic()
+                try:
+                    self._latest = await run_in_threadpool(self._read)
+                except LabelmillError as error:  # otherwise each would wait for the same timeout in turn
+                    self._latest = error
+                self._began_at = began_at
+            latest = self._latest
+        if isinstance(latest, LabelmillError):
+            raise latest
+        return latest
+
+
+async def _readings(request: Request, credentials: Credentials) -> Readings:
+    """Return the server's readings. Raises ApiError if the request has no valid key."""
+    await check_key(request, credentials, Role.SUBMIT)
+    readings: Readings = request.app.state.readings
+    return readings
+
+
+#: For requests that only read a batch: a session would cost a short one a twelfth of its time.
+SharedReadings = Annotated[Readings, Depends(_readings)]
 
 
 class Streams:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
+from importlib.util import find_spec
+from itertools import chain
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from jobs.ledger.jobs.queries import Prediction
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.files import begun
-from labelmill.server.formats import STREAMS, choose_media_type
 from labelmill.server.problems import PROBLEMS, ApiError, conflicts
 from labelmill.server.schemas import MAX_NUMBER, NO_NUL, Result
+from producer.export import pages_of, parquet_pages, write_csv
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
@@ -23,6 +28,44 @@ _MAX_STARS: Final = 3
 
 #: Results of a page in JSON if the request has no limit.
 _PAGE: Final = 100
+
+JSON: Final = "application/json"
+PARQUET: Final = "application/vnd.apache.parquet"
+
+
+def stream_jsonl(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+    """Yield results as JSON lines: the objects that a page in JSON has."""
+    for page in pages_of(predictions):
+        yield "".join(f"{Result.of(prediction).model_dump_json()}\n" for prediction in page).encode()
+
+
+def stream_csv(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+    """Yield results as CSV, with the columns of the command `predictions`."""
+    pages = pages_of(predictions)
+    first = next(pages, [])
+    for page in chain([first], pages):
+        out = io.StringIO()
+        write_csv(page, out, header=page is first)
+        yield out.getvalue().encode()
+
+
+def stream_parquet(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+    """Yield results as a Parquet file, with the columns of the command `predictions`."""
+    out = io.BytesIO()
+    for _ in parquet_pages(predictions, out):
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
+    yield out.getvalue()
+
+
+#: The formats other than JSON, by media type.
+STREAMS: Final[dict[str, Callable[[Iterable[Prediction]], Iterator[bytes]]]] = {
+    "application/jsonl": stream_jsonl,
+    "application/x-ndjson": stream_jsonl,
+    "text/csv": stream_csv,
+    PARQUET: stream_parquet,
+}
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     HTTPStatus.OK: {"content": {media_type: {} for media_type in STREAMS}},
@@ -76,3 +119,41 @@ def list_results(
         results = [Result.of(prediction).model_dump() for prediction in found]
         return JSONResponse(results, headers=headers)
     return Response(b"".join(stream(found)), media_type=media_type, headers=headers)
+
+
+def choose_media_type(accept: str | None) -> str:
+    """Return the media type that a header `Accept` prefers, JSON if it has no preference.
+
+    Raises ApiError, 406, if it permits none.
+    """
+    offered = [JSON, *(each for each in STREAMS if each != PARQUET or find_spec("pyarrow") is not None)]
+    ranges = _ranges(accept or "*/*")
+    # Of equals, `max` returns the first, which is JSON.
+    best = max(offered, key=lambda each: _quality(each, ranges))
+    if _quality(best, ranges) > 0:
+        return best
+    detail = f"Accept: choose one of {', '.join(offered)}."
+    if PARQUET not in offered:
+        detail += " For Parquet, install pyarrow beside the server."
+    raise ApiError(HTTPStatus.NOT_ACCEPTABLE, "not_acceptable", detail)
+
+
+def _ranges(accept: str) -> dict[str, float]:
+    """Return the media ranges of a header `Accept`, with their weights."""
+    found = {}
+    for part in accept.split(","):
+        media, *parameters = (each.strip().lower() for each in part.split(";"))
+        weight = next((each.removeprefix("q=") for each in parameters if each.startswith("q=")), "1")
+        try:
+            found[media] = float(weight)
+        except ValueError:  # a malformed weight: as if it was not accepted
+            found[media] = 0.0
+    return found
+
+
+def _quality(media_type: str, ranges: dict[str, float]) -> float:
+    """Return the weight of a media type: that of the most specific range that it belongs to."""
+    for each in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        if each in ranges:
+            return ranges[each]
+    return 0.0

@@ -22,7 +22,7 @@ from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
 from labelmill.server import batches, events
-from labelmill.server.readings import Reading, Readings
+from labelmill.server.events import Reading, Readings
 from tests.console import until
 from tests.serving import lasting, served_here
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from labelmill.server import formats
-from labelmill.server.formats import JSON, PARQUET, choose_media_type
+from labelmill.server import results
 from labelmill.server.problems import ApiError
+from labelmill.server.results import JSON, PARQUET, choose_media_type
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_is_not_offered_is_refused(accept: str) -> None:
 
 
 def test_without_pyarrow_parquet_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda _name: None)
+    monkeypatch.setattr(results, "find_spec", lambda _name: None)
     with pytest.raises(ApiError, match="install pyarrow"):
         choose_media_type(PARQUET)
     assert choose_media_type(f"{PARQUET}, text/csv;q=0.5") == "text/csv"
