@@ -11,8 +11,8 @@ from jobs.errors import UserError
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
 from labelmill.client import Client
-from labelmill.console.tables import Column, print_table
-from labelmill.console.terminal import examples, print_json, report_errors
+from labelmill.console.tables import Column, print_rows
+from labelmill.console.terminal import examples, report_errors
 
 app = typer.Typer(add_completion=False)
 
@@ -95,10 +95,12 @@ def gate(
             found = {dataset: client.set_gate(dataset, defaults=defaults, **changes)}
         else:
             found = {dataset: client.gate(dataset)}
-    if as_json:
-        print_json([{"dataset": name, **asdict(limits)} for name, limits in found.items()])
-    else:
-        print_table(_COLUMNS, found.items())
+    print_rows(
+        _COLUMNS,
+        found.items(),
+        as_json=as_json,
+        row=lambda item: {"dataset": item[0], **asdict(item[1])},
+    )
 
 
 def _column(heading: str, name: str) -> Column:

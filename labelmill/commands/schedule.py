@@ -18,8 +18,8 @@ from labelmill.commands.options import (
     SizeOption,
     StartOption,
 )
-from labelmill.console.tables import Column, print_table, short_time
-from labelmill.console.terminal import examples, print_json, report_errors
+from labelmill.console.tables import Column, print_rows, short_time
+from labelmill.console.terminal import examples, report_errors
 
 app = typer.Typer(add_completion=False)
 
@@ -89,15 +89,11 @@ def schedule(
         elif dataset is not None and changes:
             client.schedule(dataset, **changes)
         found = [each for each in client.schedules() if dataset in (None, each.schedule.dataset)]
-    if as_json:
-        print_json(
-            [
-                asdict(each.schedule) | {"next": each.next_slot, "new_corrections": each.new_corrections}
-                for each in found
-            ]
-        )
-    else:
-        print_table(_COLUMNS, found)
+    print_rows(_COLUMNS, found, as_json=as_json, row=_to_json)
+
+
+def _to_json(status: ScheduleStatus) -> dict[str, Any]:
+    return asdict(status.schedule) | {"next": status.next_slot, "new_corrections": status.new_corrections}
 
 
 def _corrections(status: ScheduleStatus) -> str:
