@@ -15,7 +15,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 from jobs.errors import AddressForbidden, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.api.deliveries import ClaimedDelivery, claim_delivery, record_answer
-from jobs.network.outbound import request
 from jobs.network.webhooks import sign
 from jobs.settings import Settings
 
@@ -49,6 +48,8 @@ def deliver_next(ledger: Ledger, settings: Settings) -> bool:
 
 def _send(delivery: ClaimedDelivery, settings: Settings) -> tuple[int | None, str | None]:
     """Send the delivery. Return the answer's status, or why there is none."""
+    from jobs.network.outbound import request
+
     now = int(time.time())
     headers = {
         "Content-Type": "application/json",

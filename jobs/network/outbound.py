@@ -3,36 +3,39 @@
 A name is resolved once, and the connection goes to the very address that was checked: a name server that
 answers differently the second time gains nothing. Proxies in the environment are ignored, because a proxy
 would resolve the name itself.
+
+Import this only where it is needed: httpx takes a tenth of a second.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import socket
 import ssl
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import Message
 from functools import cache
-from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
-from urllib.parse import quote, urljoin, urlsplit
+
+import httpcore
+import httpx
 
 from jobs.errors import AddressForbidden, Unavailable
 from jobs.network.objects import is_web, shown_url
-from jobs.reading import read_up_to
 
 _PORTS: Final = {"http": 80, "https": 443}
 
+_MAX_PORT: Final = 65_535
+
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 
-#: The characters of a URL that are left as they are; others, such as spaces, are written in percent form.
-_SAFE: Final = "%/:?#[]@!$&'()*+,;=~"
-
 _NOT_IN_A_URL: Final = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+
+#: A name, or an IP address.
+_HOST: Final = re.compile(r"[\w.:-]+", re.ASCII)
 
 #: All global unicast addresses of IPv6 are in here.
 _UNICAST: Final = IPv6Network("2000::/3")
@@ -48,42 +51,14 @@ _SPECIAL: Final = tuple(
     )
 )
 
-#: How many bytes one call reads.
-_PART_BYTES: Final = 64 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a server answered."""
 
     status: int
-    headers: Message
+    headers: httpx.Headers
     body: bytes  # at most one byte more than was allowed, so that the caller can tell
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A URL, taken apart."""
-
-    url: str
-    scheme: str
-    host: str
-    port: int
-    path: str  # with the query
-
-    @property
-    def name(self) -> str:
-        """Return the host as in a URL: an IPv6 address is in brackets."""
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-    @property
-    def origin(self) -> str:
-        """Return the host and the port, as in the `Host` header."""
-        return self.name if self.port == _PORTS[self.scheme] else f"{self.name}:{self.port}"
-
-    def is_in(self, hosts: Container[str]) -> bool:
-        """Return whether hosts, with a port or without, contain this one."""
-        return self.name in hosts or f"{self.name}:{self.port}" in hosts
 
 
 def request(
@@ -108,11 +83,11 @@ def request(
     Raises AddressForbidden if the URL or an address of its host is not allowed, Unavailable if there is no
     whole answer in time.
     """
-    deadline = time.monotonic() + timeout
-    allowed = frozenset(name.lower() for name in private)
     target = _parse(url)
+    allowed = {name.lower() for name in private}
     if trusted:
-        allowed |= {f"{target.name}:{target.port}"}
+        allowed.add(_names(target)[1])
+    deadline = time.monotonic() + timeout
     while True:
         answer = _exchange(target, method, dict(headers or {}), body, deadline, max_bytes, allowed)
         location = answer.headers.get("Location")
@@ -120,8 +95,8 @@ def request(
             return answer
         redirects -= 1
         method, body, before = "GET", None, target
-        target = _parse(target.url, location)
-        if (target.scheme, target.origin) != (before.scheme, before.origin):
+        target = _parse(location, before)
+        if (target.scheme, target.netloc) != (before.scheme, before.netloc):
             headers = None  # they were meant for the other server
 
 
@@ -130,10 +105,12 @@ def check_url(url: str, *, private: Iterable[str] = (), need_tls: bool = False) 
 
     With `need_tls`, http:// is refused, too, unless `private` names the host.
     """
-    target, allowed = _parse(url), frozenset(name.lower() for name in private)
-    if need_tls and target.scheme != "https" and not target.is_in(allowed):
+    target = _parse(url)
+    allowed = {name.lower() for name in private}
+    if need_tls and target.scheme != "https" and allowed.isdisjoint(_names(target)):
         raise AddressForbidden(f"{shown_url(url)} must begin with https://.")
-    _resolve(target, allowed)
+    with _reporting(target):
+        _resolve(target, allowed)
 
 
 def is_public(address: str) -> bool:
@@ -149,71 +126,86 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _SPECIAL)
 
 
-def _parse(url: str, location: str = "") -> _Target:
-    """Take a URL apart, or the one to which it redirects. Raises AddressForbidden."""
+def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
+    """Return a URL, or the one to which `base` redirects. Raises AddressForbidden."""
+    if _NOT_IN_A_URL.search(url):
+        raise AddressForbidden("The URL contains a character that is not allowed in a URL.")
     try:
-        url = urljoin(url, location)
-        if _NOT_IN_A_URL.search(url):
-            raise AddressForbidden("The URL contains a character that is not allowed in a URL.")
-        parts = urlsplit(url.strip(" "))
-        host, port = (parts.hostname or "").removesuffix("."), parts.port
-        if not host.isascii():
-            host = host.encode("idna").decode("ascii")
-    except ValueError:  # brackets without an address, a port that is not a number, an impossible name
+        target = base.join(url) if base else httpx.URL(url.strip(" "))
+        target = target.copy_with(host=target.raw_host.decode().lower().removesuffix("."))
+    except (httpx.InvalidURL, ValueError):  # brackets without an address, an impossible name or port
         raise AddressForbidden("The URL is malformed.") from None
-    if not is_web(parts.scheme):
+    if not is_web(target.scheme):
         raise AddressForbidden(f"{shown_url(url)} does not begin with http:// or https://.")
-    if "@" in parts.netloc:
+    if target.userinfo:
         raise AddressForbidden("The URL contains a user or a password: leave them out.")
-    if not host:
+    if not target.raw_host:
         raise AddressForbidden("The URL names no host.")
-    path = quote(parts.path or "/", safe=_SAFE) + (
-        f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
-    )
-    return _Target(url, parts.scheme, host, port or _PORTS[parts.scheme], path)
+    if not _HOST.fullmatch(target.raw_host.decode()) or not 0 < _port(target) <= _MAX_PORT:
+        raise AddressForbidden("The URL is malformed.")
+    return target
 
 
-def _resolve(target: _Target, private: frozenset[str]) -> list[Any]:
-    """Return the host's addresses, as the socket module has them. Raises AddressForbidden, Unavailable."""
-    try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise _unavailable(target, error) from None
-    if not target.is_in(private):
-        for *_, address in found:
-            if not is_public(str(address[0])):
-                # Without the address, which would tell strangers about the network.
-                raise AddressForbidden(
-                    f"{target.origin} is not on the public internet, and LABELMILL_PRIVATE_HOSTS does not "
-                    "list it."
-                )
+def _port(target: httpx.URL) -> int:
+    return _PORTS[target.scheme] if target.port is None else target.port
+
+
+def _names(target: httpx.URL) -> tuple[str, str]:
+    """Return how settings can name a URL's host: without the port, and with it."""
+    host = target.raw_host.decode()
+    name = f"[{host}]" if ":" in host else host
+    return name, f"{name}:{_port(target)}"
+
+
+def _resolve(target: httpx.URL, allowed: set[str]) -> list[Any]:
+    """Return the host's addresses, as the socket module has them. Raises AddressForbidden, OSError."""
+    found = socket.getaddrinfo(target.raw_host.decode(), _port(target), type=socket.SOCK_STREAM)
+    if allowed.isdisjoint(_names(target)) and not all(is_public(str(address[0])) for *_, address in found):
+        # Without the address, which would tell strangers about the network.
+        raise AddressForbidden(
+            f"{target.netloc.decode()} is not on the public internet, and LABELMILL_PRIVATE_HOSTS does not "
+            "list it."
+        )
     return found
 
 
 def _exchange(
-    target: _Target,
+    target: httpx.URL,
     method: str,
     headers: dict[str, str],
     body: bytes | None,
     deadline: float,
     max_bytes: int,
-    private: frozenset[str],
+    allowed: set[str],
 ) -> Answer:
-    addresses = _resolve(target, private)
-    try:
-        with _connect(target, addresses, deadline) as connected:
-            connection = HTTPConnection(target.host, target.port)
-            connection.sock = _Timed(connected, deadline)
-            headers = {"Host": target.origin, "User-Agent": "labelmill", "Connection": "close"} | headers
-            connection.request(method, target.path, body=body, headers=headers)
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, _read(response, max_bytes))
-    except (OSError, HTTPException) as error:
-        raise _unavailable(target, error) from error
+    """Send one request over a connection of its own, and read no more of the answer than allowed."""
+    url = httpcore.URL(
+        scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
+    )
+    headers = {
+        "Host": target.netloc.decode(),
+        "User-Agent": "labelmill",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    } | headers
+    with (
+        _reporting(target),
+        httpcore.HTTP11Connection(url.origin, _connect(target, deadline, allowed)) as connection,
+        connection.stream(method, url, headers=[*headers.items()], content=body) as response,
+    ):
+        parts, size = [], 0
+        for part in response.iter_stream():
+            parts.append(part)
+            size += len(part)
+            if size > max_bytes:
+                break
+        content = b"".join(parts)[: max_bytes + 1]
+        return Answer(response.status, httpx.Headers(response.headers), content)
 
 
-def _connect(target: _Target, addresses: list[Any], deadline: float) -> socket.socket:
-    """Connect to the first address that answers. Raises OSError."""
+def _connect(target: httpx.URL, deadline: float, allowed: set[str]) -> _Stream:
+    """Connect to the first address that answers. Raises AddressForbidden, OSError."""
+    addresses = _resolve(target, allowed)
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
         left = len(addresses) - number
         connected = socket.socket(family, kind, protocol)
@@ -222,51 +214,34 @@ def _connect(target: _Target, addresses: list[Any], deadline: float) -> socket.s
             connected.connect(address)
             if target.scheme == "https":
                 connected.settimeout(_left(deadline))
-                return _tls().wrap_socket(connected, server_hostname=target.host)
-            return connected
-        except OSError:
+                connected = _tls().wrap_socket(connected, server_hostname=target.raw_host.decode())
+            return _Stream(connected, deadline)
+        except BaseException as error:
             connected.close()
-            if left == 1 or time.monotonic() >= deadline:
+            if not isinstance(error, OSError) or left == 1 or time.monotonic() >= deadline:
                 raise
-        except BaseException:
-            connected.close()
-            raise
     raise OSError("the host has no address")
 
 
-def _read(response: HTTPResponse, max_bytes: int) -> bytes:
-    """Return the body, or its first bytes if it has more than `max_bytes`."""
-    body = read_up_to(max_bytes + 1, lambda size: response.read(min(size, _PART_BYTES)))
-    if len(body) <= max_bytes and response.length:
-        raise HTTPException("the body ended early")
-    return body
-
-
-class _Timed(io.RawIOBase):
-    """A connected socket for `http.client` whose reads and writes all end at one deadline."""
+class _Stream(httpcore.NetworkStream):
+    """A connected socket whose reads and writes all end at one deadline."""
 
     def __init__(self, connected: socket.socket, deadline: float) -> None:
         self._socket = connected
         self._deadline = deadline
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         self._socket.settimeout(_left(self._deadline))
-        return self._socket.recv_into(buffer)
+        return self._socket.recv(max_bytes)
 
-    def sendall(self, data: bytes) -> None:
-        unsent = memoryview(data)
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        unsent = memoryview(buffer)
         while unsent:
             self._socket.settimeout(_left(self._deadline))
             unsent = unsent[self._socket.send(unsent) :]
 
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
     def close(self) -> None:
-        """Leave the socket open: `http.client` closes it before it has read the answer."""
+        self._socket.close()
 
 
 def _left(deadline: float) -> float:
@@ -282,6 +257,11 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _unavailable(target: _Target, error: Exception) -> Unavailable:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return Unavailable(f"{shown_url(target.url)} cannot be reached: {reason}")
+@contextmanager
+def _reporting(target: httpx.URL) -> Iterator[None]:
+    """Raise Unavailable, with the reason, if the server cannot be reached or breaks off."""
+    try:
+        yield
+    except (OSError, UnicodeError, httpcore.ProtocolError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unavailable(f"{shown_url(str(target))} cannot be reached: {reason}") from error

@@ -19,7 +19,6 @@ from urllib.parse import unquote
 
 from jobs.errors import AddressForbidden, ErrorCode, ImageError, SettingsError, Unavailable
 from jobs.network.objects import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
-from jobs.network.outbound import request
 from jobs.reading import read_regular, too_large, why
 
 #: Errors of a network file system that cannot be reached, and of a process that lacks memory or descriptors.
@@ -229,6 +228,8 @@ def _read_object(url: str, size: int) -> bytes:
 
 def _read_web(url: str, private_hosts: Collection[str], size: int) -> bytes:
     """Read the image at a web address. Raises ImageError, Unavailable."""
+    from jobs.network.outbound import request
+
     try:
         answer = request(
             "GET",

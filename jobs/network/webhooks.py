@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Final
 
 from jobs.errors import Unavailable, UserError
-from jobs.network.outbound import check_url
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 -- what every secret begins with
 
@@ -40,6 +39,8 @@ def check_receiver(url: str, private: Collection[str]) -> None:
 
     A host that has no address now is not refused: it may be down.
     """
+    from jobs.network.outbound import check_url
+
     with suppress(Unavailable):
         check_url(url, private=private, need_tls=True)
 

@@ -1,21 +1,20 @@
 """The HTTP API for the remote client: requests that are repeated if they break, and errors as exceptions.
 
-Only the standard library is used. The key is in no message.
+The key is in no message.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from types import SimpleNamespace
+from typing import Any, Final
+
+import httpx
 
 from jobs.errors import Conflict, LabelmillError, NotFound, Unavailable, UserError
 from jobs.network.urls import check_api_key, check_api_url
@@ -60,12 +59,6 @@ _ERRORS: Final[dict[str, type[LabelmillError]]] = {
 }
 
 
-class _Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    data: bytes
-
-
 class Api:
     """A connection to one server. Do not share it between threads."""
 
@@ -76,17 +69,22 @@ class Api:
         """
         try:
             self.url = check_api_url(url)
-            self._authorization = f"Bearer {check_api_key(key)}"
+            authorization = f"Bearer {check_api_key(key)}"
         except ValueError as error:
             raise UserError(f"The URL or the key of the API {error}.") from None
         self._on_retry = on_retry
-        parts = urlsplit(self.url)
-        self._host, self._port = parts.hostname or "", parts.port
-        self._base = f"{parts.path}/v1"
-        self._context = ssl.create_default_context() if parts.scheme == "https" else None
-        self._connection: HTTPConnection | None = None
-        self._used_at = 0.0
         self._answered = False
+        try:
+            self._client = httpx.Client(
+                base_url=f"{self.url}/v1",
+                headers={"Accept": "application/json", "Authorization": authorization},
+                timeout=_TIMEOUT_SECONDS,
+                limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
+                verify=ssl.create_default_context(),  # the system's authorities, not those of certifi
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise UserError(f"The URL of the API is malformed: {error}. Check LABELMILL_API_URL.") from None
 
     def request(
         self,
@@ -104,81 +102,72 @@ class Api:
         Raises NotFound, Conflict and other UserErrors as the server does; Unavailable if it does not answer
         for a minute. What is None in `query` and `body` is left out.
         """
-        query = _given(query or {})
-        target = self._base + path + (f"?{urlencode(query)}" if query else "")
-        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        data = None
+        options: dict[str, Any] = {"params": _given(query or {})}
         if body is not None:
-            data = json.dumps(_given(body)).encode()
-            headers["Content-Type"] = "application/json"
-        return self._result(lambda: self._send(method, target, data, headers), repeat=repeat)
+            options["json"] = _given(body)
+        if idempotency_key is not None:
+            options["headers"] = {"Idempotency-Key": idempotency_key}
+        return self._result(lambda: self._client.request(method, path, **options), repeat=repeat)
 
     def upload(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> Any:
         """Upload a file, and return its description. `pieces` is called again if the upload breaks.
 
         An exception of `pieces` ends the upload, and nothing of the file is stored.
         """
-        boundary = secrets.token_hex(16)
-        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-        start = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
 
-        def form() -> Iterator[bytes]:
-            yield start.encode()
-            yield from pieces()
-            yield f"\r\n--{boundary}--\r\n".encode()
+        def send() -> httpx.Response:
+            unsent = filter(None, pieces())
+            file: Any = SimpleNamespace(read=lambda _size: next(unsent, b""))
+            form = {"file": (name, file, "application/octet-stream")}
+            return self._client.post("/files", data={"purpose": "batch"}, files=form)
 
-        return self._result(lambda: self._send("POST", f"{self._base}/files", form(), headers))
+        return self._result(send)
 
     def delete_quietly(self, path: str) -> None:
         """Try once to delete something that is no longer needed, and ignore a failure."""
-        with suppress(OSError, HTTPException):
-            self._send("DELETE", self._base + path, None, {})
+        with suppress(httpx.RequestError):
+            self._client.delete(path)
 
     def close(self) -> None:
-        """Close the connection. The next request opens another one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close the connection."""
+        self._client.close()
 
-    def _result(self, send: Callable[[], _Answer], *, repeat: bool = True) -> Any:
+    def _result(self, send: Callable[[], httpx.Response], *, repeat: bool = True) -> Any:
         """Return the JSON of the answer. Raises what the server reports."""
         answer = self._answer_to(send, repeat=repeat)
-        if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
+        if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             raise self._error(answer)
         try:
-            return json.loads(answer.data)
+            return answer.json()
         except ValueError:
             raise self._not_ours(answer) from None
 
-    def _answer_to(self, send: Callable[[], _Answer], *, repeat: bool) -> _Answer:
+    def _answer_to(self, send: Callable[[], httpx.Response], *, repeat: bool) -> httpx.Response:
         """Send until there is an answer that is not temporary. Raises Unavailable."""
         for pause in (*_PAUSES, None):
             asked = 0.0
             try:
                 answer = send()
-            except ssl.SSLCertVerificationError as error:
-                raise Unavailable(
-                    f"{self.url} cannot be trusted: {error.verify_message}. SSL_CERT_FILE can name a file "
-                    "with the certificate of its CA."
-                ) from None
-            except (OSError, HTTPException) as error:
-                why = f"{self.url} cannot be reached: {_reason(error)}"
-                if isinstance(error, socket.gaierror) and not self._answered:  # probably mistyped
+            except httpx.RequestError as error:
+                cause = _cause(error)
+                if isinstance(cause, ssl.SSLCertVerificationError):
+                    raise Unavailable(
+                        f"{self.url} cannot be trusted: {cause.verify_message}. SSL_CERT_FILE can name a "
+                        "file with the certificate of its CA."
+                    ) from None
+                why = f"{self.url} cannot be reached: {_reason(cause)}"
+                if isinstance(cause, socket.gaierror) and not self._answered:  # probably mistyped
                     raise Unavailable(f"{why}. Check LABELMILL_API_URL.") from None
                 if not repeat:
                     raise Unavailable(f"{why}. {_CHECK_IT}") from None
             else:
                 self._answered = True
-                if answer.status not in _TEMPORARY:
+                if answer.status_code not in _TEMPORARY:
                     return answer
-                why = f"{self.url} cannot serve this now ({answer.status}): {_detail(answer)}"
-                if not repeat and answer.status not in _REFUSED:
+                why = f"{self.url} cannot serve this now ({answer.status_code}): {_detail(answer)}"
+                if not repeat and answer.status_code not in _REFUSED:
                     raise Unavailable(f"{why.rstrip('.')}. {_CHECK_IT}") from None
-                after = answer.headers.get("retry-after", "")
+                after = answer.headers.get("Retry-After", "")
                 asked = float(after) if after.isdecimal() else 0.0
             if pause is None:
                 raise Unavailable(f"{why.rstrip('.')}. Try again later.")
@@ -186,42 +175,7 @@ class Api:
             time.sleep(min(max(pause, asked), _LONGEST_PAUSE_SECONDS))
         raise AssertionError  # the last pause is None
 
-    def _send(
-        self, method: str, target: str, body: bytes | Iterator[bytes] | None, headers: Mapping[str, str]
-    ) -> _Answer:
-        connection = self._open()
-        headers = {**headers, "Accept": "application/json", "Authorization": self._authorization}
-        was_sent = False
-        try:
-            try:
-                connection.request(method, target, body, headers)
-                was_sent = True
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the server may have refused the upload early, and its answer says why
-            response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            answer = _Answer(response.status, found, response.read())
-        except BaseException:
-            self.close()
-            raise
-        if response.will_close or not was_sent:
-            self.close()
-        self._used_at = time.monotonic()
-        return answer
-
-    def _open(self) -> HTTPConnection:
-        if time.monotonic() - self._used_at > _IDLE_SECONDS:
-            self.close()
-        if self._connection is None:
-            if self._context is not None:
-                self._connection = HTTPSConnection(
-                    self._host, self._port, timeout=_TIMEOUT_SECONDS, context=self._context
-                )
-            else:
-                self._connection = HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
-        return self._connection
-
-    def _error(self, answer: _Answer) -> LabelmillError:
+    def _error(self, answer: httpx.Response) -> LabelmillError:
         """Return the exception for an answer that is an error."""
         code = _problem(answer).get("code")
         if not isinstance(code, str):
@@ -233,10 +187,10 @@ class Api:
             )
         return _ERRORS.get(code, UserError)(_detail(answer))
 
-    def _not_ours(self, answer: _Answer) -> LabelmillError:
-        kind = Unavailable if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR else UserError
+    def _not_ours(self, answer: httpx.Response) -> LabelmillError:
+        kind = Unavailable if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else UserError
         return kind(
-            f"{self.url} answers, but not as Labelmill's API ({answer.status}): check LABELMILL_API_URL."
+            f"{self.url} answers, but not as Labelmill's API ({answer.status_code}): check LABELMILL_API_URL."
         )
 
 
@@ -244,21 +198,29 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _problem(answer: _Answer) -> dict[str, Any]:
+def _problem(answer: httpx.Response) -> dict[str, Any]:
     try:
-        found = json.loads(answer.data)
+        found = answer.json()
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
 
 
-def _detail(answer: _Answer) -> str:
-    return str(_problem(answer).get("detail") or answer.status)
+def _detail(answer: httpx.Response) -> str:
+    return str(_problem(answer).get("detail") or answer.status_code)
 
 
-def _reason(error: OSError | HTTPException) -> str:
-    if isinstance(error, TimeoutError):
+def _cause(error: BaseException) -> BaseException | None:
+    """Return the OSError with which an error of httpx began, if there is one."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__  # httpcore's pool clears `__cause__`
+    return found
+
+
+def _reason(cause: BaseException | None) -> str:
+    if isinstance(cause, TimeoutError):
         return f"no answer for {_TIMEOUT_SECONDS:g} seconds"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     return "the connection broke"

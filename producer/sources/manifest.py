@@ -24,7 +24,6 @@ from urllib.parse import unquote_to_bytes
 
 from jobs.errors import AddressForbidden, ErrorCode, ImageError, SourceError, Unavailable
 from jobs.network.objects import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
-from jobs.network.outbound import request
 from jobs.network.references import Roots
 from jobs.reading import read_regular, too_large, why
 from jobs.text import storable
@@ -255,6 +254,8 @@ def _links_in(body: dict[str, Any]) -> list[str]:
 
 def _download(url: str, max_bytes: int, private_hosts: Collection[str]) -> bytes:
     """Return the bytes at a web address. Raises ImageError."""
+    from jobs.network.outbound import request
+
     reason = ""
     for pause in _PAUSES:
         time.sleep(pause)

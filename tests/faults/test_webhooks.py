@@ -19,15 +19,16 @@ from worker.webhook_sender import deliver_next
 #: For each line on stdin: send the next delivery in a process that kills itself at a step.
 KILLS_ITSELF = """
 from jobs.ledger import Ledger
+from jobs.network import outbound
 from jobs.settings import Settings
 from tests.faults.steps import begin_steps, serve
-from worker import webhooks
+from worker import webhook_sender
 
 def send(_line):
     settings = Settings.load()
     ledger = Ledger(settings.ledger)
-    begin_steps((webhooks, "request"))
-    webhooks.deliver_next(ledger, settings)
+    begin_steps((outbound, "request"))
+    webhook_sender.deliver_next(ledger, settings)
 
 serve(send)
 """

@@ -126,10 +126,9 @@ def test_images_that_fail_while_they_are_uploaded_leave_nothing(remote: RemoteCl
 def breaks_once(remote: RemoteClient) -> Iterator[SourceImage]:
     """Yield images; the connection breaks between them."""
     yield SourceImage("a.png", bytes(1_000_000), None)
-    connection = remote._api._connection
-    assert connection is not None
-    assert connection.sock is not None
-    connection.sock.shutdown(socket.SHUT_RDWR)
+    (connection,) = remote._api._client._transport._pool.connections  # type: ignore[attr-defined]
+    stream = connection._connection._network_stream
+    stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
     yield SourceImage("b.png", bytes(1_000_000), None)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
+import httpx
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.api.batches import abandoned_seconds
@@ -54,11 +53,8 @@ def _address(settings: Settings) -> Finding:
         return ok("none is served from this state folder")
     try:
         # Never through a proxy: the address is on this machine.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        opener.open(f"{url}/healthz", timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # an answer
-    except (OSError, ValueError):
+        httpx.get(f"{url}/healthz", timeout=ANSWER_SECONDS, trust_env=False)
+    except (httpx.RequestError, httpx.InvalidURL):
         return problem(
             f"{url} does not answer", fix=f"{commands_of(settings).api}, or rm {shlex.quote(str(path))}"
         )
