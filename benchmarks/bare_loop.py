@@ -14,14 +14,14 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from benchmarks.images import list_images
-from benchmarks.model import TrainedModel
+from benchmarks.harness.images import list_images
+from benchmarks.harness.model import TrainedModel
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.models.model import InputSpec
@@ -141,7 +141,7 @@ class BareLoop:
 def _serve(plan: Plan, pipe: Connection) -> None:
     """Classify this process's share of each folder that comes, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
-    network = load(plan)
+    network = _load(plan)
     with contextlib.closing(Ledger(plan.url)) as database:
         pipe.send(None)
         with contextlib.suppress(EOFError):
@@ -151,7 +151,7 @@ def _serve(plan: Plan, pipe: Connection) -> None:
                 pipe.send(None)
 
 
-def load(plan: Plan) -> Network:
+def _load(plan: Plan) -> Network:
     """Load the model, traced for any number of images, on one thread."""
     import numpy as np
 
@@ -180,14 +180,13 @@ def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, dat
     first = len(paths) * plan.number // plan.processes
     last = len(paths) * (plan.number + 1) // plan.processes
     for start in range(first, last, BATCH):
-        names = paths[start : min(start + BATCH, last)]
-        rows = classify(plan, job_id, start, names, list(map(read, names)), network)
-        write(database, rows)
+        rows = _classify_batch(plan, job_id, start, paths[start : min(start + BATCH, last)], network)
+        into = _insert if database.is_sqlite else _copy
+        with database.transaction() as connection:
+            into(connection.connection.driver_connection, rows)
 
 
-def classify(
-    plan: Plan, job_id: str, first: int, names: Sequence[str], contents: Sequence[bytes], network: Network
-) -> list[Row]:
+def _classify_batch(plan: Plan, job_id: str, first: int, paths: list[str], network: Network) -> list[Row]:
     """Classify up to BATCH images, the first of which has the index `first`; return their rows."""
     import numpy as np
 
@@ -195,28 +194,22 @@ def classify(
     from worker.predicting.fast_png import decode_together
     from worker.predicting.pictures import DEFAULT_LIMITS
 
+    contents = list(map(_read, paths))
     together, pixels = decode_together(contents, plan.spec, DEFAULT_LIMITS)
-    if len(together) < len(names):
+    if len(together) < len(paths):
         decoded = pixels
-        pixels = np.empty((len(names), *plan.spec.shape), np.uint8)
+        pixels = np.empty((len(paths), *plan.spec.shape), np.uint8)
         pixels[together] = decoded
-        for place in set(range(len(names))).difference(together):
+        for place in set(range(len(paths))).difference(together):
             pixels[place] = decode(contents[place], plan.spec)
-    answers = zip(names, *network(pixels), strict=True)
+    answers = zip(paths, *network(pixels), strict=True)
     return [
         (job_id, index, name, plan.classes[label], confidence)
         for index, (name, label, confidence) in enumerate(answers, first)
     ]
 
 
-def write(database: Ledger, rows: list[Row]) -> None:
-    """Write rows in one transaction."""
-    into = _insert if database.is_sqlite else _copy
-    with database.transaction() as connection:
-        into(connection.connection.driver_connection, rows)
-
-
-def read(path: str) -> bytes:
+def _read(path: str) -> bytes:
     """Read a whole file."""
     file = os.open(path, os.O_RDONLY)
     content = os.pread(file, _FIRST_BYTES, 0)

@@ -1,4 +1,4 @@
-"""The task of `benchmarks.plain_worker`: from an image's path to one transaction.
+"""The task of `benchmarks.plain_worker`, which only its processes import: from a path to a transaction.
 
 It decodes with the pipeline's code, and asks the model as Keras's guide says for single images: by a call.
 No claims, no leases, no errors expected.
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_process_init
 
-from benchmarks.plain_worker import TASK, make_app, note_ready
+from benchmarks.harness.celery_worker import note_ready
+from benchmarks.plain_worker import TASK, make_app
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import find_champion
 from jobs.schema import JobState, db_now, jobs, predictions
@@ -60,7 +61,7 @@ _tools: _Tools | None = None
 def _warm_up(**_: Any) -> None:
     global _tools
     _tools = _Tools()
-    note_ready(settings)
+    note_ready()
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]

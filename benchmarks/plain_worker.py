@@ -6,17 +6,14 @@ without results, which nobody reads; on the pipeline's broker, with keys of its 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final, Self
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from celery import Celery
 
-from benchmarks.processes import with_children
+from benchmarks.harness.celery_worker import START_SECONDS, celery_worker
+from benchmarks.harness.processes import with_children
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import find_champion
@@ -24,9 +21,6 @@ from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
 
 TASK: Final = "plain.classify"
-
-#: How long a process may take to import TensorFlow and to load the model.
-START_SECONDS: Final = 120.0
 
 
 def make_app(settings: Settings) -> Celery:
@@ -42,61 +36,17 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def note_ready(settings: Settings) -> None:
-    """Note that this process of the worker is warm."""
-    folder = _ready(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(os.getpid())).touch()
-
-
 class PlainWorker:
-    """Run the worker, warm, as a context manager."""
+    """A worker that runs, and the ledger that it writes into."""
 
-    def __init__(self, settings: Settings) -> None:
-        """The ledger must have a champion, and the broker must run."""
+    def __init__(self, settings: Settings, ledger: Ledger, pid: int) -> None:
+        self.ledger = ledger
         self._settings = settings
-        self.ledger = Ledger(settings.ledger)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        """Start the worker. Raises RuntimeError if it does not start."""
-        log = self._settings.home / "plain.log"
-        with log.open("ab") as output:
-            self._process = process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "benchmarks.plain_task", "worker"),
-                    *("--concurrency", str(self._settings.processes), "--loglevel", "warning"),
-                    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-                ],
-                env=os.environ | self._settings.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while len(list(_ready(self._settings).glob("*"))) < self._settings.processes:
-            if process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"the plain worker does not start: {log.read_text()[-1000:]}")
-            time.sleep(0.1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the worker."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-        self.ledger.close()
+        self._pid = pid
 
     def processes(self) -> list[int]:
         """Return the ids of its processes, the parent's first."""
-        assert self._process is not None
-        return with_children(self._process.pid)
+        return with_children(self._pid)
 
     def submit(self, paths: Sequence[str]) -> None:
         """Make a job for each image, all in one transaction, and then send a message for each."""
@@ -119,6 +69,16 @@ class PlainWorker:
         app.close()
 
 
-def _ready(settings: Settings) -> Path:
-    """Return the folder that has a file for each warm process."""
-    return settings.home / "plain-ready"
+@contextlib.contextmanager
+def plain_worker(settings: Settings, ledger: Ledger) -> Iterator[PlainWorker]:
+    """Run the worker, warm. The ledger must have a champion, and the broker must run.
+
+    Raises RuntimeError if it does not start.
+    """
+    with celery_worker(
+        "benchmarks.plain_task",
+        processes=settings.processes,
+        folder=settings.home / "plain",
+        environment=settings.environment(),
+    ) as process:
+        yield PlainWorker(settings, ledger, process.pid)

@@ -6,13 +6,12 @@ so large that workers compute only small batches of it, as they do for photograp
 
 from __future__ import annotations
 
-import multiprocessing
+import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from benchmarks.producer import ignore_ctrl_c
+from benchmarks.harness.producer import in_fresh_process
 from jobs.ledger import Ledger
 from jobs.models.model import InputSpec
 from jobs.settings import Settings
@@ -38,12 +37,10 @@ class SlowModel(NamedTuple):
     image_ms: float
 
 
-def build_slow_model(image_ms: float, folder: Path) -> SlowModel:
+def build_slow_model(image_ms: float) -> SlowModel:
     """Build a model that takes about so many milliseconds per image on one core of this machine."""
     # In a process of its own: the caller forks workers, and must not have TensorFlow's threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=ignore_ctrl_c) as pool:
-        return pool.submit(_build, image_ms, folder).result()
+    return in_fresh_process(_build, image_ms)
 
 
 def register_slow_model(model: SlowModel, ledger: Ledger, settings: Settings) -> str:
@@ -60,16 +57,17 @@ def register_slow_model(model: SlowModel, ledger: Ledger, settings: Settings) ->
     ).id
 
 
-def _build(image_ms: float, folder: Path) -> SlowModel:
+def _build(image_ms: float) -> SlowModel:
     from worker.predicting.tensorflow_runtime import set_threads
 
     set_threads(1)
     few, many = (_image_ms(_network(layers)) for layers in (_FEW, _MANY))
     layer_ms = max((many - few) / (_MANY - _FEW), 1e-3)
     network = _network(max(1, _FEW + round((image_ms - few) / layer_ms)))
-    path = folder / "slow.keras"
-    network.save(path)
-    return SlowModel(path.read_bytes(), _image_ms(network))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slow.keras"
+        network.save(path)
+        return SlowModel(path.read_bytes(), _image_ms(network))
 
 
 def _network(layers: int) -> Any:

@@ -2,7 +2,7 @@
 
 Each is set up as an expert in the tool would do it on one machine with so many cores:
 
-- Labelmill: as users run it, with a worker process for each core (`benchmarks.pipeline`).
+- Labelmill: as users run it, with a worker process for each core.
 - the bare loop: no tool, the limit (`benchmarks.bare_loop`).
 - Celery, one task per image: a message for each path, a worker that prefetches thousands, a process with one
   thread for each core, the model traced for a single image, one INSERT per task, no results kept.

@@ -7,18 +7,14 @@ a task.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery
 from celery.signals import worker_process_init
+from celery_batches import Batches
 
+from benchmarks.harness.celery_worker import START_SECONDS, note_ready
 from benchmarks.side_by_side.protocol import COLUMNS, Places, copy_rows, decode, load_network, rows_of
-
-try:
-    from celery_batches import Batches
-except ImportError:  # the way that needs it is skipped
-    Batches = None
 
 #: The most messages in one batch: more would save the model little. And how long a batch that is not full
 #: waits for more: messages take longer to send than to work on, so it is mostly this that ends a batch.
@@ -34,7 +30,7 @@ app = Celery("side_by_side", broker=places.broker)
 app.conf.update(
     task_ignore_result=True,
     worker_prefetch_multiplier=10 * FLUSH_EVERY,
-    worker_proc_alive_timeout=120,  # TensorFlow takes a moment to import
+    worker_proc_alive_timeout=START_SECONDS,
     worker_enable_remote_control=False,
     broker_connection_retry_on_startup=True,
 )
@@ -48,7 +44,7 @@ def _hold(**_: object) -> None:
 
     _held["network"] = load_network(places.model, threads=1)
     _held["connection"] = psycopg.connect(places.database, autocommit=True)
-    (Path(places.scratch) / f"{os.getpid()}.ready").touch()
+    note_ready()
 
 
 @app.task  # type: ignore[untyped-decorator]
@@ -58,7 +54,8 @@ def classify_one(job_id: str, index: int, path: str) -> None:
     _held["connection"].execute(_INSERT, rows_of(job_id, [(index, path)], scores, places.classes)[0])
 
 
-def _classify_many(requests: list[Any]) -> None:
+@app.task(base=Batches, flush_every=FLUSH_EVERY, flush_interval=FLUSH_SECONDS)  # type: ignore[untyped-decorator]
+def classify_many(requests: list[Any]) -> None:
     """Classify a batch of images, and write its rows in one COPY."""
     import numpy as np
 
@@ -66,9 +63,3 @@ def _classify_many(requests: list[Any]) -> None:
     scores = _held["network"](np.stack([decode(path) for _, _, path in orders]))
     numbered = [(index, path) for _, index, path in orders]
     copy_rows(_held["connection"], rows_of(orders[0][0], numbered, scores, places.classes))
-
-
-if Batches is not None:
-    classify_many = app.task(
-        base=Batches, flush_every=FLUSH_EVERY, flush_interval=FLUSH_SECONDS, name="classify_many"
-    )(_classify_many)

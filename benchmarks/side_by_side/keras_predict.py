@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from benchmarks.side_by_side.protocol import Classify, Places, copy_rows, find_files, rows_of, serve
+from benchmarks.side_by_side.protocol import Classify, Places, answer, copy_rows, find_files, rows_of
 
 #: Processor time on one core: batches of 512 take 54 µs per image, of 2,048 51.
 BATCH: Final = 2_048
@@ -48,4 +48,4 @@ def keras_predict(places: Places) -> Iterator[Classify]:
 
 
 if __name__ == "__main__":
-    serve(keras_predict)
+    answer(keras_predict)

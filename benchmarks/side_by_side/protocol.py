@@ -1,7 +1,7 @@
-"""The protocol of the other ways: they get their places, start, and then take orders.
+"""The protocol of the other ways: they get their places, start, and classify all images twice.
 
-A way runs in its own process and uses nothing of Labelmill but this file. Orders and answers are lines of
-JSON on stdin and stdout; `benchmarks.side_by_side.others` is at the other end.
+A way runs in its own process and uses nothing of Labelmill but `benchmarks`. Its answer is a line of JSON on
+stdout; `benchmarks.side_by_side.ways` reads it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,28 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from typing import Any, Final
+
+#: The packages whose versions decide the figures.
+_PACKAGES: Final = frozenset(
+    (
+        "celery",
+        "celery-batches",
+        "keras",
+        "kombu",
+        "numpy",
+        "pillow",
+        "psycopg",
+        "pyarrow",
+        "ray",
+        "tensorflow",
+    )
+)
 
 COLUMNS: Final = '(job_id, "index", name, label, confidence)'
 COPY: Final = f"COPY predictions {COLUMNS} FROM STDIN"
@@ -34,6 +52,8 @@ class Places:
     classes: list[str]  # by the model's outputs
     processes: int  # as many as cores
     scratch: str  # a folder for its own files
+    folder: str  # of the images
+    job_ids: list[str]  # of the passes; the last one counts
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -45,15 +65,27 @@ class Places:
         return cls(**json.loads(line))
 
 
-def serve(way: Callable[[Places], AbstractContextManager[Classify]]) -> None:
-    """Start the way and carry out orders until there are no more."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not come between the answers
-    with way(Places.from_json(sys.argv[1])) as classify:
-        answers.write(json.dumps({"ready": True}) + "\n")
-        for line in sys.stdin:
-            order = json.loads(line)
-            answers.write(json.dumps({"start": classify(order["folder"], order["job_id"])}) + "\n")
+def answer(way: Callable[[Places], AbstractContextManager[Classify]]) -> None:
+    """Start the way, classify the images once per job, and write the seconds of the last pass."""
+    import psycopg
+
+    stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not come between
+    places = Places.from_json(sys.argv[1])
+    # By time.perf_counter, which all processes of a Linux machine share.
+    took: dict[str, Any] = {
+        "packages": {each.name: each.version for each in distributions() if each.name.lower() in _PACKAGES}
+    }
+    with way(places) as classify:
+        took["ready"] = time.perf_counter()
+        for job_id in places.job_ids:
+            with psycopg.connect(places.database, autocommit=True) as connection:
+                connection.execute("CHECKPOINT")
+            os.sync()
+            began = time.perf_counter()
+            took["start"] = classify(places.folder, job_id)
+            took["work"] = time.perf_counter() - began - took["start"]
+    stdout.write(json.dumps(took))
 
 
 def find_files(folder: str) -> list[str]:
@@ -77,11 +109,11 @@ def load_network(path: str, *, threads: int) -> Callable[[Any], Any]:
     signature = [tf.TensorSpec((None, 28, 28), tf.uint8)]
     traced = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
 
-    def answer(pixels: Any) -> Any:
+    def scores(pixels: Any) -> Any:
         return traced(pixels).numpy()
 
-    answer(np.zeros((1, 28, 28), np.uint8))
-    return answer
+    scores(np.zeros((1, 28, 28), np.uint8))
+    return scores
 
 
 def decode(path: str) -> Any:

@@ -17,12 +17,12 @@ from typing import Any, Final
 from benchmarks.side_by_side.protocol import (
     Classify,
     Places,
+    answer,
     copy_rows,
     decode,
     find_files,
     load_network,
     rows_of,
-    serve,
 )
 
 BATCH: Final = 2_048
@@ -72,7 +72,7 @@ def ray_data(places: Places) -> Iterator[Classify]:
     def classify(folder: str, job_id: str) -> float:
         began = time.time()
         paths = [{"index": index, "path": path} for index, path in enumerate(find_files(folder))]
-        answers = (
+        done = (
             ray.data.from_items(paths, override_num_blocks=math.ceil(len(paths) / BATCH))
             .map_batches(
                 Classifier,
@@ -82,7 +82,7 @@ def ray_data(places: Places) -> Iterator[Classify]:
             )
             .take_all()
         )
-        return float(max(answer["ready_at"] for answer in answers)) - began
+        return float(max(each["ready_at"] for each in done)) - began
 
     try:
         yield classify
@@ -91,4 +91,4 @@ def ray_data(places: Places) -> Iterator[Classify]:
 
 
 if __name__ == "__main__":
-    serve(ray_data)
+    answer(ray_data)

@@ -1,24 +1,23 @@
-"""Labelmill as users run it: the stack's own broker and workers, and one submission after another.
-
-Beside it stands `benchmarks.bare_loop`; both read what `benchmarks.images` wrote.
-"""
+"""Labelmill as users run it: the stack's own broker and workers, and one submission after another."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import redis
 import sqlalchemy as sa
 
-from benchmarks.model import TrainedModel, make_champion
-from benchmarks.probes import open_probe
+from benchmarks.harness.model import make_champion
+from benchmarks.harness.setup import Setup
+from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX
 from jobs.schema import UNFINISHED, JobState, chunks
-from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.local.stack import Stack
 from producer.sources import Sources
@@ -38,6 +37,9 @@ JOB_SECONDS: Final = 600.0
 #: A job's state, its images, and how many of these are done.
 _PROGRESS: Final = "SELECT state, total, succeeded + failed FROM jobs WHERE id = ?"
 
+#: Returns the first row of the answer about the job with this id, or None.
+Probe = Callable[[str], Any]
+
 
 class Classified(NamedTuple):
     """One job, measured from the start of the submission to the commit of the last row."""
@@ -50,12 +52,12 @@ class Classified(NamedTuple):
 class Pipeline:
     """Run the stack with warm workers, as a context manager."""
 
-    def __init__(self, settings: Settings, model: TrainedModel) -> None:
-        """The ledger must be migrated. The stack's logs lie in the state folder."""
-        self._settings = settings
-        self._model = model
-        self._stack = Stack(settings)
-        self.client = Client(settings)
+    def __init__(self, setup: Setup, **stack: Any) -> None:
+        """`stack`: options of `Stack`, whose logs lie in the state folder."""
+        self._settings = setup.settings
+        self._model = setup.model
+        self._stack = Stack(setup.settings, **stack)
+        self.client = Client(setup.settings)
 
     def __enter__(self) -> Self:
         try:
@@ -73,7 +75,7 @@ class Pipeline:
     def warm_up(self, folder: Path) -> None:
         """Classify the folder until every worker process has taken part: it then knows the model's speed."""
         while len(self.processes()) < self._settings.processes:
-            # Several jobs at once: the first process would take each of them if a folder makes one chunk.
+            # Several jobs together: the first process would take each of them if a folder makes one chunk.
             for job_id in [self._submit_to_warm_up(folder) for _ in range(self._settings.processes)]:
                 self.client.wait(job_id, timeout=JOB_SECONDS)
 
@@ -124,6 +126,24 @@ class Pipeline:
                 sa.select(chunks.c.owner).where(chunks.c.owner.is_not(None)).distinct()
             )
             return sorted(int(owner.rpartition("/")[2]) for owner in owners)
+
+
+@contextlib.contextmanager
+def open_probe(ledger: Ledger, question: str) -> Iterator[Probe]:
+    """Open a connection for one query: `question`, SQL with one `?` for a job's id.
+
+    It uses the driver directly, so that the workers hardly notice the measurement.
+    """
+    connection = ledger.engine.raw_connection()
+    try:
+        driver: Any = connection.driver_connection
+        if not ledger.is_sqlite:
+            driver.autocommit = True  # each query sees what is committed by then, as it does on SQLite
+            question = question.replace("?", "%s")
+        cursor = driver.cursor()  # kept: with a new one each time, a query takes half as long again
+        yield lambda job_id: cursor.execute(question, (job_id,)).fetchone()
+    finally:
+        connection.invalidate()  # not back into the pool: it commits by itself
 
 
 def _pause(seconds: float, total: int, done: int) -> float:

@@ -1,4 +1,4 @@
-"""Processes, as Linux shows them in /proc: peak memory, processor time, and how to stop them for a while."""
+"""Processes, as Linux shows them in /proc: memory, processor time, and how to stop them for a while."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from jobs.ledger import Ledger
+
+#: The parts of a side, and a function for the present processes of each.
+Parts = dict[str, Callable[[], Collection[int]]]
 
 
 def peak_kib(pid: int) -> int:
@@ -32,24 +35,9 @@ def forget_peak(pid: int) -> None:
     (Path("/proc") / str(pid) / "clear_refs").write_text("5")
 
 
-def processor_seconds(pid: int) -> float:
-    """Return the processor time of the process's present threads; 0 if it has ended."""
-    # To the nanosecond; what /proc/PID/stat says is in hundredths of a second.
-    nanoseconds = 0
-    for thread in (Path("/proc") / str(pid) / "task").glob("*/schedstat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            nanoseconds += int(thread.read_text().split()[0])
-    return nanoseconds / 1e9
-
-
-def named(name: str) -> list[int]:
-    """Return the processes that have this name now. The kernel keeps its first fifteen characters."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (process / "comm").read_text().rstrip() == name:
-                found.append(int(process.name))
-    return found
+def processor_seconds(parts: Parts) -> dict[str, dict[int, float]]:
+    """Return the seconds on a core of each process of each part, since it began."""
+    return {part: {pid: _processor_seconds(pid) for pid in pids()} for part, pids in parts.items()}
 
 
 def parent_of(pid: int) -> int:
@@ -66,6 +54,16 @@ def with_children(pid: int) -> list[int]:
     return found
 
 
+def child_with(*arguments: str) -> int:
+    """Return the child of this process whose command line has these arguments, one after the other."""
+    wanted = "\0".join(arguments).encode()
+    for pid in with_children(os.getpid()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if wanted in (Path("/proc") / str(pid) / "cmdline").read_bytes():
+                return pid
+    raise RuntimeError(f"no child of this process was started with {arguments}")
+
+
 @contextlib.contextmanager
 def standing_still(pids: Iterable[int], *, ledger: Ledger) -> Iterator[None]:
     """Stop the processes in the body of a `with`; they continue after it, still warm."""
@@ -80,6 +78,16 @@ def standing_still(pids: Iterable[int], *, ledger: Ledger) -> Iterator[None]:
     finally:
         for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
+
+
+def _processor_seconds(pid: int) -> float:
+    """Return the processor time of the process's present threads; 0 if it has ended."""
+    # To the nanosecond; what /proc/PID/stat says is in hundredths of a second.
+    nanoseconds = 0
+    for thread in (Path("/proc") / str(pid) / "task").glob("*/schedstat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            nanoseconds += int(thread.read_text().split()[0])
+    return nanoseconds / 1e9
 
 
 def _number(pid: int, name: str, *, file: str = "status") -> int:

