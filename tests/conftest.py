@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import fsspec
 import hypothesis
 import numpy as np
-import psycopg
 import pytest
 import redis
 import sqlalchemy as sa
@@ -56,6 +54,7 @@ from labelmill.local.stack import _broker_command, broker_answers
 from tests.console import folder_for_sockets
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns
+from tests.postgresql import MigratedDatabases, PostgresqlServer
 from tests.small_disk import SmallDisk, small_disk
 
 if TYPE_CHECKING:
@@ -198,38 +197,6 @@ def bucket() -> Iterator[MemoryFileSystem]:
 # ---- PostgreSQL ---------------------------------------------------------------------------------------
 
 
-class PostgresqlServer:
-    """The session's PostgreSQL: makes databases and drops them."""
-
-    def __init__(self, uri: str) -> None:
-        self._url = sa.make_url(uri).set(drivername="postgresql+psycopg")
-        self._admin = psycopg.connect(uri, autocommit=True)
-        # The tests end no power supply: what the disk has seen does not matter here, speed does.
-        self._admin.execute("ALTER SYSTEM SET fsync = off")
-        self._admin.execute("SELECT pg_reload_conf()")
-        self._numbers = count(1)
-
-    def url(self, database: str) -> str:
-        return self._url.set(database=database).render_as_string(hide_password=False)
-
-    def create(self, *, template: str = "template1") -> str:
-        """A new database's name."""
-        name = f"lm{next(self._numbers)}"
-        # The strategy that is faster for a template of a few megabytes on an idle server.
-        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY".encode())
-        return name
-
-    def drop(self, database: str) -> None:
-        self._admin.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
-
-    def execute(self, statement: str) -> None:
-        """Runs one statement as the superuser, outside of any test's database."""
-        self._admin.execute(statement.encode())
-
-    def close(self) -> None:
-        self._admin.close()
-
-
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgresqlServer]:
     """A PostgreSQL on a Unix socket, for the whole session."""
@@ -249,19 +216,21 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture(scope="session")
-def _postgresql_template(postgresql_server: PostgresqlServer) -> str:
-    """A migrated database, to be copied: migrating takes longer than copying."""
-    name = postgresql_server.create()
-    _migrate(postgresql_server.url(name))
-    return name
+def _migrated_databases(postgresql_server: PostgresqlServer) -> MigratedDatabases:
+    """Databases that were migrated only once."""
+    template = postgresql_server.create()
+    _migrate(postgresql_server.url(template))
+    return MigratedDatabases(postgresql_server, template)
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: PostgresqlServer, _postgresql_template: str) -> Iterator[str]:
-    """A fresh, migrated database on PostgreSQL."""
-    name = postgresql_server.create(template=_postgresql_template)
+def postgresql_url(
+    postgresql_server: PostgresqlServer, _migrated_databases: MigratedDatabases
+) -> Iterator[str]:
+    """A migrated database on PostgreSQL that is as good as new."""
+    name = _migrated_databases.take()
     yield postgresql_server.url(name)
-    postgresql_server.drop(name)
+    _migrated_databases.give_back(name)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from tests.tls import Certificates, tls_before
 
 if TYPE_CHECKING:
-    from tests.conftest import Broker, PostgresqlServer
+    from tests.conftest import Broker
+    from tests.postgresql import PostgresqlServer
 
 USER: Final = "mill_user"
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import PostgresqlServer
 from tests.console import folder_for_sockets
 from tests.faults.api import Api
 from tests.faults.harness import Harness
 from tests.faults.servers import FaultyPostgresql
+from tests.postgresql import PostgresqlServer
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger, database
 from jobs.ledger.sqlite import driver
 from jobs.schema import db_now, locks
-from tests.conftest import PostgresqlServer
+from tests.postgresql import PostgresqlServer
 from worker.retry import retry
 
 #: Another process that writes a row; SQLite takes it for the last one to close the file.

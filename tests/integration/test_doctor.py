@@ -61,8 +61,9 @@ from labelmill.operations.doctor.store import check_store
 from labelmill.operations.doctor.work import check_jobs, check_training
 from labelmill.operations.probes import redacted_message
 from labelmill.server.serving import announced, listen_on
-from tests.conftest import Broker, PostgresqlServer, plans_of
+from tests.conftest import Broker, plans_of
 from tests.console import until
+from tests.postgresql import PostgresqlServer
 from tests.small_disk import small_disk
 
 OK, WARNING, PROBLEM = Level.OK, Level.WARNING, Level.PROBLEM
