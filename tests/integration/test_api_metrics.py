@@ -12,11 +12,12 @@ from tests.console import Home, until
 from tests.scraping import scrape
 
 
-def test_requests_are_counted_by_status(new_home: Home, tmp_path: Path) -> None:
+def test_requests_are_counted_by_status(short_folder: Path, tmp_path: Path) -> None:
     # Given a server with metrics
+    home = Home(short_folder / "home")
     log = tmp_path / "serve.log"
     log.write_bytes(b"")
-    with new_home.started("serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", log=log):
+    with home.started("serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", log=log):
         until(lambda: "metrics at" in log.read_text(), "the metrics are served")
         [url] = re.findall(r"HTTP API at (\S+);", log.read_text())
         [port] = re.findall(r"metrics at http://127.0.0.1:(\d+)/metrics", log.read_text())

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,10 @@ def train(settings: Settings, client: Client) -> Callable[..., Retrained]:
     return train
 
 
+#: Options of a training in a tenth of the time, for a test that is not about the network.
+LIGHT: Final = {"architecture": "mlp", "augment": "none"}
+
+
 @pytest.fixture
 def load(settings: Settings, ledger: Ledger, store: Store) -> Callable[..., Data]:
     """Return a function that loads a dataset's latest version for an input."""
@@ -131,7 +135,7 @@ def test_a_model_of_another_size_is_compared_with_the_champion(
     shapes: str, train: Callable[..., Retrained]
 ) -> None:
     # Given a champion for small images, when a model is trained for larger ones
-    train(shapes, size=16)
+    train(shapes, size=16, **LIGHT)
     second = train(shapes, size=32, augment="digits", architecture="mlp")
     # Then both are evaluated on the same images, each at its own size.
     assert second.model.input_spec == InputSpec(32, 32, "RGB")
@@ -143,7 +147,7 @@ def test_an_evaluation_decodes_the_test_set_only(
     shapes: str, train: Callable[..., Retrained], client: Client, settings: Settings
 ) -> None:
     # Given a model whose training left nothing in the cache
-    done = train(shapes)
+    done = train(shapes, **LIGHT)
     shutil.rmtree(decoded_folder(settings.cache_dir, shapes))
     # When it is evaluated, then its figures are the same
     said: list[str] = []
@@ -157,7 +161,7 @@ def test_an_evaluation_decodes_the_test_set_only(
 def test_ten_images_are_enough(client: Client, train: Callable[..., Retrained], tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "few", {"train": 3, "val": 1, "test": 1}, ("red", "blue"))
     client.add_dataset("few", folder)
-    assert train("few").model.dataset == "few"
+    assert train("few", **LIGHT).model.dataset == "few"
 
 
 def test_decoded_images_are_kept_for_the_next_training(
@@ -253,6 +257,7 @@ def test_a_trainer_that_is_killed_while_it_decodes_leaves_no_file_to_be_used(
 # ---- fine-tuning --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
     shapes: str, client: Client, train: Callable[..., Retrained], ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -294,7 +299,7 @@ def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
     shapes: str, train: Callable[..., Retrained], load: Callable[..., Data], ledger: Ledger, store: Store
 ) -> None:
     # Given a champion, and corrections of new pictures, a training, a validation and a test image
-    model = train(shapes).model
+    model = train(shapes, **LIGHT).model
     data = load(shapes)
     pictures = [picture("red", number) for number in (1001, 1002)]
     pictures += [each.take([0])[0] for each in (data.train, data.validation, data.test)]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from typer.testing import Result
 
+from labelmill.cli import app
 from tests.console import LABELMILL, Home, rows
 from tests.outcomes import Outcome
 
@@ -64,49 +66,53 @@ def test_names_and_labels_are_utf8_whatever_the_locale(make_job, worker, written
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(home, make_job, worker, tmp_path):
+def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(
+    home, make_job, worker, tmp_path, run_command, monkeypatch
+):
     # Given a job with a prediction
     job = make_job([1])
     worker.work(job.chunks[0])
+    monkeypatch.setenv("COLUMNS", "200")
 
-    def exported(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return home.run("predictions", job.id, *map(str, arguments))
+    def exported(*arguments: object) -> Result:
+        return run_command(app, "predictions", job.id, *arguments)
 
     # When it is written to a file, Then the format follows from the file's name
     path = tmp_path / "job.CSV"
-    assert exported("-o", path).returncode == 0
+    assert exported("-o", path).exit_code == 0
     assert [row["label"] for row in rows(path.read_text())] == ["7"]
     lines = tmp_path / "job.jsonl"
-    assert exported("-o", lines).returncode == 0
+    assert exported("-o", lines).exit_code == 0
     assert json.loads(lines.read_text())["label"] == "7"
 
     rows_of_json = tmp_path / "job.ndjson"
-    assert exported("-o", rows_of_json).returncode == 0
+    assert exported("-o", rows_of_json).exit_code == 0
     assert rows_of_json.read_text() == lines.read_text()
     for table in (tmp_path / "job.txt", tmp_path / "job"):
-        assert exported("-o", table).returncode == 0
+        assert exported("-o", table).exit_code == 0
         assert table.read_text().split()[:3] == ["index", "name", "label"]
 
     # And an unknown ending is an error, unless an option names the format
     for name in ("job.json", "job.xlsx", "job.csv.gz"):
         failed = exported("-o", tmp_path / name)
-        assert (failed.returncode, failed.stdout) == (2, "")
+        assert (failed.exit_code, failed.stdout) == (2, "")
         assert (
             f"No format ends in {Path(name).suffix}: choose one with --format (table, csv," in failed.stderr
         )
         assert "end the file's name in .csv, .jsonl," in failed.stderr
         assert not (tmp_path / name).exists()
-    assert exported("-o", tmp_path / "job.json", "--json").returncode == 0
+    assert exported("-o", tmp_path / "job.json", "--json").exit_code == 0
     assert json.loads((tmp_path / "job.json").read_text())["label"] == "7"
 
     # And an existing file is overwritten only with --force; a device needs no --force
     path.write_text("mine")
     refused = exported("-o", path)
-    assert (refused.returncode, path.read_text()) == (2, "mine")
+    assert (refused.exit_code, path.read_text()) == (2, "mine")
     assert "exists already: --force overwrites it" in refused.stderr
-    assert exported("-o", path, "--force").returncode == 0
+    assert exported("-o", path, "--force").exit_code == 0
     assert path.read_text().startswith("index,")
-    assert exported("-o", "/dev/stdout", "--format", "csv").stdout == path.read_text()
+    device = home.ok("predictions", job.id, "-o", "/dev/stdout", "--format", "csv")
+    assert device == path.read_text()
 
     # And contradicting options and paths that cannot be written are usage errors
     for arguments, words in [
@@ -117,12 +123,12 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(home, make_
         (["-o", ""], "cannot be written (Is a directory)"),
     ]:
         failed = exported(*arguments)
-        assert (failed.returncode, failed.stdout) == (2, "")
+        assert (failed.exit_code, failed.stdout) == (2, "")
         assert words in failed.stderr
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_dash_is_stdout(settings, make_job, worker, written, tmp_path, monkeypatch):
+def test_a_dash_is_stdout(settings, make_job, worker, run_command, tmp_path, monkeypatch):
     # Given a job with predictions
     monkeypatch.chdir(tmp_path)
     job = make_job([3])
@@ -131,7 +137,8 @@ def test_a_dash_is_stdout(settings, make_job, worker, written, tmp_path, monkeyp
     # When they are written to a dash, Then they are on stdout, and there is no such file
     for form in ("table", "csv", "jsonl", "parquet"):
         arguments = ("predictions", job.id, "--format", form)
-        assert written(*arguments, "-o", "-") == written(*arguments) != b""
+        to_a_dash = run_command(app, *arguments, "-o", "-").stdout_bytes
+        assert to_a_dash == run_command(app, *arguments).stdout_bytes != b""
     assert list(tmp_path.glob("-")) == []
 
     # And a closed pipe is not an error

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 from jobs.models.model import Model
+from labelmill.cli import app
 from tests.conftest import JobMaker, Worker
-from tests.console import Home
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
-def labelmill(home: Home, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
+def labelmill(
+    run_command: Command,
+    champion: Model,  # noqa: ARG001 -- submitting needs one
+    monkeypatch: pytest.MonkeyPatch,
+) -> Command:
     """Return a function: `labelmill("submit", folder)` runs the command, with a champion in the ledger."""
-    return home.run
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: run_command(app, *arguments)
 
 
 def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Path) -> None:
@@ -31,7 +36,7 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
 
     # when it is submitted with a device, then the job is accepted, and stderr says what cannot be read
     done = labelmill("submit", photos, "/dev/null")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert "skipped 1 file: not images by their names" in done.stderr
     assert "2 of 4 images could not be read, and will get an error" in done.stderr
     assert f"the first: {photos}/gone.png, source_missing: No such file or directory" in done.stderr
@@ -44,7 +49,7 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
 def test_more_alternatives_than_there_can_be_are_refused(labelmill: Command, photos: Path) -> None:
     for command in ("submit", "classify"):
         done = labelmill(command, photos, "--top", 11)
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.exit_code, done.stdout) == (2, "")
         assert "'--top': '11' should be less than or equal to 10" in done.stderr
 
 
@@ -91,13 +96,13 @@ def test_submit_says_what_was_passed_over_if_there_was_nothing_else(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a")
     done = labelmill("submit", tmp_path / "notes")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "contain no images (files skipped because of their names: 1)" in done.stderr
 
 
 def test_a_sample_without_a_share_is_refused(labelmill: Command, photos: Path) -> None:
     done = labelmill("submit", photos, "--min-sample", "10", "--max-errors", "1")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "--min-sample needs --max-error-rate: give both" in done.stderr
 
 
