@@ -51,7 +51,7 @@ from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from labelmill.client.migrating import upgrade
 from labelmill.local.stack import _broker_command, broker_answers
-from tests.console import folder_for_sockets
+from tests.console import folder_for_sockets, made_once
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns
 from tests.postgresql import MigratedDatabases, PostgresqlServer
@@ -130,9 +130,15 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             pytest.fail(f"{MNIST_SETTING} names {folder}, and there is no such folder.")
         yield Path(folder)
         return
+    folder = made_once("mnist", tmp_path_factory, _write_sample)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MNIST_SETTING, str(folder))
+        yield folder
+
+
+def _write_sample(folder: Path) -> None:
     from worker.learning import mnist  # NumPy, but no TensorFlow
 
-    folder = tmp_path_factory.mktemp("mnist")
     sample = mnist.load(None, folder / "cache", allow_download=False, allow_sample=True)
     mnist.write_folder(
         replace(
@@ -144,9 +150,6 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ),
         folder,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MNIST_SETTING, str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")

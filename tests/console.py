@@ -6,6 +6,7 @@ A pytest plugin (tests/conftest.py names it), so that acceptance and fault tests
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -164,6 +165,22 @@ def folder_for_sockets() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def made_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """Return the folder of this name that `make` fills: one folder for all processes of this test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, unfinished = shared / name, shared / f".{name}"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)  # another process has failed
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def session_folder() -> Iterator[Path]:
     """For what many tests share; its path is short enough for a Unix socket."""
@@ -172,10 +189,15 @@ def session_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def trained(session_folder: Path, mnist_dir: Path) -> Home:  # noqa: ARG001 -- must be there
+def trained(
+    session_folder: Path,
+    mnist_dir: Path,  # noqa: ARG001 -- must be there
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Home:
     """A home in which `labelmill train` has run once, on all of MNIST."""
+    made = made_once("trained", tmp_path_factory, lambda folder: Home(folder).ok("train"))
     home = Home(session_folder / "trained")
-    home.ok("train")
+    shutil.copytree(made, home.path, ignore=shutil.ignore_patterns("broker", "logs"))
     return home
 
 

@@ -20,6 +20,7 @@ from jobs.storage.registry import model_key
 from jobs.storage.store import Store
 from labelmill import Client
 from tests.console import Home, rows, until
+from tests.harness import digits
 from tests.registering import register_digits
 from tests.secured import PASSWORD, USER, TlsBroker, TlsLedger
 from tests.tls import tls_before
@@ -217,23 +218,33 @@ def wrong_broker_url(request: pytest.FixtureRequest, tls_broker: TlsBroker) -> I
     ],
     indirect=["wrong_broker_url"],
 )
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("champion")
 def test_a_broker_that_does_not_fit_is_told_in_a_line(
-    new_home: Home, few_digits: Path, tmp_path: Path, wrong_broker_url: str, reason: str
+    home: Home, tmp_path: Path, wrong_broker_url: str, reason: str
 ) -> None:
     # given a deployed broker, and a setting that does not fit it
-    new_home.extra = {ENV_PREFIX + "BROKER_URL": wrong_broker_url}
+    home.extra[ENV_PREFIX + "BROKER_URL"] = wrong_broker_url
 
-    # when somebody submits, then the job waits, and a line says why
-    done = new_home.run("submit", few_digits / "7")
+    # when an image is submitted, then the job waits, and a line says why
+    (tmp_path / "seven.png").write_bytes(digits(1)[0])
+    done = home.run("submit", tmp_path / "seven.png")
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
     assert reason in line
     assert "waits in the ledger" in line
     assert_tells_no_more_than_it_should(done.stderr)
 
-    # and when a worker starts, then it says why, and keeps trying
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("wrong_broker_url", ["expired"], indirect=True)
+def test_a_worker_says_why_it_cannot_reach_the_broker_and_keeps_trying(
+    home: Home, tmp_path: Path, wrong_broker_url: str
+) -> None:
+    home.extra[ENV_PREFIX + "BROKER_URL"] = wrong_broker_url
+    reason = "certificate verify failed: certificate has expired"
     log = tmp_path / "worker.log"
-    with new_home.started("worker", log=log) as worker:
+    with home.started("worker", log=log) as worker:
         until(lambda: reason in log.read_text(), "the worker says what is wrong")
         assert worker.poll() is None
     assert f"cannot be reached, this worker waits: rediss://{USER}:***@localhost:" in log.read_text()
@@ -256,20 +267,20 @@ def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: 
 
 
 @pytest.mark.parametrize(
-    ("wrong_ledger_url", "reason"),
+    ("wrong_ledger_url", "reason", "commands"),
     [
-        ("ca", "certificate verify failed"),
-        ("host", "does not match host name"),
-        ("expired", "certificate verify failed: it has expired on "),
-        ("password", "password authentication failed"),
+        ("ca", "certificate verify failed", ["jobs", "worker", "up", "submit"]),
+        ("host", "does not match host name", ["jobs"]),
+        ("expired", "certificate verify failed: it has expired on ", ["jobs"]),
+        ("password", "password authentication failed", ["jobs"]),
     ],
     indirect=["wrong_ledger_url"],
 )
 def test_a_ledger_that_does_not_fit_is_told_in_a_line(
-    short_folder: Path, wrong_ledger_url: str, reason: str
+    short_folder: Path, wrong_ledger_url: str, reason: str, commands: list[str]
 ) -> None:
     home = Home(short_folder / "home", {ENV_PREFIX + "LEDGER_URL": wrong_ledger_url})
-    for command in ("jobs", "worker", "up", "submit"):
+    for command in commands:
         done = home.run(*([command, __file__] if command == "submit" else [command]))
         assert done.returncode == 1
         [line] = done.stderr.splitlines()
