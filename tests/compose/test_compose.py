@@ -88,8 +88,9 @@ def deployment(
 
 
 def wait_for(deployment: Deployment, job: str, state: str = "done", *, seconds: float = 240) -> None:
-    """The job has come to that state."""
-    until(lambda: deployment.told("status", job)["state"] == state, f"job {job} is {state}", seconds=seconds)
+    """The job has come to that state. The ledger is asked: a command takes a container and seconds."""
+    query = f"SELECT state FROM jobs WHERE id = '{job}'"
+    until(lambda: deployment.ask(query) == [[state]], f"job {job} is {state}", seconds=seconds)
 
 
 def submit(deployment: Deployment, *, copies: int = 1, chunk: int = 500) -> str:
