@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock alerts release clean
+.PHONY: install demo test test-all test-local test-compose mutants soak lint docs format bench lock alerts release clean
 
 install: $(STAMP)
 
@@ -24,19 +24,23 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: install
 	@$(BIN)/labelmill demo
 
-# Most tests wait for processes, so two at a time take little more than half as long. A process that has run out of
-# tests takes some of the other's.
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Most tests wait for other processes, so three at a time keep two cores busy. A process that has run out of tests takes
+# some of another's.
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # The fast level, for every change: tests/levels.py says what belongs to it.
 test: install
 	$(PYTEST) --fast
 
-# Everything. The deployment can be tested only if a Docker engine runs.
+# Everything. The deployment can be tested only if a Docker engine runs; its tests mostly wait, so they run alongside.
 test-all: install
+	@if docker info >/dev/null 2>&1; then $(MAKE) --jobs 2 test-compose test-local; \
+	else $(MAKE) test-local && \
+	  echo "no Docker engine runs here: the tests of the deployment (make test-compose) were left out"; fi
+
+# Everything that needs no Docker engine.
+test-local: install
 	$(PYTEST)
-	@if docker info >/dev/null 2>&1; then $(MAKE) test-compose; \
-	else echo "no Docker engine runs here: the tests of the deployment (make test-compose) were left out"; fi
 
 # The deployed form, with real containers. Needs a Docker engine and some 15 minutes.
 test-compose: install
