@@ -11,12 +11,10 @@ from jobs.ledger.learning.models import add_model, add_verdict, move_champion, r
 from jobs.ledger.learning.promotion import Compared, compare_answers
 from jobs.ledger.learning.runs import add_epoch, claim_run, describe_data, finish_run, request_run
 from jobs.models.model import MNIST_INPUT
-from jobs.settings import Settings
-from labelmill.client.migrating import open_ledger
+from labelmill.cli import app
 from labelmill.console.terminal import ExitCode
 from labelmill.reporting.model_facts import load_facts
 from labelmill.reporting.model_page import render
-from tests.console import Home
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -237,32 +235,34 @@ def test_a_model_that_was_never_evaluated_says_what_to_do(ledger):
 # ---- at the console -----------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_page_and_over_nothing(short_folder):
-    # Given a home with an evaluated model
-    home = Home(short_folder / "home")
-    ledger = open_ledger(Settings.load(home=home.path))
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_command_writes_a_page_and_over_nothing(ledger, run_command, short_folder, monkeypatch):
+    # Given an evaluated model
     model, other = add(ledger, "a", wrong=5), add(ledger, "b", wrong=None)
-    ledger.close()
+    monkeypatch.chdir(short_folder)
+
+    def reported(*arguments):
+        return run_command(app, "models", "report", *arguments)
 
     # When its report is requested, Then the page is in the working folder, and its path on stdout
-    done = home.run("models", "report", model, cwd=short_folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"model-{model}.html\n", "")
+    done = reported(model)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"model-{model}.html\n", "")
     page = (short_folder / f"model-{model}.html").read_text(encoding="utf-8")
     assert f"<title>Model {model}: 97.50\u00a0% right</title>" in page
 
     # And an existing file is overwritten only with --force
     mine = short_folder / "mine.html"
     mine.write_text("mine")
-    refused = home.run("models", "report", model, "--output", mine)
-    assert refused.returncode == ExitCode.USAGE
+    refused = reported(model, "--output", mine)
+    assert refused.exit_code == ExitCode.USAGE
     assert "exists already: --force overwrites it" in refused.stderr
     assert mine.read_text() == "mine"
-    assert home.ok("models", "report", model, "--output", mine, "--force") == f"{mine}\n"
+    assert reported(model, "--output", mine, "--force").stdout == f"{mine}\n"
     assert mine.read_text(encoding="utf-8") == page
 
     # And `-` writes only the page to stdout
-    done = home.run("models", "report", model, "--output", "-", cwd=short_folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, page, "")
+    done = reported(model, "--output", "-")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, page, "")
     assert not (short_folder / "-").exists()
 
     # And if there is no report, one sentence says why
@@ -270,7 +270,7 @@ def test_the_command_writes_a_page_and_over_nothing(short_folder):
         (other, f"labelmill models evaluate {other}"),
         ("nothing", "There is no model 'nothing'"),
     ]:
-        failed = home.run("models", "report", asked, cwd=short_folder)
-        assert failed.returncode == ExitCode.USAGE
+        failed = reported(asked)
+        assert failed.exit_code == ExitCode.USAGE
         assert words in failed.stderr
         assert not (short_folder / f"model-{asked}.html").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 
 import pytest
@@ -13,8 +14,8 @@ from jobs.ledger import Ledger
 from jobs.schema import store_identity
 from jobs.storage.store import Store
 from jobs.storage.store_identity import adopt_store, check_store
+from labelmill.cli import app
 from labelmill.client import Client
-from tests.console import Home
 from tests.threads import at_once
 
 
@@ -105,7 +106,9 @@ def test_a_store_that_cannot_be_reached_is_not_taken_for_another(ledger, tmp_pat
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_model, store, tmp_path):
+def test_a_producer_that_is_refused_is_told_so_by_the_command(
+    settings, make_model, store, tmp_path, run_command, monkeypatch
+):
     # Given a ledger that is in use with its store
     make_model(store=store)
     (tmp_path / "a.png").write_bytes(b"an image")
@@ -114,18 +117,18 @@ def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_mod
 
     # When the command submits with another store, Then it exits with 2 and names both stores and the setting,
     # and nothing is stored, until that store is adopted
-    other = Home(settings.home, settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")})
-    done = other.run("submit", tmp_path / "a.png")
-    assert (done.returncode, done.stdout) == (2, "")
+    monkeypatch.setenv("LABELMILL_STORE_URL", str(tmp_path / "other"))
+    done = run_command(app, "submit", tmp_path / "a.png")
+    assert (done.exit_code, done.stdout) == (2, "")
     unwrapped = "".join(done.stderr.split())
     for word in (str(tmp_path / "other"), str(store.folder), "SetLABELMILL_STORE_URL", "dbadopt-store"):
         assert word in unwrapped
     assert not (tmp_path / "other").exists()
     # And purge and correct are refused with another store
-    job = other.json("jobs")[0]["id"]
+    job = json.loads(run_command(app, "jobs", "--json").stdout)[0]["id"]
     for command in (("purge", "--payloads", "0"), ("correct", job, "0", "7")):
-        done = other.run(*command)
-        assert (done.returncode, "LABELMILL_STORE_URL" in done.stderr) == (2, True)
-    adopted = other.run("db", "adopt-store")
-    assert (adopted.returncode, f"in {tmp_path / 'other'} on " in adopted.stderr) == (0, True)
-    assert other.run("submit", tmp_path / "a.png").returncode == 0
+        done = run_command(app, *command)
+        assert (done.exit_code, "LABELMILL_STORE_URL" in done.stderr) == (2, True)
+    adopted = run_command(app, "db", "adopt-store")
+    assert (adopted.exit_code, f"in {tmp_path / 'other'} on " in adopted.stderr) == (0, True)
+    assert run_command(app, "submit", tmp_path / "a.png").exit_code == 0
