@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from keras.src import api_export
+from keras.src.applications.convnext import ConvNeXt
 from keras.src.ops.operation import Operation
 
 from jobs.errors import ModelRefused
@@ -128,7 +129,9 @@ ORDINARY: dict[str, Callable[[], keras.Model]] = {
     "compiled": lambda: compiled(functional(head)),
     "a nested model, compiled": with_nested_compiled_model,
     "a model in a layer, compiled": with_compiled_model_in_a_layer,
-    "ConvNeXt": lambda: keras.applications.ConvNeXtTiny(weights=None, classes=3, input_shape=(32, 32, 3)),
+    "ConvNeXt": lambda: ConvNeXt(
+        [1, 1, 1, 1], [8, 8, 8, 8], weights=None, classes=3, input_shape=(32, 32, 3)
+    ),
     "Inception-ResNet's scaling": lambda: functional(
         lambda images: head(
             importlib.import_module("keras.src.applications.inception_resnet_v2").CustomScaleLayer(0.1)(
