@@ -25,6 +25,12 @@ MAX_DAYS: Final = 36_500
 #: Maximum number of most probable classes that a job can ask for per image.
 MAX_TOP_K: Final = 10
 
+#: Maximum characters of a submission key. PostgreSQL's index would allow 2,700 bytes.
+MAX_KEY_LENGTH: Final = 256
+
+#: A priority given by the user is at most this, and at least its negative.
+MAX_PRIORITY: Final = 100
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:

@@ -30,6 +30,7 @@ from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.shadows import shadow_job
 from jobs.ledger.jobs.submission import add_chunk, seal_job, touch_job
 from jobs.network.references import Roots
+from jobs.options import JobOptions
 from jobs.queue import Publisher
 from jobs.schema import JobState
 from jobs.settings import Settings
@@ -113,6 +114,7 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
         check_store(ledger, store)
     except Conflict as error:  # this process is set up wrongly: another one may take the batch in
         raise Unavailable(str(error)) from None
+    options = JobOptions.from_request(intake.request)
     by_reference = Roots(settings.reference_roots) if intake.request.get("by_reference") else None
     with batch_images(ledger, store, settings, intake) as images:
         chunks = enforce_limits(
@@ -122,7 +124,7 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
         )
         total = intake.images
         for chunk in chunks:
-            priority = choose_priority(intake.request.get("priority"), chunk, first=total == 0)
+            priority = choose_priority(options.priority, chunk, first=total == 0)
             row = store_payload(store, intake.job_id, total, chunk, priority)
             with ledger.transaction() as connection:
                 hold_intake(connection, intake, progress=True)

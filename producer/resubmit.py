@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
-
-from opentelemetry.trace import Tracer
-from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, ImageError, PayloadDamaged
 from jobs.ledger import Ledger
@@ -19,12 +16,11 @@ from jobs.ledger.jobs.queries import (
     job_status,
 )
 from jobs.network.references import Reference
-from jobs.queue import Publisher
+from jobs.options import JobOptions
 from jobs.storage.payloads import Payload, read_payload
 from jobs.storage.store import Store
-from jobs.traces import NO_TRACER
 from producer.chunking import Item, chunks_of
-from producer.submit import JobOptions, Submitted, Submitter
+from producer.submit import Submitted, Submitter
 
 
 class Retried(NamedTuple):
@@ -37,31 +33,16 @@ class Retried(NamedTuple):
     unreadable: int
 
 
-def retry(
-    job_id: str,
-    *,
-    failed_only: bool,
-    ledger: Ledger,
-    store: Store,
-    publisher: Publisher,
-    chunk_images: int,
-    key: str | None = None,
-    shadow_share: float = 0.0,
-    on_progress: Callable[[int], None] = lambda _images: None,
-    on_wait: Callable[[str], None] = lambda _job_id: None,
-    on_seal: Callable[[Connection, str], object] = lambda *_: None,
-    tracer: Tracer = NO_TRACER,
-) -> Retried:
+def retry(submitter: Submitter, job_id: str, *, failed_only: bool, key: str | None = None) -> Retried:
     """Submit the job's images without a label again, with their original names and contents.
 
     With `failed_only`, leave out images that never got an outcome. If `key` already has a job, return that
-    job; `on_wait` is called first if it is still being submitted. `on_seal` is called in the transaction that
-    submits the new job. Memory holds one chunk of the old job and one of the new. Raises NotFound; Conflict
-    if the job has not finished, if its payloads were purged, even during the retry, or if the key belongs to
-    another job; and what `submit` raises.
+    job. Memory holds one chunk of the old job and one of the new. Raises NotFound; Conflict if the job has
+    not finished, if its payloads were purged, even during the retry, or if the key belongs to another job;
+    and what `submit` raises.
     """
-    submitter = Submitter(ledger, store, publisher, on_progress, tracer, shadow_share, on_seal)
-    if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
+    ledger = submitter.ledger
+    if key is not None and (holder := submitter.find_job_by_key(key)) is not None:
         with ledger.reading() as connection:
             again = job_status(connection, holder.job_id)
         if again.retry_of != job_id:
@@ -69,13 +50,13 @@ def retry(
         return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
         status = check_retry(connection, job_id)
-    images = _Images(ledger, store, job_id, failed_only=failed_only)
-    chunks = chunks_of(images, chunk_images)
+    images = _Images(ledger, submitter.store, job_id, failed_only=failed_only)
+    chunks = chunks_of(images, submitter.chunk_images)
     first = next(chunks, None)
     if first is None:
         return Retried(None, images.unreadable)
-    options = JobOptions(status.model, key, top_k=status.top_k, retry_of=job_id)
-    submitted = submitter.submit(options, chain([first], chunks))
+    options = JobOptions(key=key, top_k=status.top_k)
+    submitted = submitter.submit(options, chain([first], chunks), model_id=status.model, retry_of=job_id)
     return Retried(submitted, images.unreadable)
 
 

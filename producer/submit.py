@@ -11,7 +11,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from opentelemetry.trace import Tracer
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
+from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.shadows import shadow_job
@@ -34,9 +34,10 @@ from jobs.ledger.jobs.submission import (
     touch_job,
 )
 from jobs.ledger.learning.models import get_model, model_or_champion
-from jobs.limits import MAX_TOP_K, ErrorLimits, JobLimits
+from jobs.limits import JobLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Reference, Roots
+from jobs.options import DEFAULT_OPTIONS, JobOptions
 from jobs.queue import Publisher
 from jobs.storage.payloads import payload_folder
 from jobs.storage.store import Store
@@ -45,12 +46,6 @@ from jobs.traces import NO_TRACER, open_span, traceparent_of
 from producer.chunking import Chunk, choose_priority, chunks_of, enforce_limits, items_of, store_payload
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources, no_images
-
-#: Maximum characters of a submission key. PostgreSQL's index would allow 2,700 bytes.
-MAX_KEY_LENGTH: Final = 256
-
-#: A priority given by the user is at most this, and at least its negative.
-MAX_PRIORITY: Final = 100
 
 _DEFAULT_LIMITS: Final = JobLimits()
 
@@ -65,19 +60,6 @@ class Submitted(NamedTuple):
     images: int
     #: False if the submission key already had its job, and nothing new was stored.
     new: bool
-
-
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """The properties of a new job, apart from its images."""
-
-    model_id: str
-    key: str | None = None
-    error_limits: ErrorLimits | None = None
-    priority: int | None = None
-    top_k: int | None = None
-    retry_of: str | None = None
-    traceparent: str | None = None
 
 
 class _Fingerprint:
@@ -107,56 +89,31 @@ class _Fingerprint:
 
 
 def submit(
+    submitter: Submitter,
     images: Iterable[SourceImage],
+    options: JobOptions = DEFAULT_OPTIONS,
     *,
-    ledger: Ledger,
-    store: Store,
-    publisher: Publisher,
-    chunk_images: int,
-    key: str | None = None,
-    model_id: str | None = None,
-    dataset: str = MNIST,
     by_reference: Roots | None = None,
-    error_limits: ErrorLimits | None = None,
-    priority: int | None = None,
-    top_k: int | None = None,
-    shadow_share: float = 0.0,
     limits: JobLimits = _DEFAULT_LIMITS,
-    on_progress: Callable[[int], None] = lambda _images: None,
-    on_wait: Callable[[str], None] = lambda _job_id: None,
-    on_seal: Callable[[Connection, str], object] = lambda *_: None,
-    tracer: Tracer = NO_TRACER,
 ) -> Submitted:
     """Submit one job of all `images`. When this returns, the job is committed in the ledger.
 
-    The job is pinned to the model `model_id`, or to the champion of `dataset`. If `key` already has a job
-    with the same content, return that job. With `by_reference`, payloads hold the locations of images below
-    these roots and their SHA-256 instead of their bytes. `error_limits` end a job early that has too many
-    errors. Chunks of a higher `priority`, -100 to 100, are classified first; the default is
-    SMALL_JOB_PRIORITY for a small job and DEFAULT_PRIORITY for any other. Each prediction keeps the `top_k`
-    (1 to 10) most probable classes; by default only the label. The challenger, if there is one, also
-    classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so far.
-    `on_wait` is called with a job's id before waiting for another producer that is still submitting it under
-    the same key. `on_seal` is called with the job's id in the transaction that submits it. `tracer` records
-    a span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
-    heartbeat.
+    The job is pinned to the model whose id the options name, or to the champion of their dataset. If their
+    key already has a job with the same content, return that job. With `by_reference`, payloads hold the
+    locations of images below these roots and their SHA-256 instead of their bytes. Memory holds one chunk.
+    Reading `images` may take any time, because a thread writes the producer's heartbeat.
 
     Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by
-    reference; UserError for an invalid key, priority or `top_k`; NotFound if there is no such model, or no
-    champion yet; Conflict if `key` was used for other content, or for another model, dataset or `top_k`;
-    Unavailable if the ledger or the store cannot be reached; Stopped if the job was cancelled, failed or was
-    removed during submission. After any exception, Ctrl-C included, nothing of the job is left, except that a
-    stopped job stays as it is.
+    reference; NotFound if there is no such model, or no champion yet; Conflict if the key was used for other
+    content, or for another model, dataset or `top_k`; Unavailable if the ledger or the store cannot be
+    reached; Stopped if the job was cancelled, failed or was removed during submission. After any exception,
+    Ctrl-C included, nothing of the job is left, except that a stopped job stays as it is.
     """
-    check_key(key)
-    if priority is not None and not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
-    if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
-        raise UserError(f"top must be from 1 to {MAX_TOP_K} classes, got {top_k}.")
-    submitter = Submitter(ledger, store, publisher, on_progress, tracer, shadow_share, on_seal)
+    ledger = submitter.ledger
+    dataset = options.dataset or MNIST
     with ledger.reading() as connection:
-        pinned_to = model_or_champion(connection, model_id, dataset).id
-    check_store(ledger, store)
+        model_id = model_or_champion(connection, options.model, dataset).id
+    check_store(ledger, submitter.store)
 
     if by_reference is not None and not by_reference:
         raise SourceError(
@@ -165,33 +122,22 @@ def submit(
         )
 
     found = images.batches() if isinstance(images, Sources) else images
-    chunks = enforce_limits(limits, chunks_of(items_of(found, by_reference), chunk_images))
+    chunks = enforce_limits(limits, chunks_of(items_of(found, by_reference), submitter.chunk_images))
     first = next(chunks, None)
     if first is None:
         raise no_images(images)
 
     while True:
-        if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
+        if options.key is not None and (holder := submitter.find_job_by_key(options.key)) is not None:
             with ledger.reading() as connection:
                 other = get_model(connection, holder.model_id).dataset
-            if model_id is None and other != dataset:
-                raise Conflict(
-                    f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for "
-                    f"dataset {other}: choose another key, or leave it out."
-                )
-            return _compare_with_holder(holder, key, model_id, top_k, chain([first], chunks))
+            if options.model is None and other != dataset:
+                raise _key_conflict(holder, options, f"for dataset {other}")
+            return _compare_with_holder(holder, options, chain([first], chunks))
         try:
-            return submitter.submit(
-                JobOptions(pinned_to, key, error_limits, priority, top_k), chain([first], chunks)
-            )
+            return submitter.submit(options, chain([first], chunks), model_id=model_id)
         except _KeyInUse:
             continue  # another producer was faster: nothing of this job is stored, only `first` was read
-
-
-def check_key(key: str | None) -> None:
-    """Raise UserError if this is no submission key."""
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters; this one has {len(key):,}.")
 
 
 class _KeyInUse(Conflict):
@@ -199,32 +145,52 @@ class _KeyInUse(Conflict):
 
 
 @dataclass(frozen=True, slots=True)
+class _Job:
+    """A job to submit."""
+
+    id: str
+    options: JobOptions
+    model_id: str
+    retry_of: str | None
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Submitter:
-    """Submits chunks as one job, for `submit` and `producer.resubmit`."""
+    """Submits chunks as one job, for `submit` and `producer.resubmit`: where to, and whom to tell."""
 
     ledger: Ledger
     store: Store
     publisher: Publisher
-    on_progress: Callable[[int], None]
-    tracer: Tracer
-    shadow_share: float
+    chunk_images: int
+    #: The challenger, if there is one, also classifies this share of the chunks.
+    shadow_share: float = 0.0
+    #: Records a span.
+    tracer: Tracer = NO_TRACER
+    #: Called with the number of images stored so far.
+    on_progress: Callable[[int], None] = lambda _images: None
+    #: Called with a job's id before waiting for another producer that is submitting it under the same key.
+    on_wait: Callable[[str], None] = lambda _job_id: None
     #: Called in the transaction that seals the job, with its id.
     on_seal: Callable[[Connection, str], object] = lambda *_: None
     began: int = field(default_factory=time.time_ns)  # nanoseconds since the epoch, for the span
 
-    def submit(self, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
-        """Submit one job of these chunks, in a span.
+    def submit(
+        self, options: JobOptions, chunks: Iterator[Chunk], *, model_id: str, retry_of: str | None = None
+    ) -> Submitted:
+        """Submit one job of these chunks for this model, in a span.
 
         Exceptions, and what they leave behind, are those of the function `submit`, and _KeyInUse.
         """
         job_id = new_id()
-        ids = {"labelmill.job": job_id, "labelmill.model": options.model_id}
+        ids = {"labelmill.job": job_id, "labelmill.model": model_id}
         with open_span(self.tracer, "submit", began=self.began, attributes=ids) as span:
-            submitted = self._store_job(job_id, replace(options, traceparent=traceparent_of(span)), chunks)
+            job = _Job(job_id, options, model_id, retry_of, traceparent_of(span))
+            submitted = self._store_job(job, chunks)
             span.set_attribute("labelmill.images", submitted.images)
             return submitted
 
-    def find_job_by_key(self, key: str, on_wait: Callable[[str], None]) -> KeyHolder | None:
+    def find_job_by_key(self, key: str) -> KeyHolder | None:
         """Return the submitted job that owns the key, or None.
 
         If another producer is still submitting under this key, wait for it. If that producer has died,
@@ -239,15 +205,15 @@ class Submitter:
             if holder.receiving:
                 if holder.job_id != waiting_for:
                     waiting_for = holder.job_id
-                    on_wait(waiting_for)
+                    self.on_wait(waiting_for)
                 time.sleep(_KEY_POLL_SECONDS)
             else:
                 self._discard_job(holder.job_id)
 
-    def _store_job(self, job_id: str, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
-        heartbeat = ProducerHeartbeat(self.ledger, partial(touch_job, job_id=job_id))
+    def _store_job(self, job: _Job, chunks: Iterator[Chunk]) -> Submitted:
+        heartbeat = ProducerHeartbeat(self.ledger, partial(touch_job, job_id=job.id))
         try:
-            images = self._store_chunks(job_id, options, chunks, heartbeat)
+            images = self._store_chunks(job, chunks, heartbeat)
         except Stopped:
             heartbeat.end()
             raise  # the job was stopped on purpose, so it is kept
@@ -257,7 +223,7 @@ class Submitter:
             traceback.clear_frames(error.__traceback__)
             heartbeat.end()  # only now, because the thread may be waiting for that transaction
             try:
-                sealed = self._discard_unless_sealed(job_id)
+                sealed = self._discard_unless_sealed(job.id)
             except Unavailable as unavailable:
                 # The first error is the one to report. The reconciler ends the abandoned job.
                 raise error from unavailable
@@ -265,29 +231,27 @@ class Submitter:
                 raise
             # The last COMMIT went through although its answer was lost: the job is submitted.
             images = sealed
-        return Submitted(job_id, images, new=True)
+        return Submitted(job.id, images, new=True)
 
-    def _store_chunks(
-        self, job_id: str, options: JobOptions, chunks: Iterator[Chunk], heartbeat: ProducerHeartbeat
-    ) -> int:
+    def _store_chunks(self, job: _Job, chunks: Iterator[Chunk], heartbeat: ProducerHeartbeat) -> int:
         """Open the job, add its chunks, seal it. Return its number of images."""
-        fingerprint = _Fingerprint() if options.key is not None else None
+        fingerprint = _Fingerprint() if job.options.key is not None else None
         total = 0
         for chunk in chunks:
-            priority = choose_priority(options.priority, chunk, first=total == 0)
-            row = store_payload(self.store, job_id, total, chunk, priority)
+            priority = choose_priority(job.options.priority, chunk, first=total == 0)
+            row = store_payload(self.store, job.id, total, chunk, priority)
             if fingerprint is not None:
                 fingerprint.add(chunk)
             if chunk.is_last:
                 heartbeat.end()
             with self.ledger.transaction() as connection:
                 if total == 0:
-                    _open_job(connection, job_id, options)
-                add_chunk(connection, job_id, row)
+                    _open_job(connection, job)
+                add_chunk(connection, job.id, row)
                 if chunk.is_last:  # in the same COMMIT: this halves their number for small jobs
-                    seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
-                    shadow_job(connection, job_id, share=self.shadow_share)
-                    self.on_seal(connection, job_id)
+                    seal_job(connection, job.id, fingerprint=fingerprint.hex() if fingerprint else None)
+                    shadow_job(connection, job.id, share=self.shadow_share)
+                    self.on_seal(connection, job.id)
             total += row.images
             if not chunk.is_last:
                 heartbeat.begin()
@@ -317,46 +281,40 @@ class Submitter:
         return True
 
 
-def _open_job(connection: Connection, job_id: str, options: JobOptions) -> None:
+def _open_job(connection: Connection, job: _Job) -> None:
     """Open the job. Raises _KeyInUse if the key has a job already."""
     try:
         open_job(
             connection,
-            job_id,
-            model_id=options.model_id,
-            key=options.key,
-            error_limits=options.error_limits,
-            top_k=options.top_k,
-            retry_of=options.retry_of,
-            traceparent=options.traceparent,
+            job.id,
+            job.options,
+            model_id=job.model_id,
+            retry_of=job.retry_of,
+            traceparent=job.traceparent,
         )
     except Conflict:
         raise _KeyInUse from None
 
 
-def _compare_with_holder(
-    holder: KeyHolder, key: str, model_id: str | None, top_k: int | None, chunks: Iterator[Chunk]
-) -> Submitted:
+def _compare_with_holder(holder: KeyHolder, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
     """Return the job that owns the key if it has the same options and content. Raises Conflict otherwise."""
-    if model_id not in (None, holder.model_id):
-        raise Conflict(
-            f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for model "
-            f"{holder.model_id}: choose another key, or leave it out."
-        )
-    if top_k not in (None, holder.top_k):
+    if options.model not in (None, holder.model_id):
+        raise _key_conflict(holder, options, f"for model {holder.model_id}")
+    if options.top_k not in (None, holder.top_k):
         how = "without --top" if holder.top_k is None else f"with --top {holder.top_k}"
-        raise Conflict(
-            f"The key {key!r} already belongs to job {holder.job_id}, which was submitted {how}: choose "
-            "another key, or leave it out."
-        )
+        raise _key_conflict(holder, options, how)
     found = _Fingerprint()
     images = 0
     for chunk in chunks:
         found.add(chunk)
         images += len(chunk.names)
     if found.hex() != holder.fingerprint:
-        raise Conflict(
-            f"The key {key!r} already belongs to job {holder.job_id}, which was submitted with other "
-            "content: choose another key, or leave it out."
-        )
+        raise _key_conflict(holder, options, "with other content")
     return Submitted(holder.job_id, images, new=False)
+
+
+def _key_conflict(holder: KeyHolder, options: JobOptions, how: str) -> Conflict:
+    return Conflict(
+        f"The key {options.key!r} already belongs to job {holder.job_id}, which was submitted {how}: choose "
+        "another key, or leave it out."
+    )

@@ -43,6 +43,7 @@ from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, Model
+from jobs.options import JobOptions
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import chunks
 from jobs.settings import ENV_PREFIX, Settings
@@ -520,7 +521,8 @@ def make_job(ledger: Ledger, champion: Model) -> JobMaker:
         job_id = new_id()
         chunks: list[NewChunk] = []
         with ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=(model or champion).id, key=key, error_limits=error_limits)
+            options = JobOptions(key=key, error_limits=error_limits)
+            open_job(connection, job_id, options, model_id=(model or champion).id)
             for size in sizes:
                 chunk_id = new_id()
                 first = sum(chunk.images for chunk in chunks)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 import sqlalchemy as sa
@@ -31,6 +31,7 @@ from jobs.ledger.jobs.submission import (
     seal_job,
 )
 from jobs.models.model import Model
+from jobs.options import JobKeywords, JobOptions
 from jobs.schema import SMALL_JOB_IMAGES, chunks
 from jobs.storage.payloads import Content, pack_payload, payload_digest, payload_key
 from jobs.storage.store import Store
@@ -118,14 +119,14 @@ class Harness:
         sizes: Sequence[int] | None = None,
         model: Model | None = None,
         lose_payload: bool = False,
-        top_k: int | None = None,
+        **options: Unpack[JobKeywords],
     ) -> str:
         """Submit a job of one chunk, or of chunks of these sizes; return its id. Images are `0.png`, ..."""
         job_id, first = new_id(), 0
         is_small = len(contents) <= SMALL_JOB_IMAGES and sizes is None
         priority = SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY
         with self.ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=(model or self.model).id, key=None, top_k=top_k)
+            open_job(connection, job_id, JobOptions(**options), model_id=(model or self.model).id)
             for size in sizes or [len(contents)]:
                 chunk_id = new_id()
                 names = [f"{index}.png" for index in range(first, first + size)]

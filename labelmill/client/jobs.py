@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 from sqlalchemy.engine import Connection
 
@@ -24,8 +25,7 @@ from jobs.ledger.jobs.queries import (
 from jobs.ledger.learning.corrections import corrected_labels
 from jobs.ledger.learning.models import get_model
 from jobs.ledger.workers import WorkerStatus, list_workers
-from jobs.limits import ErrorLimits
-from jobs.models.dataset import MNIST
+from jobs.options import JobKeywords, JobOptions
 from jobs.schema import JobState
 from labelmill.client.installation import Installation, accept_numpy_numbers
 from producer.sources import SourceImage
@@ -33,7 +33,7 @@ from producer.sources import SourceImage
 if TYPE_CHECKING:
     from labelmill.labels.labelled_jobs import LabelledEvaluation
     from producer.resubmit import Retried
-    from producer.submit import Submitted
+    from producer.submit import Submitted, Submitter
 
 
 class JobMethods(Installation):
@@ -43,67 +43,57 @@ class JobMethods(Installation):
         self,
         images: Iterable[SourceImage],
         *,
-        key: str | None = None,
-        model: str | None = None,
-        dataset: str | None = None,
         by_reference: bool = False,
-        error_limits: ErrorLimits | None = None,
-        priority: int | None = None,
-        top_k: int | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,
+        **options: Unpack[JobKeywords],
     ) -> Submitted:
         """Submit images as one job. Return the job's id, its size, and whether it is new.
 
         The images come from `sources` or from your own code. They are streamed: memory holds one chunk. When
         this returns, the job is committed in the ledger.
 
-        - `key`: your name for this submission. The same key with the same content returns the same job.
-        - `model`: the model that classifies the images: its id, the first characters of its id (at least
-          six), or an alias. Default: the dataset's champion.
-        - `dataset`: the dataset whose champion or alias is meant. Default: `mnist`. A model that is given by
-          its id must belong to the dataset if both are given.
         - `by_reference`: store the images' locations instead of their bytes. Workers then read the images
           themselves, below LABELMILL_REFERENCE_ROOTS.
-        - `priority`: from -100 to 100; jobs with a higher priority are classified first. Default: 10 for a
-          job of at most 64 images, 0 for any other.
-        - `top_k`: keep this many (1 to 10) of the most probable classes of each image, in `alternatives`.
-          Default: only the label.
-        - `error_limits`: stop the job early, as failed, if it has more errors than these limits allow.
         - `on_progress`: called with the number of images stored so far.
         - `on_wait`: called with the id of a job that another producer is still submitting under the key.
+        - `key`, `model`, `dataset`, `priority` and the other fields of `jobs.options.JobOptions`.
 
         Raises SourceError if there are no images, more than the settings allow, or one that cannot be
         submitted by reference; NotFound if the model does not exist or there is no champion yet; UserError if
-        the key is empty or too long, or the priority or `top_k` is out of range; Conflict if the key was used
-        for other content, another model, dataset or `top_k`, if several models match `model`, if the model
-        does not belong to `dataset`, or if the object store is not the one that the workers use; Stopped if
-        the job is stopped during the submission.
+        an option is out of range; Conflict if the key was used for other content, another model, dataset or
+        `top_k`, if several models match `model`, if the model does not belong to `dataset`, or if the object
+        store is not the one that the workers use; Stopped if the job is stopped during the submission.
         """
         from jobs.network.references import Roots
         from producer.submit import submit
 
-        if model is not None:
-            model = self.model_id(model, dataset=dataset)
+        wanted = JobOptions(**options)
+        if wanted.model is not None:
+            wanted = replace(wanted, model=self.model_id(wanted.model, dataset=wanted.dataset))
         return submit(
+            self._submitter(
+                on_progress=on_progress,
+                on_wait=on_wait,
+                on_seal=lambda connection, new_id: self.on_change(connection, "submit job", new_id),
+            ),
             images,
-            ledger=self.ledger,
-            store=self.store,
-            publisher=self._broker(),
-            chunk_images=self.settings.chunk_images,
-            key=key,
-            model_id=model,
-            dataset=dataset or MNIST,
+            wanted,
             by_reference=Roots(self.settings.reference_roots) if by_reference else None,
-            error_limits=error_limits,
-            priority=priority,
-            top_k=top_k,
-            shadow_share=self.settings.shadow_share,
             limits=self.settings.job_limits,
-            on_progress=on_progress,
-            on_wait=on_wait,
-            on_seal=lambda connection, new_id: self.on_change(connection, "submit job", new_id),
+        )
+
+    def _submitter(self, **callbacks: Any) -> Submitter:
+        from producer.submit import Submitter
+
+        return Submitter(
+            self.ledger,
+            self.store,
+            self._broker(),
+            self.settings.chunk_images,
+            shadow_share=self.settings.shadow_share,
             tracer=self._tracing.tracer,
+            **callbacks,
         )
 
     def job_id(self, typed: str) -> str:
@@ -207,20 +197,8 @@ class JobMethods(Installation):
             repeat_batch(connection, job_id, retry_id)
             self.on_change(connection, "retry job", job_id)
 
-        return retry(
-            job_id,
-            failed_only=failed_only,
-            key=key,
-            ledger=self.ledger,
-            store=self.store,
-            publisher=self._broker(),
-            chunk_images=self.settings.chunk_images,
-            shadow_share=self.settings.shadow_share,
-            on_progress=on_progress,
-            on_wait=on_wait,
-            on_seal=on_seal,
-            tracer=self._tracing.tracer,
-        )
+        submitter = self._submitter(on_progress=on_progress, on_wait=on_wait, on_seal=on_seal)
+        return retry(submitter, job_id, failed_only=failed_only, key=key)
 
     @accept_numpy_numbers
     def predictions(

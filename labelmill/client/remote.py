@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
@@ -14,7 +15,7 @@ from jobs.errors import NotFound, Unavailable, UserError
 from jobs.ids import id_range, is_id, new_id
 from jobs.ledger.jobs.queries import JobStatus, Prediction, no_job
 from jobs.ledger.learning.corrections import Correction
-from jobs.limits import ErrorLimits
+from jobs.options import JobKeywords, JobOptions
 from jobs.schema import JobState
 from jobs.settings import Settings
 from labelmill.client.http import Api, NothingToRetry
@@ -87,15 +88,10 @@ class RemoteClient(CommonMethods):
         self,
         images: Iterable[SourceImage],
         *,
-        key: str | None = None,
-        model: str | None = None,
-        dataset: str | None = None,
         by_reference: bool = False,
-        error_limits: ErrorLimits | None = None,
-        priority: int | None = None,
-        top_k: int | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,  # noqa: ARG002 -- as `Client.submission`
+        **options: Unpack[JobKeywords],
     ) -> Submitted:
         """Upload images, and submit them as one job. Return the job's id, its size, and whether it is new.
 
@@ -103,17 +99,21 @@ class RemoteClient(CommonMethods):
         memory holds a few of them, and nothing is written to disk. If the upload breaks, they are read again.
         UserError for `by_reference`: the server cannot read the files of this machine.
         """
-        from producer.submit import Submitted, check_key
+        from producer.submit import Submitted
 
         if by_reference:
             raise UserError(
                 "By reference does not work over the HTTP API, which cannot read the files of this machine: "
                 "leave it out."
             )
-        check_key(key)
+        wanted = JobOptions(**options)
         # Before the upload, which may take long: an unknown model is an error now.
-        model_path = f"/models/{quote((model or 'champion').strip(), safe='', errors='surrogateescape')}"
-        model_id = self._api.request("GET", model_path, query={"dataset": dataset})["id"]
+        model_path = (
+            f"/models/{quote((wanted.model or 'champion').strip(), safe='', errors='surrogateescape')}"
+        )
+        model_id = self._api.request("GET", model_path, query={"dataset": wanted.dataset})["id"]
+        if wanted.model is not None:
+            wanted = replace(wanted, model=model_id)
         count = 0
         uploads = 0
 
@@ -131,16 +131,9 @@ class RemoteClient(CommonMethods):
                 )
             return pack(images, report)
 
-        limits = error_limits or ErrorLimits()
         body = {
+            **wanted.to_request(),
             "input_file_id": self._api.upload("images.tar", pieces)["id"],
-            "model": None if model is None else model_id,
-            "dataset": dataset,
-            "priority": priority,
-            "top_k": top_k,
-            "max_errors": limits.count,
-            "max_error_rate": limits.rate,
-            "min_sample": None if limits.rate is None else limits.sample,
             "delete_input": True,
         }
         file_path = f"/files/{body['input_file_id']}"
@@ -149,12 +142,12 @@ class RemoteClient(CommonMethods):
                 "POST",
                 "/batches",
                 body=body,
-                idempotency_key=_idempotency_key(key),
+                idempotency_key=_idempotency_key(wanted.key),
             )
         except BaseException:
             self._api.delete_quietly(file_path)  # refused if the batch was committed and needs the file
             raise
-        is_new = key is None or batch["input_file_id"] == body["input_file_id"]
+        is_new = wanted.key is None or batch["input_file_id"] == body["input_file_id"]
         if not is_new:
             self._api.delete_quietly(file_path)
         return Submitted(batch["id"], count, is_new)

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from jobs.errors import SourceError
 from jobs.ledger.jobs.queries import JobStatus
-from jobs.limits import ErrorLimits
+from jobs.options import JobKeywords
 from jobs.reading import too_large
 from jobs.settings import Settings
 from producer.follow import follow
@@ -46,15 +46,10 @@ class CommonMethods(ABC):
     def submit(
         self,
         *sources: str | PathLike[str] | bytes,
-        key: str | None = None,
-        model: str | None = None,
-        dataset: str | None = None,
         by_reference: bool = False,
-        error_limits: ErrorLimits | None = None,
-        priority: int | None = None,
-        top_k: int | None = None,
         stdin: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
+        **options: Unpack[JobKeywords],
     ) -> str:
         """Submit images as one job and return the job's id.
 
@@ -63,23 +58,15 @@ class CommonMethods(ABC):
         paths and URLs that `stdin` yields, or the bytes of one image file. Bytes at position n (from 0)
         become the image `image-n`.
 
-        Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
-        other arguments and errors, see `submission`. Examples::
+        `options` are the fields of `jobs.options.JobOptions`, such as `key`, `model` and `dataset`. Raises
+        SourceError for a source of any other type, or for bytes together with `by_reference`. For the other
+        arguments and errors, see `submission`. Examples::
 
             client.submit("photos/", "more.zip", key="june")
             client.submit(response.content)
         """
-        return self.submission(
-            self._images(sources, stdin=stdin, by_reference=by_reference),
-            key=key,
-            model=model,
-            dataset=dataset,
-            by_reference=by_reference,
-            error_limits=error_limits,
-            priority=priority,
-            top_k=top_k,
-            on_progress=on_progress,
-        ).job_id
+        images = self._images(sources, stdin=stdin, by_reference=by_reference)
+        return self.submission(images, by_reference=by_reference, on_progress=on_progress, **options).job_id
 
     def sources(
         self, sources: Iterable[str | PathLike[str]], *, stdin: Iterable[str] | None = None

@@ -21,10 +21,10 @@ from jobs.ledger.api.webhooks import secret_of_batches
 from jobs.ledger.jobs.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.jobs.submission import find_key, open_job
 from jobs.ledger.learning.models import model_or_champion
-from jobs.limits import ErrorLimits
 from jobs.models.dataset import MNIST
 from jobs.network.references import Roots
 from jobs.network.webhooks import check_receiver
+from jobs.options import JobOptions
 from jobs.schema import JobState
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.events import SharedReadings
@@ -167,11 +167,7 @@ def retry_batch(
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
     """Commit a new batch, and return its id."""
-    limits = None
-    if wanted.max_errors is not None or wanted.max_error_rate is not None:
-        limits = ErrorLimits(
-            wanted.max_errors, wanted.max_error_rate, wanted.min_sample or ErrorLimits().sample
-        )
+    options = JobOptions.from_request(wanted.model_dump(), key=key)
     _check_roots(session, wanted)
     _check_webhook(session, wanted)
     batch_id = new_id()
@@ -198,7 +194,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
-        open_job(connection, batch_id, model_id=model.id, key=key, error_limits=limits, top_k=wanted.top_k)
+        open_job(connection, batch_id, options, model_id=model.id)
         add_batch(connection, batch_id, request=body | digest, file_id=file_id)
         session.record(connection, "create batch", batch_id)
     return batch_id

@@ -10,13 +10,14 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Unpack
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from jobs.errors import Conflict
+from jobs.options import JobKeywords
 from jobs.reading import too_large
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
@@ -100,7 +101,7 @@ async def classify(
     return JSONResponse(found.model_dump(), headers=headers)
 
 
-async def _submit(request: Request, session: Session, **options: Any) -> str:
+async def _submit(request: Request, session: Session, **options: Unpack[JobKeywords]) -> str:
     """Commit a job of the images in the body, and return its id. They are in memory only until then."""
     length = request.headers.get("content-length", "")
     is_small = length.isdecimal() and int(length) <= _SMALL_BYTES

@@ -13,11 +13,10 @@ from jobs.ledger.jobs.queries import JobStatus, Prediction
 from jobs.ledger.learning.health import Health
 from jobs.ledger.learning.runs import Run
 from jobs.ledger.workers import WorkerStatus
-from jobs.limits import MAX_TOP_K
+from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST, DatasetVersion
 from jobs.models.model import Model
 from labelmill.local.training import MAX_SEED
-from producer.submit import MAX_PRIORITY
 from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
 T = TypeVar("T")

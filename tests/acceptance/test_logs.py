@@ -28,7 +28,7 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.store import Store
 from jobs.traces import ENDPOINT_VARIABLE
 from labelmill.local.stack import worker_command
-from producer.submit import submit
+from producer.submit import Submitter, submit
 from tests.console import COMMAND_SECONDS, until
 from tests.faults.pictures import Picture, pictures, poisoned
 from tests.faults.plan import FOLDER_VARIABLE
@@ -97,13 +97,8 @@ class Deployment:
             contextlib.closing(Publisher(app)) as publisher,
         ):
             publisher.unavailable = not ring
-            return submit(
-                (image.source for image in images),
-                ledger=ledger,
-                store=Store(self.settings.store),
-                publisher=publisher,
-                chunk_images=chunk_images,
-            ).job_id
+            submitter = Submitter(ledger, Store(self.settings.store), publisher, chunk_images)
+            return submit(submitter, (image.source for image in images)).job_id
 
     def wait(self, job_id: str) -> None:
         with contextlib.closing(Ledger(self.settings.ledger)) as ledger:

@@ -30,7 +30,7 @@ from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.local.stack import _begin, _broker_command, broker_answers, worker_command
-from producer.submit import submit
+from producer.submit import Submitter, submit
 from tests.console import processes_below, until
 from tests.faults.checker import Verdict, check_job, chunk_rows
 from tests.faults.pictures import Picture
@@ -236,13 +236,8 @@ class Harness:
         """Submits a job; gives back its id."""
         own = publisher or Publisher(self.app)
         try:
-            return submit(
-                (image.source for image in images),
-                ledger=self.ledger,
-                store=self.store,
-                publisher=own,
-                chunk_images=chunk_images,
-            ).job_id
+            submitter = Submitter(self.ledger, self.store, own, chunk_images)
+            return submit(submitter, (image.source for image in images)).job_id
         finally:
             own.close()
 

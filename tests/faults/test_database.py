@@ -62,7 +62,7 @@ def test_watching_goes_on_when_postgresql_is_back(
     harness, job = postgresql_harness, new_id()
     with harness.ledger.transaction() as connection:
         model = model_or_champion(connection, None, MNIST)
-        open_job(connection, job, model_id=model.id, key=None)
+        open_job(connection, job, model_id=model.id)
     with killed_at_the_end(
         subprocess.Popen(
             [LABELMILL, "status", job, "--watch"],

@@ -72,7 +72,7 @@ class Source:
             if self.file is not None:
                 named = {"name": self.file.name, "purpose": "batch", "size": 1, "sha256": "0" * 64}
                 add_file(connection, str(file_id), **named)
-            open_job(connection, job_id, model_id=model.id, key=None)
+            open_job(connection, job_id, model_id=model.id)
             add_batch(connection, job_id, request=self.request, file_id=file_id)
         return job_id
 

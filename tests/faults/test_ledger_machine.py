@@ -59,6 +59,7 @@ from jobs.ledger.learning.models import CHAMPION, find_champion, point_alias
 from jobs.ledger.locks import take_lock
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims
 from jobs.limits import ErrorLimits
+from jobs.options import JobOptions
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
 from tests.faults.checker import Verdict
 from tests.faults.ledger_model import FINISHED, STOPPED, UNFINISHED, ChunkModel, JobModel, LedgerModel
@@ -256,7 +257,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert champion is not None
         assert champion.id == job.model_id
         with self.ledger.transaction() as connection:
-            open_job(connection, job.id, model_id=champion.id, key=None, error_limits=limits)
+            open_job(connection, job.id, JobOptions(error_limits=limits), model_id=champion.id)
         self.model.jobs[job.id] = job
         for size in sizes:
             self._add_chunk(job, size)

@@ -15,12 +15,14 @@ from typer.testing import CliRunner, Result
 from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import add_version
 from jobs.models.model import MNIST_INPUT, Model
+from jobs.network.references import Roots
+from jobs.options import JobOptions
 from jobs.queue import Publisher
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import Client
 from producer.sources import SourceImage
-from producer.submit import submit
+from producer.submit import Submitter, submit
 from tests.conftest import Job
 from tests.console import Home
 from tests.faults import light
@@ -84,12 +86,17 @@ def submitted(
 ) -> Callable[..., Job]:
     """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
 
-    def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
+    def submitted(
+        images: int | Iterable[SourceImage],
+        *,
+        chunk_images: int = 3,
+        by_reference: Roots | None = None,
+        **options: Any,
+    ) -> Job:
         if isinstance(images, int):
             images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
-        job_id = submit(
-            images, ledger=ledger, store=store, publisher=publisher, chunk_images=chunk_images, **options
-        ).job_id
+        submitter = Submitter(ledger, store, publisher, chunk_images)
+        job_id = submit(submitter, images, JobOptions(**options), by_reference=by_reference).job_id
         return Job(job_id, chunks_of(ledger, job_id))
 
     return submitted

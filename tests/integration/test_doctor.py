@@ -667,7 +667,7 @@ def test_an_api_that_was_killed_is_a_problem(settings):
 def test_a_batch_that_nobody_takes_in_is_a_problem(settings, ledger, champion):
     job_id = new_id()
     with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id, key=None)
+        open_job(connection, job_id, model_id=champion.id)
         add_batch(connection, job_id, request={}, file_id=None)
     assert is_well(check_api, settings)
     change(ledger, batches, created_at=db_now(-90))

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def job_id(ledger: Ledger, champion: Model) -> str:
     job_id = new_id()
     with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id, key=None)
+        open_job(connection, job_id, model_id=champion.id)
     return job_id
 
 

@@ -33,7 +33,7 @@ def add_done_job(ledger: Ledger, model: Model, images: int) -> str:
     """Add a finished job with so many predictions, and no chunk: as if it was just being purged."""
     job_id = new_id()
     with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=model.id, key=None)
+        open_job(connection, job_id, model_id=model.id)
         connection.execute(
             jobs.update()
             .where(jobs.c.id == job_id)
@@ -84,7 +84,7 @@ def test_images_that_are_gone_cannot_be_retried(
 def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger, champion: Model) -> None:
     job_id = new_id()
     with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id, key=None)
+        open_job(connection, job_id, model_id=champion.id)
         add_batch(connection, job_id, request={}, file_id=new_id())
     assert api.get(f"/batches/{job_id}").json()["status"] == "validating"
     assert api.get(f"/batches/{job_id}/results").json() == []

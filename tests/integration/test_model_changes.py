@@ -62,7 +62,7 @@ def model(ledger: Ledger, store: Store) -> Model:
 
 
 def use_in_job(connection: sa.Connection, model: Model) -> None:
-    open_job(connection, new_id(), model_id=model.id, key=None)
+    open_job(connection, new_id(), model_id=model.id)
 
 
 def use_as_challenger(connection: sa.Connection, model: Model) -> None:

@@ -23,7 +23,7 @@ ONE, TWO, OTHER = "06h0w9aaaaaaaaaa", "06h0w9ab00000000", "07zzzzzzzzzzzzzz"
 def jobs(ledger, champion):
     with ledger.transaction() as connection:
         for job_id in (ONE, TWO, OTHER):
-            open_job(connection, job_id, model_id=champion.id, key=None)
+            open_job(connection, job_id, model_id=champion.id)
 
 
 @pytest.mark.parametrize("typed", [OTHER, OTHER[:6], "07ZZZZZ", f" {OTHER.upper()}\n"])

@@ -24,6 +24,7 @@ from labelmill.operations.purging import Purge
 from producer import resubmit as retry_module
 from producer.resubmit import Retried, retry
 from producer.sources import SourceImage, Sources
+from producer.submit import Submitter
 from tests.conftest import Job
 from tests.ledger_probes import cancel, chunks_of
 from tests.outcomes import Outcome
@@ -36,14 +37,8 @@ def again(ledger, store, publisher) -> Again:
     """Return a function: `again(job)` retries the job in chunks of three."""
 
     def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Retried:
-        return retry(
-            job.id,
-            failed_only=failed_only,
-            ledger=ledger,
-            store=store,
-            publisher=publisher,
-            chunk_images=chunk_images,
-        )
+        submitter = Submitter(ledger, store, publisher, chunk_images)
+        return retry(submitter, job.id, failed_only=failed_only)
 
     return again
 

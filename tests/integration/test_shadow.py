@@ -17,7 +17,9 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.ledger.learning.models import CHAMPION, SHADOW, point_alias
+from jobs.limits import MAX_PRIORITY
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
+from jobs.options import JobOptions
 from jobs.queue import Publisher
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions
 from jobs.storage.registry import model_key
@@ -25,7 +27,7 @@ from labelmill.client import Client
 from labelmill.operations.purging import Purge
 from producer.resubmit import retry
 from producer.sources import SourceImage
-from producer.submit import MAX_PRIORITY, submit
+from producer.submit import Submitter, submit
 from tests.faults import light
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
@@ -64,15 +66,12 @@ def challenger(harness: Harness, register: Callable[..., Model]) -> Model:
 def submit_images(harness: Harness, publisher: Publisher) -> Submit:
     """Return a function: `submit_images(digits(9), share=1.0, chunk_images=4)` submits as a producer does."""
 
-    def submit_images(contents: Sequence[bytes], *, share: float = 1.0, **options: Any) -> str:
-        return submit(
-            (SourceImage(f"{number}.png", data, None) for number, data in enumerate(contents)),
-            ledger=harness.ledger,
-            store=harness.store,
-            publisher=publisher,
-            shadow_share=share,
-            **{"chunk_images": 8_192} | options,
-        ).job_id
+    def submit_images(
+        contents: Sequence[bytes], *, share: float = 1.0, chunk_images: int = 8_192, **options: Any
+    ) -> str:
+        submitter = Submitter(harness.ledger, harness.store, publisher, chunk_images, share)
+        images = (SourceImage(f"{number}.png", data, None) for number, data in enumerate(contents))
+        return submit(submitter, images, JobOptions(**options)).job_id
 
     return submit_images
 
@@ -167,15 +166,8 @@ def test_a_job_has_no_shadow_if_there_is_nothing_to_compare(
 def test_a_retry_has_a_shadow_too(harness: Harness, publisher: Publisher, submit_images: Submit) -> None:
     job_id = submit_images([b"no picture"], share=0.0)
     assert harness.classify() == 1
-    retried = retry(
-        job_id,
-        failed_only=True,
-        ledger=harness.ledger,
-        store=harness.store,
-        publisher=publisher,
-        chunk_images=10,
-        shadow_share=1.0,
-    )
+    submitter = Submitter(harness.ledger, harness.store, publisher, 10, shadow_share=1.0)
+    retried = retry(submitter, job_id, failed_only=True)
     assert retried.submitted is not None
     assert shadow_of(harness.ledger, retried.submitted.job_id) is not None
 

@@ -225,7 +225,7 @@ def test_an_urgent_batch_is_taken_in_before_older_ones(ledger, champion):
         job_id = new_id()
         request = {} if priority is None else {"priority": priority}
         with ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=champion.id, key=None)
+            open_job(connection, job_id, model_id=champion.id)
             add_batch(connection, job_id, request=request, file_id=None)
             created = batches.update().where(batches.c.job_id == job_id)
             connection.execute(created.values(created_at=db_now(-age)))

@@ -36,6 +36,7 @@ from jobs.ledger.maintenance import fail_abandoned_jobs
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK
 from jobs.network.references import Reference, Roots
+from jobs.options import JobOptions
 from jobs.queue import Publisher, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -44,7 +45,7 @@ from jobs.storage.store import Store
 from producer import chunking, heartbeat
 from producer import submit as submit_module
 from producer.sources import SourceImage, Sources
-from producer.submit import Submitted, submit
+from producer.submit import Submitted, Submitter, submit
 from tests.console import until
 from tests.ledger_probes import chunks_of, count_rows
 
@@ -65,33 +66,19 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
         source,
         *,
         chunk_images=2,
-        key=None,
-        model_id=None,
         by_reference=None,
-        priority=None,
-        top_k=None,
         limits=JobLimits(),  # noqa: B008 -- frozen
         ledger=ledger,
         store=store,
         publisher=publisher,
         on_progress=lambda _: None,
         on_wait=lambda _: None,
+        **options,
     ) -> Submitted:
-        return submit(
-            source,
-            ledger=ledger,
-            store=store,
-            publisher=publisher,
-            chunk_images=chunk_images,
-            key=key,
-            model_id=model_id,
-            by_reference=by_reference,
-            priority=priority,
-            top_k=top_k,
-            limits=limits,
-            on_progress=on_progress,
-            on_wait=on_wait,
+        submitter = Submitter(
+            ledger, store, publisher, chunk_images, on_progress=on_progress, on_wait=on_wait
         )
+        return submit(submitter, source, JobOptions(**options), by_reference=by_reference, limits=limits)
 
     return run
 
@@ -101,9 +88,9 @@ def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
     other = make_model(b"other", champion=False)
     first = run(images(3), key="mine")
     # When the same images are submitted for the champion by id, or for the other model
-    assert run(images(3), key="mine", model_id=champion.id).job_id == first.job_id
+    assert run(images(3), key="mine", model=champion.id).job_id == first.job_id
     with pytest.raises(Conflict, match=f"submitted for model {champion.id}"):
-        run(images(3), key="mine", model_id=other.id)
+        run(images(3), key="mine", model=other.id)
     # Then only another named model conflicts: without one, a new champion changes nothing
     make_model(b"new", champion=True)
     assert run(images(3), key="mine").job_id == first.job_id
@@ -470,7 +457,7 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, publisher, not
 
     # When images are submitted, Then the error says what to do
     with pytest.raises(NotFound, match="labelmill train"):
-        submit(source(), ledger=ledger, store=store, publisher=publisher, chunk_images=2)
+        submit(Submitter(ledger, store, publisher, 2), source())
     assert nothing_is_left()
     assert broker.waiting() == 0
 
@@ -1005,7 +992,7 @@ def test_a_killed_producers_job_can_be_submitted_again(run, ledger, store, setti
     job_id, chunk_id = new_id(), new_id()
     store.put(payload_key(job_id, chunk_id), b"half a job")
     with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id, key="mine")
+        open_job(connection, job_id, JobOptions(key="mine"), model_id=champion.id)
         add_chunk(connection, job_id, NewChunk(chunk_id, 0, 2, payload_key(job_id, chunk_id), "0" * 64))
         connection.execute(jobs.update().values(touched_at=db_now(-ABANDONED_SECONDS - 1)))
 

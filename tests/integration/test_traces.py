@@ -26,7 +26,7 @@ from jobs.schema import jobs
 from jobs.traces import CLOSE_SECONDS, ENDPOINT_VARIABLE, NO_TRACER, open_tracing, start_tracing
 from producer.resubmit import retry
 from producer.sources import SourceImage
-from producer.submit import submit
+from producer.submit import Submitter, submit
 from tests.conftest import Broker
 from tests.harness import Harness, digits
 
@@ -57,14 +57,8 @@ def submit_digits(harness: Harness, publisher: Publisher) -> Callable[[Tracer, i
     def submit_digits(tracer: Tracer, count: int) -> str:
         contents = [*digits(count - 1), b"broken"]
         images = (SourceImage(f"hers-{number}.png", data, None) for number, data in enumerate(contents))
-        return submit(
-            images,
-            ledger=harness.ledger,
-            store=harness.store,
-            publisher=publisher,
-            chunk_images=2,
-            tracer=tracer,
-        ).job_id
+        submitter = Submitter(harness.ledger, harness.store, publisher, 2, tracer=tracer)
+        return submit(submitter, images).job_id
 
     return submit_digits
 
@@ -223,14 +217,7 @@ def test_a_submission_that_fails_says_so_without_a_name(
         raise SourceError("hers-too.png is no file")
 
     with pytest.raises(SourceError):
-        submit(
-            images(),
-            ledger=harness.ledger,
-            store=harness.store,
-            publisher=publisher,
-            chunk_images=1,
-            tracer=traced.tracing.tracer,
-        )
+        submit(Submitter(harness.ledger, harness.store, publisher, 1, tracer=traced.tracing.tracer), images())
 
     # then the submission's span has failed, and does not contain the image's name
     [span] = traced.spans()
@@ -244,15 +231,8 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
 ) -> None:
     job_id = submit_digits(traced.tracing.tracer, 1)
     assert harness.classify() == 1
-    retried = retry(
-        job_id,
-        failed_only=True,
-        ledger=harness.ledger,
-        store=harness.store,
-        publisher=publisher,
-        chunk_images=2,
-        tracer=traced.tracing.tracer,
-    )
+    submitter = Submitter(harness.ledger, harness.store, publisher, 2, tracer=traced.tracing.tracer)
+    retried = retry(submitter, job_id, failed_only=True)
     assert retried.submitted is not None
     first, second = traced.spans("submit")
     assert trace_of(first) != trace_of(second)

@@ -199,7 +199,7 @@ def test_a_batch_may_name_an_address_of_its_own(
         common = secret_of_batches(connection)
         assert secret_of_batches(connection) == common
         job_id = new_id()
-        open_job(connection, job_id, model_id=champion.id, key=None)
+        open_job(connection, job_id, model_id=champion.id)
         request = {"webhook_url": receiver.url, "metadata": {"album": "7"}}
         add_batch(connection, job_id, request=request, file_id=None)
     with ledger.transaction() as connection:

@@ -13,6 +13,7 @@ from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.outbox import report_ended_jobs
 from jobs.limits import ErrorLimits
+from jobs.options import DEFAULT_OPTIONS, JobOptions
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
 #: A job in state `receiving` without a heartbeat for this long is abandoned: its producer was killed or has
@@ -54,30 +55,28 @@ _ADD_CHUNK: Final = chunks.insert().values(created_at=db_now())
 def open_job(
     connection: Connection,
     job_id: str,
+    options: JobOptions = DEFAULT_OPTIONS,
     *,
     model_id: str,
-    key: str | None,
-    error_limits: ErrorLimits | None = None,
-    top_k: int | None = None,
     retry_of: str | None = None,
     traceparent: str | None = None,
 ) -> None:
-    """Add a job in state `receiving`.
+    """Add a job in state `receiving`, pinned to the model `model_id`, which the options may name otherwise.
 
     Raises Conflict if another job holds the key, NotFound if the model was removed.
     """
-    limits = error_limits or ErrorLimits()
+    limits = options.error_limits or ErrorLimits()
     try:
         connection.execute(
             jobs.insert().values(
                 id=job_id,
-                key=key,
+                key=options.key,
                 state=JobState.RECEIVING,
                 model_id=model_id,
                 error_limit=limits.count,
                 error_rate_limit=limits.rate,
                 error_rate_sample=limits.sample,
-                top_k=top_k,
+                top_k=options.top_k,
                 retry_of=retry_of,
                 traceparent=traceparent,
                 created_at=db_now(),
@@ -87,9 +86,9 @@ def open_job(
     except IntegrityError as error:
         if "foreign key" in str(error.orig).lower():
             raise NotFound(f"Model {model_id} was removed at this moment.") from error
-        if key is None:
+        if options.key is None:
             raise
-        raise Conflict(f"Another job was submitted under the key {key!r} at this moment.") from error
+        raise Conflict(f"Another job was submitted under the key {options.key!r} at this moment.") from error
 
 
 def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
