@@ -546,6 +546,11 @@ predictions = Table(
     postgresql_partition_by="RANGE (job_id)",
 )
 
+#: The tables with rows of a job, each by the column that says where in the job a row begins, in the order in
+#: which they are emptied: as long as a job has chunks, it has all its predictions. A batch goes with its
+#: job's row, by a foreign key, and corrections stay.
+JOB_PLACES: Final[tuple[Column[Any], ...]] = (chunks.c.first_index, predictions.c.index)
+
 #: Named locks: who holds each, and until when.
 locks = Table(
     "locks",

@@ -19,17 +19,7 @@ from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS
 from jobs.ledger.jobs.claims import Reason, next_due, release_claims
 from jobs.ledger.jobs.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
 from jobs.ledger.jobs.submission import ABANDONED_SECONDS
-from jobs.schema import (
-    CHUNK_IS_CLAIMED,
-    FINISHED,
-    JobState,
-    batches,
-    chunks,
-    db_now,
-    jobs,
-    predictions,
-    purges,
-)
+from jobs.schema import CHUNK_IS_CLAIMED, FINISHED, JobState, batches, chunks, db_now, jobs, purges
 
 # ---- the reconciler -------------------------------------------------------------------------------
 
@@ -158,35 +148,19 @@ def count_predictions(connection: Connection, job_id: str) -> int:
     return connection.scalar(sa.select(jobs.c.succeeded + jobs.c.failed).where(jobs.c.id == job_id)) or 0
 
 
-def prediction_ranges(connection: Connection, job_id: str) -> list[range]:
-    """Return the range of the job's prediction indices, in parts of at most `DELETE_ROWS`."""
-    # Read once, not before each part: PostgreSQL would scan over all rows deleted so far.
-    first, last = connection.execute(
-        sa.select(sa.func.min(predictions.c.index), sa.func.max(predictions.c.index)).where(
-            predictions.c.job_id == job_id
-        )
-    ).one()
-    if first is None:
-        return []
-    return [range(start, min(start + DELETE_ROWS, last + 1)) for start in range(first, last + 1, DELETE_ROWS)]
+def delete_rows(
+    connection: Connection, place: sa.Column[Any], job_id: str, *, after: int
+) -> tuple[int, int | None]:
+    """Delete the next rows of a job, at most `DELETE_ROWS`, whose place (of JOB_PLACES) is above `after`.
 
-
-def delete_predictions(connection: Connection, job_id: str, indices: range) -> int:
-    """Delete the predictions of these images. Return how many there were."""
-    gone = connection.execute(
-        predictions.delete().where(
-            predictions.c.job_id == job_id,
-            predictions.c.index >= indices.start,
-            predictions.c.index < indices.stop,
-        )
-    )
-    return gone.rowcount
-
-
-def delete_chunks(connection: Connection, job_id: str) -> int:
-    """Delete up to `DELETE_ROWS` of the job's chunks. Return how many were deleted: 0 when none is left."""
-    some = sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(DELETE_ROWS)
-    return connection.execute(chunks.delete().where(chunks.c.id.in_(some))).rowcount
+    Return how many there were, and the last one's place, or None if no rows are left.
+    """
+    # Deleted from place to place: PostgreSQL would otherwise scan over all rows deleted so far.
+    following = sa.and_(place.table.c.job_id == job_id, place > after)
+    query = sa.select(place).where(following).order_by(place).offset(DELETE_ROWS - 1).limit(1)
+    last: int | None = connection.scalar(query)
+    gone = sa.delete(place.table).where(following, sa.true() if last is None else place <= last)
+    return connection.execute(gone).rowcount, last
 
 
 def delete_job(connection: Connection, job_id: str) -> bool:

@@ -24,17 +24,16 @@ from jobs.ledger.jobs.control import could_be_settled, shadows_of, still_claimed
 from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.ledger.maintenance import (
     count_predictions,
-    delete_chunks,
     delete_job,
-    delete_predictions,
+    delete_rows,
     finished_jobs,
     mark_purged,
     payload_owners,
-    prediction_ranges,
     record_purge,
 )
 from jobs.ledger.partitions import Partition, empty_partition, partitions_to_empty, partitions_to_leave
 from jobs.models.dataset import DATASETS
+from jobs.schema import JOB_PLACES, predictions
 from jobs.storage.payloads import PAYLOADS, payload_folder
 from jobs.storage.store import Store
 from labelmill.datasets.removing import stray_folders
@@ -251,16 +250,15 @@ class Purge:
                 return 0
             is_left = any(partition.holds(job_id) for partition in self._left)
             left = count_predictions(connection, job_id) if is_left else 0
-            ranges = [] if is_left else prediction_ranges(connection, job_id)
-        gone = 1
-        while gone:
-            with self._ledger.transaction() as connection:
-                gone = delete_chunks(connection, job_id)
-        for indices in ranges:
-            started = time.monotonic()
-            with self._ledger.transaction() as connection:
-                self.purged.predictions += delete_predictions(connection, job_id, indices)
-            self._on_progress(self.purged)
-            # SQLite has one write lock and no queue for it: without a pause, others would never get it.
-            time.sleep(time.monotonic() - started)
+        for place in JOB_PLACES:
+            is_result = place.table is predictions
+            after: int | None = None if is_left and is_result else -1
+            while after is not None:
+                started = time.monotonic()
+                with self._ledger.transaction() as connection:
+                    gone, after = delete_rows(connection, place, job_id, after=after)
+                self.purged.predictions += gone if is_result else 0
+                self._on_progress(self.purged)
+                # SQLite has one write lock and no queue for it: without a pause, others would never get it.
+                time.sleep(time.monotonic() - started)
         return left

@@ -29,8 +29,8 @@ from jobs.ledger.learning.runs import (
     interrupt_runs_of,
     request_run,
 )
-from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
-from jobs.schema import JobState, RunState, db_now, training_runs
+from jobs.ledger.maintenance import delete_job, delete_rows, mark_purged
+from jobs.schema import JOB_PLACES, JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
 from tests.outcomes import Outcome, to_columns
 
@@ -150,8 +150,8 @@ def test_a_purge_leaves_the_counters_alone(ledger, make_job, worker):
     # When its rows are deleted
     with ledger.transaction() as connection:
         assert mark_purged(connection, job.id)
-        delete_predictions(connection, job.id, range(3))
-        delete_chunks(connection, job.id)
+        for place in JOB_PLACES:
+            delete_rows(connection, place, job.id, after=-1)
         assert delete_job(connection, job.id)
 
     # Then the counters stay

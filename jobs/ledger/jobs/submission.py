@@ -14,7 +14,7 @@ from jobs.ledger.counters import CounterName, count
 from jobs.ledger.outbox import report_ended_jobs
 from jobs.limits import ErrorLimits
 from jobs.options import DEFAULT_OPTIONS, JobOptions
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+from jobs.schema import JOB_PLACES, ChunkState, JobState, chunks, db_now, jobs
 
 #: A job in state `receiving` without a heartbeat for this long is abandoned: its producer was killed or has
 #: stalled. A heartbeat comes every ten seconds (`producer.heartbeat`) and with every chunk.
@@ -158,7 +158,8 @@ def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = Fal
     # Chunks first and the job last, as a worker locks them. Whether the job is sealed is certain only once
     # its own row is locked.
     with connection.begin_nested() as savepoint:
-        connection.execute(chunks.delete().where(chunks.c.job_id == job_id))
+        work, *results = (place.table for place in JOB_PLACES)
+        connection.execute(sa.delete(work).where(work.c.job_id == job_id))
         may_go = jobs.c.state == JobState.RECEIVING if keep_stopped else sa.true()
         gone = connection.execute(
             jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None), may_go)
@@ -167,7 +168,8 @@ def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = Fal
             # Last, when nothing can be recorded any more. The first statement does not see the new part of a
             # chunk that is being cut at that moment: it is deleted with the job's row, and may already have
             # predictions.
-            connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
+            for table in results:
+                connection.execute(sa.delete(table).where(table.c.job_id == job_id))
             return True
         stays = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
         if stays:
