@@ -101,7 +101,10 @@ class WorkerContext:
         return min(max(images, SMALLEST_BATCH), MAX_CLAIM_IMAGES)
 
     def record_speed(self, model_id: str, images: int, seconds: float) -> None:
-        """Record how long this process took for `images` images of this model."""
+        """Record how long this process took to classify `images` images of this model.
+
+        Only images that it has classified count: with others, it would seem faster than it is.
+        """
         if images >= SMALLEST_BATCH:
             self._image_seconds[model_id] = max(seconds / images, 1e-9)
 

@@ -136,7 +136,8 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         # Small jobs that are claimed together may ask for different numbers: `_record` gives each its own.
         top_k = max((claim.top_k for claim in claims if claim.top_k is not None), default=None)
         outcomes = classify_images(names, fetched, classifier, context.settings, timings, top_k=top_k)
-        context.record_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
+        classified = len(fetched) - len(errors)
+        context.record_speed(model_id, classified, timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
 
