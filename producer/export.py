@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
-from operator import attrgetter
-from typing import IO, Any, Final
+from typing import IO, Any, Final, get_args, get_origin, get_type_hints
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
-from jobs.ledger.jobs.queries import PAGE_ROWS, Prediction
+from jobs.ledger.jobs.outcomes import COLUMN_NAMES, RESULT_COLUMNS, Prediction, as_json, values_of
+from jobs.ledger.jobs.queries import PAGE_ROWS
 
 #: Maximum width of the column of names in a table, so that one long name does not widen every row.
 NAME_WIDTH: Final = 60
@@ -21,8 +21,10 @@ NAME_WIDTH: Final = 60
 #: The control characters that JSON does not escape.
 _UNESCAPED_BY_JSON: Final = re.compile("[\x7f-\x9f]")
 
-COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model", "alternatives")
-_row: Final = attrgetter(*COLUMNS)
+#: The columns that are JSON in CSV, which has neither lists nor booleans.
+_JSON_IN_CSV: Final = [
+    place for place, column in enumerate(RESULT_COLUMNS) if column.type not in (int, float, str)
+]
 
 
 class Format(StrEnum):
@@ -34,13 +36,8 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-def as_json(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as a JSON object."""
-    return dict(zip(COLUMNS, _row(prediction), strict=True))
-
-
 def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool = True) -> int:
-    """Write a header row and one row per prediction; missing values are empty, alternatives are JSON.
+    """Write a header row and one row per prediction; missing values are empty, lists are JSON.
 
     Return the number of rows.
     """
@@ -48,11 +45,14 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool =
     # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if header:
-        writer.writerow(COLUMNS)
+        writer.writerow(COLUMN_NAMES)
 
-    def cells(prediction: Prediction) -> tuple[Any, ...]:
-        *others, alternatives = _row(prediction)
-        return (*others, alternatives and json.dumps(alternatives, ensure_ascii=False))
+    def cells(prediction: Prediction) -> list[Any]:
+        row = list(values_of(prediction))
+        for place in _JSON_IN_CSV:
+            if row[place] is not None:
+                row[place] = json.dumps(row[place], ensure_ascii=False)
+        return row
 
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
@@ -135,24 +135,26 @@ def parquet_pages(predictions: Iterable[Prediction], out: IO[bytes]) -> Iterator
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    alternative = pa.struct([pa.field("label", pa.string()), pa.field("confidence", pa.float32())])
     schema = pa.schema(
-        [
-            pa.field("index", pa.int64(), nullable=False),
-            pa.field("name", pa.string(), nullable=False),
-            pa.field("label", pa.string()),
-            pa.field("confidence", pa.float32()),
-            pa.field("error", pa.string()),
-            pa.field("detail", pa.string()),
-            pa.field("model", pa.string(), nullable=False),
-            pa.field("alternatives", pa.list_(alternative)),
-        ]
+        [pa.field(column.name, _to_arrow(column.type), column.nullable) for column in RESULT_COLUMNS]
     )
     with pq.ParquetWriter(out, schema) as writer:
         for page in pages_of(predictions):
-            columns = [list(column) for column in zip(*map(_row, page), strict=True)]
-            writer.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=schema))
+            columns = [list(column) for column in zip(*map(values_of, page), strict=True)]
+            writer.write_table(pa.table(dict(zip(COLUMN_NAMES, columns, strict=True)), schema=schema))
             yield len(page)
+
+
+def _to_arrow(kind: Any) -> Any:
+    """Return the Arrow type for a column's type in Python. Confidences are float32, as in the ledger."""
+    import pyarrow as pa
+
+    simple = {int: pa.int64(), str: pa.string(), float: pa.float32(), bool: pa.bool_()}
+    if kind in simple:
+        return simple[kind]
+    if get_origin(kind) is list:
+        return pa.list_(_to_arrow(get_args(kind)[0]))
+    return pa.struct([pa.field(name, _to_arrow(each)) for name, each in get_type_hints(kind).items()])
 
 
 def pages_of(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:

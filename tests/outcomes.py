@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import repeat
 from typing import NamedTuple
 
@@ -28,16 +27,14 @@ def to_columns(outcomes: Iterable[Outcome] | Outcomes) -> Outcomes:
     outcomes = list(outcomes)
     if not outcomes:
         return Outcomes((), (), ())
-    names, labels, confidences, errors, details, alternatives = zip(*outcomes, strict=True)
-    columns = Outcomes(names, labels, confidences, *((errors, details) if any(errors) else (None, None)))
-    return replace(columns, alternatives=alternatives) if any(alternatives) else columns
+    required, optional = 3, list(zip(*outcomes, strict=True))
+    return Outcomes(*optional[:required], *(each if any(each) else None for each in optional[required:]))
 
 
 def to_rows(outcomes: Outcomes) -> list[Outcome]:
     """Return columns as single outcomes."""
-    others = (outcomes.errors, outcomes.details, outcomes.alternatives)
-    columns = [each or repeat(None) for each in others]
-    rows = zip(outcomes.names, outcomes.labels, outcomes.confidences, *columns, strict=False)
+    columns = [getattr(outcomes, name) for name in Outcome._fields]
+    rows = zip(*(repeat(None) if each is None else each for each in columns), strict=False)
     return [Outcome(*row) for row in rows]
 
 

@@ -11,11 +11,11 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict
 from jobs.ledger.api.batches import repeat_batch
 from jobs.ledger.jobs.control import end_job, pause_job, resume_job
+from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import (
     PAGE_ROWS,
     Filter,
     JobStatus,
-    Prediction,
     full_id,
     job_status,
     latest_jobs,

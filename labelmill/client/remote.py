@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from jobs.errors import NotFound, Unavailable, UserError
 from jobs.ids import id_range, is_id, new_id
-from jobs.ledger.jobs.queries import JobStatus, Prediction, no_job
+from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction
+from jobs.ledger.jobs.queries import JobStatus, no_job
 from jobs.ledger.learning.corrections import Correction
 from jobs.options import JobKeywords, JobOptions
 from jobs.schema import JobState
@@ -347,16 +348,8 @@ def _to_status(batch: dict[str, Any]) -> JobStatus:
 
 def _to_prediction(result: dict[str, Any]) -> Prediction:
     error = result["error"] or {"code": None, "message": None}
-    return Prediction(
-        index=result["index"],
-        name=result["name"],
-        label=result["label"],
-        confidence=result["confidence"],
-        error=error["code"],
-        detail=error["message"],
-        model=result["model"],
-        alternatives=result["top"],
-    )
+    renamed = {"alternatives": result["top"], "error": error["code"], "detail": error["message"]}
+    return Prediction(*((result | renamed)[name] for name in COLUMN_NAMES))
 
 
 def _to_row(request: CorrectionRequest) -> dict[str, object]:

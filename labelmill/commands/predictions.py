@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import Prediction
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import report_incomplete
 from labelmill.console.destination import STDOUT, as_text, choose_format, opened, output_option, shown

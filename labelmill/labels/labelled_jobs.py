@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ImageError, ModelRefused, UserError
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import Prediction
 from jobs.models.evaluation import MISTAKES, Figures
 from jobs.models.model import Model, name_classes
 from jobs.settings import Settings
@@ -132,9 +132,9 @@ def classify_images(
             with translated_model_errors():
                 found = classify(names, contents, classifier, settings, Timings())
             for place, name in enumerate(names):
-                error = found.errors[place] if found.errors else None
-                detail = found.details[place] if found.details else None
-                label, confidence = found.labels[place], found.confidences[place]
+                error = found.error[place] if found.error else None
+                detail = found.detail[place] if found.detail else None
+                label, confidence = found.label[place], found.confidence[place]
                 yield Prediction(done + place, name, label, confidence, error, detail, model.id)
             done += len(names)
             on_progress(done)

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 from jobs.errors import Conflict, ImageError
 from jobs.extras import require_decoders
 from jobs.ledger import Ledger
-from jobs.ledger.jobs.queries import Prediction, job_status
+from jobs.ledger.jobs.outcomes import Prediction
+from jobs.ledger.jobs.queries import job_status
 from jobs.ledger.jobs.review import least_confident
 from jobs.ledger.learning.corrections import correction_key, latest_corrected_images
 from jobs.settings import Settings

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.files import private_umask
-from jobs.ledger.jobs.queries import JobStatus, Prediction
+from jobs.ledger.jobs.outcomes import Prediction
+from jobs.ledger.jobs.queries import JobStatus
 from jobs.ledger.learning.models import find_evaluation
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Model

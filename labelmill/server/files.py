@@ -23,19 +23,23 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger.api.files import File, add_file, delete_file, file_key, get_file, list_files
-from jobs.ledger.jobs.queries import JobStatus, Prediction
+from jobs.ledger.jobs.outcomes import Prediction
+from jobs.ledger.jobs.queries import JobStatus
 from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.problems import PROBLEMS, ApiError
-from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileObject, Page
+from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileObject, Page, describe_result
 from labelmill.server.uploads import MAX_FORM_BYTES, Upload, body_blocks, too_large
 from producer.export import pages_of
 
 router = APIRouter(prefix="/files", tags=["files"], responses=PROBLEMS)
 
 _MAX_NAME: Final = 255
+
+#: The fields of a result that a line of an output has outside of its body, or not at all.
+_BESIDES: Final = {"custom_id", "name", "index", "error", "model"}
 
 _OUTPUT: Final = "-output"
 _ERRORS: Final = "-errors"
@@ -313,17 +317,14 @@ def find_output(client: Client, file_id: str) -> Output | None:
 
 
 def _line(job_id: str, prediction: Prediction) -> dict[str, Any]:
+    result = describe_result(prediction)
     line: dict[str, Any] = {
         "id": f"{job_id}-{prediction.index}",
         "custom_id": prediction.name,
         "response": None,
-        "error": None,
+        "error": result["error"],
     }
-    if prediction.error is not None:
-        line["error"] = {"code": prediction.error, "message": prediction.detail}
-    else:
-        body: dict[str, Any] = {"label": prediction.label, "confidence": prediction.confidence}
-        if prediction.alternatives is not None:
-            body["top"] = prediction.alternatives
+    if prediction.error is None:
+        body = {name: value for name, value in result.items() if name not in _BESIDES and value is not None}
         line["response"] = {"status_code": HTTPStatus.OK, "body": body}
     return line

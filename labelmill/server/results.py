@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import Prediction
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.files import begun

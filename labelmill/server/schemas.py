@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from jobs.ledger.jobs.queries import JobStatus, Prediction
+from jobs.ledger.jobs.outcomes import Prediction, as_json
+from jobs.ledger.jobs.queries import JobStatus
 from jobs.ledger.learning.health import Health
 from jobs.ledger.learning.runs import Run
 from jobs.ledger.workers import WorkerStatus
@@ -258,20 +259,16 @@ class Result(BaseModel):
     @classmethod
     def of(cls, prediction: Prediction) -> Self:
         """Return the outcome that a prediction records."""
-        top = prediction.alternatives
-        error = None
-        if prediction.error is not None:
-            error = ResultError(code=prediction.error, message=prediction.detail)
-        return cls(
-            custom_id=prediction.name,
-            name=prediction.name,
-            index=prediction.index,
-            label=prediction.label,
-            confidence=prediction.confidence,
-            top=None if top is None else [ResultClass(**each) for each in top],
-            error=error,
-            model=prediction.model,
-        )
+        return cls(**describe_result(prediction))
+
+
+def describe_result(prediction: Prediction) -> dict[str, Any]:
+    """Return the fields of a `Result`; error and detail are one object, and the alternatives are `top`."""
+    result = as_json(prediction)
+    result["custom_id"], result["top"] = prediction.name, result.pop("alternatives")
+    code, detail = result.pop("error"), result.pop("detail")
+    result["error"] = None if code is None else {"code": code, "message": detail}
+    return result
 
 
 class Classification(BaseModel):

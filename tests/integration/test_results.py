@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, LeaseLost, LedgerFull, Stopped, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.jobs.queries import Filter, Prediction, page_of_predictions
+from jobs.ledger.jobs.outcomes import Prediction
+from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.jobs.submission import seal_job
 from jobs.schema import ChunkState, JobState, predictions
@@ -236,7 +237,7 @@ class Interrupted(list[str | None]):
 
 def interrupted(outcomes, happens):
     found = to_columns(outcomes)
-    return replace(found, labels=Interrupted(found.labels, happens))
+    return replace(found, label=Interrupted(found.label, happens))
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.shadows import Comparison, Disagreement
 from jobs.ledger.learning.corrections import NewCorrection, save_corrections
 from jobs.ledger.learning.models import save_evaluation

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import ErrorCode
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction, as_json
 from labelmill.commands import predictions as command
 from producer import export
-from producer.export import COLUMNS, Format, as_json, write_csv, write_jsonl, write_parquet, write_table
+from producer.export import Format, write_csv, write_jsonl, write_parquet, write_table
 from tests.outcomes import best
 
 MODEL = "0123456789abcdef"
@@ -66,20 +66,8 @@ def test_csv_gives_back_every_character():
     header, *rows = csv.reader(io.StringIO(text_of(write_csv, ROWS), newline=""))
 
     # Then they are the same, and missing values are empty
-    assert header == list(COLUMNS)
-    assert rows == [
-        [
-            str(row.index),
-            row.name,
-            row.label or "",
-            "" if row.confidence is None else str(row.confidence),
-            row.error or "",
-            row.detail or "",
-            row.model,
-            "",
-        ]
-        for row in ROWS
-    ]
+    assert header == list(COLUMN_NAMES)
+    assert rows == [["" if each is None else str(each) for each in as_json(row).values()] for row in ROWS]
 
 
 def test_csv_gives_back_a_carriage_return():
@@ -130,7 +118,7 @@ def test_parquet_is_written_in_pages(monkeypatch):
 def test_parquet_of_nothing_has_its_columns():
     file = parquet_of([])
     assert file.read().num_rows == 0
-    assert file.schema_arrow.names == list(COLUMNS)
+    assert file.schema_arrow.names == list(COLUMN_NAMES)
 
 
 def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, tmp_path, capsys):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from jobs.errors import UserError
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import Prediction
 from jobs.models.evaluation import MISTAKES
 from jobs.models.model import MNIST_INPUT, Model
 from labelmill.labels.labelled_jobs import compare_with_folders, folder_of

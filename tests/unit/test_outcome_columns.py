@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 
+from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Outcomes, Prediction
+from jobs.schema import predictions
+from labelmill.server.schemas import Result, describe_result
 from tests.outcomes import Outcome, best, to_columns, to_rows
 
 FINE = [Outcome("a.png", "7", 0.5), Outcome("b.png", "1", 0.75), Outcome("c.png", "7", 1.0)]
 BROKEN = Outcome("d.png", None, None, "corrupt", "no picture")
 WITH_MORE = Outcome("e.png", "7", 0.5, alternatives=best("7", "1", "2"))
+
+
+def test_a_column_of_a_result_is_recorded_exported_and_in_the_api() -> None:
+    recorded = [each.name for each in fields(Outcomes)]
+    assert [each.name for each in predictions.c] == ["job_id", "index", *recorded]
+    assert set(COLUMN_NAMES) <= {"index", "model", *recorded}
+    prediction = Prediction(1, "a.png", "7", 0.5, None, None, "a model", best("7", "1"))
+    assert set(describe_result(prediction)) == set(Result.model_fields)
 
 
 @pytest.mark.parametrize(

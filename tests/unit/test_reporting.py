@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ledger.jobs.queries import Prediction
+from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.shadows import Comparison
 from jobs.ledger.learning.corrections import LiveAccuracy
 from jobs.ledger.learning.models import StoredEvaluation, StoredVerdict

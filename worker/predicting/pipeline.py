@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.ledger.jobs.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.outcomes import Outcomes
-from jobs.ledger.jobs.results import Classified, record_results
+from jobs.ledger.jobs.results import Classified, record_results, split_outcomes
 from jobs.schema import JobState
 from jobs.storage.payloads import Content, Payload
 from worker.predicting import telemetry
@@ -128,12 +128,12 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
     if len(errors) == len(fetched):  # no model needed, so a chunk also ends if loading its model crashes
         none = [None] * len(names)
         codes, details = [error.code for error in errors], [error.detail or None for error in errors]
-        outcomes = Outcomes(names, labels=none, confidences=none, errors=codes, details=details)
+        outcomes = Outcomes(names, none, none, codes, details)
     else:
         model_id = claims[0].model_id
         with timings.timed("load"):
             classifier = context.classifier(model_id)
-        # Small jobs that are claimed together may ask for different numbers: `_record` gives each its own.
+        # Small jobs that are claimed together may ask for different numbers: each is given its own below.
         top_k = max((claim.top_k for claim in claims if claim.top_k is not None), default=None)
         outcomes = classify_images(names, fetched, classifier, context.settings, timings, top_k=top_k)
         classified = len(fetched) - len(errors)
@@ -200,11 +200,7 @@ def _record(
     claims: list[Claim], outcomes: Outcomes, context: WorkerContext, timings: Timings
 ) -> list[Classified]:
     """Record the results in one transaction, which is safe to repeat. Raises LeaseLost, Unavailable."""
-    classified, start = [], 0
-    for claim in claims:
-        part = outcomes[start : start + claim.images]
-        classified.append(Classified(claim, part.limited_to(claim.top_k)))
-        start += claim.images
+    classified = split_outcomes(claims, outcomes)
 
     def record() -> list[Classified]:
         with context.ledger.transaction() as connection:

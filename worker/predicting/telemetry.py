@@ -45,19 +45,20 @@ def _ids_of(claim: Claim) -> dict[str, str]:
 
 def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
     """Log a line for each recorded chunk. Return the total number of their images."""
-    for claim, outcomes in recorded:
+    for each in recorded:
+        claim, failed = each.claim, each.outcomes.failed
         fields = log_fields([claim], timings)
         logger.info(
             "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
             claim.chunk_id,
             claim.job_id,
             claim.images,
-            outcomes.failed,
+            failed,
             claim.attempts,
             ", ".join(f"{name} {seconds:.3f}" for name, seconds in fields["seconds"].items()),
-            extra=fields | {"errors": outcomes.failed} | _ids_of(claim),
+            extra=fields | {"errors": failed} | _ids_of(claim),
         )
-    return sum(claim.images for claim, _ in recorded)
+    return sum(each.claim.images for each in recorded)
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def traced(claims: Sequence[Claim], timings: Timings, tracer: Tracer) -> Iterato
         failed = type(error).__name__
         raise
     finally:
-        errors = {claim.chunk_id: outcomes.failed for claim, outcomes in recorded}
+        errors = {each.claim.chunk_id: each.outcomes.failed for each in recorded}
         ended = time.time_ns()
         for claim in claims:
             span = _start_span(claim, timings, tracer)

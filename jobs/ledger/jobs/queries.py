@@ -16,7 +16,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import id_range, is_id
 from jobs.ledger.database import Ledger, batched
 from jobs.ledger.jobs.control import settle_job, still_claimed
-from jobs.ledger.jobs.outcomes import Alternative
+from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction
 from jobs.ledger.learning.models import CHAMPION, find_alias, get_model, model_or_champion
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
@@ -158,26 +158,9 @@ def latest_jobs(
     return [_to_status(row) for row in connection.execute(query)]
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The one recorded result of an image: a label with its confidence, or an error."""
-
-    index: int
-    name: str
-    label: str | None
-    confidence: float | None
-    #: An `ErrorCode`, or the code of a newer worker.
-    error: str | None
-    detail: str | None
-    model: str
-    #: The most probable classes, the label first, if the job asked for them.
-    alternatives: list[Alternative] | None = None
-
-
 #: The columns of a `Prediction`, in order.
 PREDICTIONS: Final[sa.Select[Any]] = sa.select(
-    *(predictions.c.index, predictions.c.name, predictions.c.label, predictions.c.confidence),
-    *(predictions.c.error, predictions.c.detail, jobs.c.model_id, predictions.c.alternatives),
+    *(jobs.c.model_id if name == "model" else predictions.c[name] for name in COLUMN_NAMES)
 ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
 
 

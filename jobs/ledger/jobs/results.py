@@ -9,7 +9,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from dataclasses import dataclass
+from itertools import accumulate, chain, repeat
 from itertools import count as count_up
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +24,7 @@ from jobs.ledger.jobs.claims import Claim, claimed_as
 from jobs.ledger.jobs.control import drop_waiting_work
 from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.outbox import report_ended_jobs
-from jobs.schema import CHUNK_IS_CLAIMED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import CHUNK_IS_CLAIMED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.text import all_storable, storable
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
@@ -40,11 +41,21 @@ class Spent(NamedTuple):
     stages: Mapping[str, float]  # seconds by stage, in order; recording is added here
 
 
-class Classified(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Classified:
     """A claim with one outcome for each of its images, in order."""
 
     claim: Claim
     outcomes: Outcomes
+
+
+def split_outcomes(claims: Sequence[Claim], outcomes: Outcomes) -> list[Classified]:
+    """Give each of the claims the outcomes of its images, with the alternatives that its job asked for."""
+    ends = accumulate(claim.images for claim in claims)
+    return [
+        Classified(claim, outcomes[end - claim.images : end].limited_to(claim.top_k))
+        for claim, end in zip(claims, ends, strict=True)
+    ]
 
 
 def record_results(
@@ -56,9 +67,9 @@ def record_results(
     worker has claimed meanwhile. `spent` is added to the counters. Raises LeaseLost if all chunks are lost:
     the caller must roll back. Raises ValueError if the number of outcomes is not that of the images.
     """
-    for claim, outcomes in classified:
-        if len(outcomes) != claim.images:
-            raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
+    for each in classified:
+        if len(each.outcomes) != each.claim.images:
+            raise ValueError(f"{len(each.outcomes)} outcomes for a chunk of {each.claim.images} images")
     began = time.perf_counter()
     # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
     ours = finish_claims(connection, [each.claim for each in classified])
@@ -110,32 +121,18 @@ def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
 
 # ---- the predictions ------------------------------------------------------------------------------
 
-#: The columns of an outcome, and PostgreSQL's names of their types: a binary COPY converts nothing.
-_COLUMNS: Final = {
-    "job_id": "varchar",
-    '"index"': "int8",
-    "name": "text",
-    "label": "text",
-    "confidence": "float4",
-    "error": "varchar",
-    "detail": "text",
-    "alternatives": "jsonb",
-}
-
 
 def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
-    # Nearly all chunks have none of these, and NULLs cost SQLite a microsecond per image.
-    unused: set[str] = set()
-    if not any(outcomes.failed for _, outcomes in recorded):
-        unused |= {"error", "detail"}
-    if all(outcomes.alternatives is None for _, outcomes in recorded):
-        unused.add("alternatives")
-    columns = [name for name in _COLUMNS if name not in unused]
+    # Nearly all chunks have no error and no alternatives, and NULLs cost SQLite a microsecond per image.
+    columns = [
+        column
+        for column in predictions.c
+        if not column.nullable or any(each.outcomes.has(column.name) for each in recorded)
+    ]
     on_postgresql = connection.dialect.name == "postgresql"
-    rows = chain.from_iterable(
-        _rows(claim, outcomes, columns, as_text=not on_postgresql) for claim, outcomes in recorded
-    )
-    into = f"predictions ({', '.join(columns)})"
+    rows = chain.from_iterable(_rows(each, columns, as_text=not on_postgresql) for each in recorded)
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    into = f"predictions ({names})"
     if on_postgresql:
         _copy(connection, f"COPY {into} FROM STDIN WITH (FORMAT BINARY)", columns, rows)
     else:
@@ -144,37 +141,46 @@ def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
 
 
 def _rows(
-    claim: Claim, outcomes: Outcomes, columns: Sequence[str], *, as_text: bool
+    classified: Classified, columns: Sequence[sa.Column[Any]], *, as_text: bool
 ) -> Iterator[tuple[object, ...]]:
-    # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
-    details = [detail and storable(detail) for detail in outcomes.details or ()]
-    alternatives: Sequence[object] = outcomes.alternatives or ()
-    if as_text:  # the driver of PostgreSQL does this itself
-        alternatives = [each and json.dumps(each) for each in alternatives]
-    all_columns: tuple[Iterable[object], ...] = (
-        repeat(claim.job_id),
-        count_up(claim.first_index),
-        all_storable(outcomes.names),
-        outcomes.labels,
-        outcomes.confidences,
-        outcomes.errors or repeat(None),
-        details or repeat(None),
-        alternatives or repeat(None),
-    )
-    used = (values for name, values in zip(_COLUMNS, all_columns, strict=True) if name in columns)
-    return zip(*used, strict=False)  # `repeat` has no end
+    """Yield a row for each image; with `as_text`, JSON is text, as PostgreSQL's driver makes it itself."""
+    claim, outcomes = classified.claim, classified.outcomes
+
+    def values_of(column: sa.Column[Any]) -> Iterable[object]:
+        if column.name == "job_id":
+            return repeat(claim.job_id)
+        if column.name == "index":
+            return count_up(claim.first_index)
+        values: Sequence[Any] | None = getattr(outcomes, column.name)
+        if values is None:
+            return repeat(None)
+        # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
+        if column.name == "name":
+            return all_storable(values)
+        if column.name == "detail":
+            return [each and storable(each) for each in values]
+        if as_text and isinstance(column.type, sa.JSON):
+            return [each and json.dumps(each) for each in values]
+        return values
+
+    return zip(*map(values_of, columns), strict=False)  # `repeat` has no end
 
 
 def _copy(
-    connection: Connection, statement: str, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
+    connection: Connection,
+    statement: str,
+    columns: Sequence[sa.Column[Any]],
+    rows: Iterable[tuple[object, ...]],
 ) -> None:
     import psycopg  # only if the ledger is on PostgreSQL
 
+    # Without lengths, as in "varchar(32)"
+    types = [each.type.compile(connection.dialect).lower().partition("(")[0] for each in columns]
     driver = connection.connection.driver_connection
     assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
     try:
         with driver.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types([_COLUMNS[name] for name in columns])
+            copy.set_types(types)  # a binary COPY converts nothing
             for row in rows:
                 copy.write_row(row)
     except psycopg.OperationalError as error:
@@ -228,7 +234,8 @@ def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, se
     """
     # By job, in the order of the ids: all transactions lock the jobs' rows in this order.
     updates: dict[str, dict[str, Any]] = {}
-    for claim, outcomes in recorded:
+    for each in recorded:
+        claim, outcomes = each.claim, each.outcomes
         begun = {"of_job": claim.job_id, "began": -seconds, "succeeded_now": 0, "failed_now": 0}
         update = updates.setdefault(claim.job_id, begun)
         update["succeeded_now"] += len(outcomes) - outcomes.failed

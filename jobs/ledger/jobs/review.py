@@ -9,7 +9,8 @@ from typing import Final
 import sqlalchemy as sa
 
 from jobs.ledger.database import Ledger
-from jobs.ledger.jobs.queries import PREDICTIONS, Prediction, job_status
+from jobs.ledger.jobs.outcomes import Prediction
+from jobs.ledger.jobs.queries import PREDICTIONS, job_status
 from jobs.schema import corrections, predictions
 
 #: How many images one statement reads. The database sorts them, so memory here does not depend on it.
