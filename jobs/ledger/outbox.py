@@ -16,21 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.ids import new_id
+from jobs.ledger.descriptions import BATCH_STATUS, describe_batch
 from jobs.network.webhooks import Event
-from jobs.schema import DeliveryState, JobState, batches, db_now, jobs, webhook_deliveries, webhook_endpoints
+from jobs.schema import DeliveryState, batches, db_now, jobs, webhook_deliveries, webhook_endpoints
 
 #: The endpoint whose secret signs messages to the `webhook_url` of batches.
 BATCHES: Final = "batches"
 
 #: The type of a message that `labelmill webhooks test` sends.
 TEST: Final = "test"
-
-#: The events of jobs that have ended.
-_ENDS: Final[Mapping[str, Event]] = {
-    JobState.DONE: Event.BATCH_COMPLETED,
-    JobState.FAILED: Event.BATCH_FAILED,
-    JobState.CANCELLED: Event.BATCH_CANCELLED,
-}
 
 _ENDPOINTS: Final[sa.Select[Any]] = sa.select(*webhook_endpoints.c["id", "url", "events"]).where(
     webhook_endpoints.c.disabled_at.is_(None)
@@ -42,8 +36,9 @@ _KEPT_ENDPOINTS: Final = _ENDPOINTS.with_for_update(read=True, key_share=True)
 #: The jobs that have ended, with the requests of batches. Nobody submitted a shadow.
 _ENDED: Final[sa.Select[Any]] = (
     sa.select(
-        *jobs.c["id", "state", "total", "succeeded", "failed", "model_id", "error"],
+        *jobs.c["id", "state", "total", "succeeded", "failed", "error"],
         *jobs.c["created_at", "started_at", "finished_at"],
+        jobs.c.model_id.label("model"),
         batches.c.request,
     )
     .outerjoin_from(jobs, batches, batches.c.job_id == jobs.c.id)
@@ -72,12 +67,12 @@ def report_ended_jobs(connection: Connection, job_ids: Collection[str]) -> None:
         return
     written = []
     for job in connection.execute(_ENDED, {"ids": list(job_ids)}):
-        event = _ENDS[job.state]
+        event = Event(f"batch.{BATCH_STATUS[job.state]}")
         receivers = [(each.id, each.url) for each in endpoints if _wants(each, event)]
         if own := (job.request or {}).get("webhook_url"):
             receivers += [(each.id, own) for each in endpoints if each.id == BATCHES]
         if receivers:
-            body = _to_body(event, _describe_batch(job, event))
+            body = _to_body(event, describe_batch(job, job.request or {}))
             written += [(endpoint_id, url, event, body) for endpoint_id, url in receivers]
     _write(connection, written)
 
@@ -91,11 +86,6 @@ def _to_body(event: str, data: Mapping[str, Any]) -> str:
     """Return the body of a message."""
     message = {"type": event, "timestamp": datetime.now(UTC).isoformat(), "data": data}
     return json.dumps(message, separators=(",", ":"))
-
-
-def seconds(moment: datetime | None) -> int | None:
-    """Return a time in Unix seconds, as the HTTP API does."""
-    return None if moment is None else int(moment.timestamp())
 
 
 def _wants(endpoint: Row[Any], event: Event) -> bool:
@@ -112,27 +102,3 @@ def _write(connection: Connection, written: Collection[tuple[str, str, str, str]
         times = {"state": DeliveryState.PENDING, "created_at": db_now(), "due_at": db_now()}
         connection.execute(webhook_deliveries.insert().values(times), rows)
     return [row["id"] for row in rows]
-
-
-def _describe_batch(job: Row[Any], event: Event) -> dict[str, Any]:
-    """Return the job with the fields that a batch of the HTTP API has."""
-    ended = seconds(job.finished_at)
-    errors = None
-    if event == Event.BATCH_FAILED:
-        message = job.error or "The batch failed."
-        error = {"code": "batch_failed", "message": message, "line": None, "param": None}
-        errors = {"object": "list", "data": [error]}
-    return {
-        "id": job.id,
-        "object": "batch",
-        "status": event.removeprefix("batch."),
-        "created_at": seconds(job.created_at),
-        "in_progress_at": seconds(job.started_at),
-        "completed_at": ended if event == Event.BATCH_COMPLETED else None,
-        "failed_at": ended if event == Event.BATCH_FAILED else None,
-        "cancelled_at": ended if event == Event.BATCH_CANCELLED else None,
-        "request_counts": {"total": job.total, "completed": job.succeeded, "failed": job.failed},
-        "errors": errors,
-        "metadata": (job.request or {}).get("metadata"),
-        "model": job.model_id,
-    }

@@ -18,6 +18,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.api.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
 from jobs.ledger.api.files import get_file
 from jobs.ledger.api.webhooks import secret_of_batches
+from jobs.ledger.descriptions import describe_batch
 from jobs.ledger.jobs.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.jobs.submission import find_key, open_job
 from jobs.ledger.learning.models import model_or_champion
@@ -33,36 +34,21 @@ from labelmill.server.problems import PROBLEMS, ApiError
 from labelmill.server.schemas import (
     FILE_PREFIX,
     NO_NUL,
-    BatchError,
-    BatchErrors,
     BatchObject,
     NewBatch,
     Page,
-    RequestCounts,
     RetriedBatch,
-    seconds,
 )
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
 
-_STATUS: Final = {
-    JobState.RECEIVING: "validating",
-    JobState.RUNNING: "in_progress",
-    JobState.DONE: "completed",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "cancelled",
-}
-
 #: Seconds after which a client may try again if too many batches wait.
 _BACKLOG_RETRY_SECONDS: Final = 60
 
 #: The name of the file's digest in a stored request.
 _SHA256: Final = "input_sha256"
-
-#: The code of the error if a batch fails as a whole.
-_FAILED: Final = "batch_failed"
 
 
 @router.post("", status_code=HTTPStatus.ACCEPTED)
@@ -296,25 +282,11 @@ def _found(connection: Connection, batch_id: str) -> JobStatus:
 
 def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
     request = batch.request if batch is not None else {}
-    ended = seconds(status.finished_at)
-    errors = None
-    if status.state == JobState.FAILED:
-        errors = BatchErrors(data=[BatchError(code=_FAILED, message=status.error or "The batch failed.")])
     return BatchObject(
-        id=status.id,
-        status=_STATUS[status.state],  # type: ignore[arg-type]  # the names above
-        created_at=int(status.created_at.timestamp()),
-        in_progress_at=seconds(status.started_at),
-        completed_at=ended if status.state == JobState.DONE else None,
-        failed_at=ended if status.state == JobState.FAILED else None,
-        cancelled_at=ended if status.state == JobState.CANCELLED else None,
-        request_counts=RequestCounts(total=status.total, completed=status.succeeded, failed=status.failed),
-        errors=errors,
-        metadata=request.get("metadata"),
+        **describe_batch(status, request),
         input_file_id=FILE_PREFIX + batch.file_id if batch is not None and batch.file_id else None,
         output_file_id=output_id(status.id) if status.finished and status.succeeded else None,
         error_file_id=errors_id(status.id) if status.finished and status.failed else None,
-        model=status.model,
         endpoint=request.get("endpoint", "/v1/classifications"),
         completion_window=request.get("completion_window", "24h"),
         paused=status.paused,

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Path, Response
 
 from jobs.errors import ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
-from jobs.ledger.learning.corrections import Correction
 from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
@@ -68,14 +67,14 @@ def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSess
     """Store the true label of an image, for the next training run."""
     with conflicts():
         correction = session.client.correct(found_id(session, batch_id), index, wanted.label)
-    return _to_object(correction)
+    return CorrectionObject.of(correction)
 
 
 @router.delete("/batches/{batch_id}/images/{index}/label")
 def delete_label(batch_id: str, index: Index, session: ReviewSession) -> CorrectionObject:
     """Remove the correction of an image, and return what it was."""
     correction = session.client.undo_correction(found_id(session, batch_id), index)
-    return _to_object(correction)
+    return CorrectionObject.of(correction)
 
 
 @router.post("/corrections")
@@ -89,7 +88,7 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     ]
     with conflicts():
         corrections = session.client.correct_all(requests)
-    return Listing(data=list(map(_to_object, corrections)))
+    return Listing(data=list(map(CorrectionObject.of, corrections)))
 
 
 def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
@@ -117,17 +116,3 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
 def _no_thumbnail(code: str, detail: str | None) -> ApiError:
     reason = f": {detail}" if detail else ""
     return ApiError(HTTPStatus.NOT_FOUND, str(code), f"The image has no thumbnail{reason}.")
-
-
-def _to_object(correction: Correction) -> CorrectionObject:
-    return CorrectionObject(
-        batch_id=correction.job_id,
-        index=correction.index,
-        name=correction.name,
-        label=correction.label,
-        predicted=correction.predicted,
-        confidence=correction.confidence,
-        model=correction.model_id,
-        image_sha256=correction.image_sha256,
-        created_at=int(correction.created_at.timestamp()),
-    )

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from operator import itemgetter
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from jobs.ledger.descriptions import describe_run, seconds
 from jobs.ledger.jobs.outcomes import Prediction, as_json
 from jobs.ledger.jobs.queries import JobStatus
-from jobs.ledger.learning.health import Health
 from jobs.ledger.learning.runs import Run
-from jobs.ledger.workers import WorkerStatus
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
-from jobs.models.dataset import MNIST, DatasetVersion
-from jobs.models.model import Model
+from jobs.models.dataset import MNIST
 from labelmill.local.training import MAX_SEED
 from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
@@ -63,9 +62,19 @@ def _never_null(schema: dict[str, Any]) -> None:
     schema.update(schema.pop("anyOf")[0])
 
 
-def seconds(moment: datetime | None) -> int | None:
-    """Return a time in Unix seconds."""
-    return None if moment is None else int(moment.timestamp())
+#: A time in Unix seconds, made from one of the ledger's.
+Seconds = Annotated[
+    int, BeforeValidator(lambda found: seconds(found) if isinstance(found, datetime) else found)
+]
+
+
+class _Described(BaseModel):
+    """A description of an object whose attributes have the fields' names, or their validation aliases."""
+
+    @classmethod
+    def of(cls, found: object) -> Self:
+        """Return the description of an object."""
+        return cls.model_validate(found, from_attributes=True)
 
 
 class _Wanted(BaseModel):
@@ -303,30 +312,30 @@ class NewCorrections(_Wanted):
     corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)]
 
 
-class CorrectionObject(BaseModel):
+class CorrectionObject(_Described):
     """The true label of an image, given by a person."""
 
     object: Literal["correction"] = "correction"
-    batch_id: str
+    batch_id: str = Field(validation_alias="job_id")
     index: int
     name: str
     label: str
     predicted: str | None
     confidence: float | None
-    model: str
+    model: str = Field(validation_alias="model_id")
     image_sha256: str
-    created_at: int
+    created_at: Seconds
 
 
 # ---- models and training ------------------------------------------------------------------------------
 
 
-class ModelObject(BaseModel):
+class ModelObject(_Described):
     """A registered model."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int
+    created: Seconds = Field(validation_alias="created_at")
     owned_by: Literal["labelmill"] = "labelmill"
     dataset: str
     aliases: list[str]
@@ -334,49 +343,20 @@ class ModelObject(BaseModel):
     accuracy: float | None
     classes: list[str]
     sha256: str
-    pinned_at: int | None
-
-    @classmethod
-    def of(cls, model: Model) -> Self:
-        """Return a model of the registry."""
-        return cls(
-            id=model.id,
-            created=int(model.created_at.timestamp()),
-            dataset=model.dataset,
-            aliases=list(model.aliases),
-            architecture=model.architecture,
-            accuracy=model.accuracy,
-            classes=list(model.classes),
-            sha256=model.sha256,
-            pinned_at=seconds(model.pinned_at),
-        )
+    pinned_at: Seconds | None
 
 
-class HealthObject(BaseModel):
+class HealthObject(_Described):
     """How a model's recent results compare with its evaluation."""
 
     model: str
     dataset: str
     accuracy: float | None
-    live: dict[str, Any]
+    live: Annotated[dict[str, Any], BeforeValidator(asdict)]
     jobs: int
     images: int
     warnings: list[str]
     unknown: str | None
-
-    @classmethod
-    def of(cls, health: Health) -> Self:
-        """Return the health of a model."""
-        return cls(
-            model=health.model,
-            dataset=health.dataset,
-            accuracy=health.accuracy,
-            live=asdict(health.live),
-            jobs=health.jobs,
-            images=health.images,
-            warnings=health.warnings,
-            unknown=health.unknown,
-        )
 
 
 class PromotionWanted(_Wanted):
@@ -432,46 +412,22 @@ class RunObject(BaseModel):
     @classmethod
     def of(cls, run: Run) -> Self:
         """Return a training run."""
-        return cls(
-            id=run.id,
-            status=run.state,
-            dataset=run.dataset,
-            created_at=seconds(run.requested_at),
-            started_at=seconds(run.started_at),
-            finished_at=seconds(run.finished_at),
-            epochs_done=run.epochs_done,
-            model=run.model_id,
-            accuracy=run.accuracy,
-            verdict=run.verdict,
-            error=run.error,
-        )
+        return cls(**describe_run(run))
 
 
-class DatasetObject(BaseModel):
+class DatasetObject(_Described):
     """The latest version of a dataset."""
 
-    id: str
+    id: str = Field(validation_alias="dataset")
     object: Literal["dataset"] = "dataset"
     version: int
     classes: list[str]
-    images: int
+    images: Annotated[int, BeforeValidator(itemgetter("images"))] = Field(validation_alias="summary")
     fingerprint: str
-    created_at: int
-
-    @classmethod
-    def of(cls, version: DatasetVersion) -> Self:
-        """Return a version of a dataset."""
-        return cls(
-            id=version.dataset,
-            version=version.version,
-            classes=list(version.classes),
-            images=version.summary["images"],
-            fingerprint=version.fingerprint,
-            created_at=int(version.created_at.timestamp()),
-        )
+    created_at: Seconds
 
 
-class WorkerObject(BaseModel):
+class WorkerObject(_Described):
     """A worker or trainer."""
 
     name: str
@@ -479,22 +435,7 @@ class WorkerObject(BaseModel):
     processes: int
     version: str
     alive: bool
-    seen_at: int
-    chunks: int
+    seen_at: Seconds
+    chunks: Annotated[int, BeforeValidator(len)]
     run: str | None
     problem: str | None
-
-    @classmethod
-    def of(cls, worker: WorkerStatus) -> Self:
-        """Return a worker as it was last seen."""
-        return cls(
-            name=worker.name,
-            queue=worker.queue,
-            processes=worker.processes,
-            version=worker.version,
-            alive=worker.alive,
-            seen_at=int(worker.seen_at.timestamp()),
-            chunks=len(worker.chunks),
-            run=worker.run,
-            problem=worker.problem,
-        )

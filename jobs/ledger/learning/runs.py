@@ -22,8 +22,9 @@ from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
+from jobs.ledger.descriptions import describe_run
 from jobs.ledger.learning.models import StoredVerdict
-from jobs.ledger.outbox import report, seconds
+from jobs.ledger.outbox import report
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST
@@ -295,25 +296,7 @@ def _ended(state: RunState, error: str | None = None) -> dict[str, Any]:
 def _report_end(connection: Connection, run_id: str, state: RunState) -> None:
     """Count a run that has ended, and report it to webhooks."""
     count(connection, {(CounterName.TRAINING_RUNS, state): 1})
-    report(connection, Event.RUN_FINISHED, lambda: _describe(get_run(connection, run_id)))
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    """Return the run with the fields that it has in the HTTP API."""
-    return {
-        "id": run.id,
-        "object": "run",
-        "status": run.state,
-        "dataset": run.dataset,
-        "created_at": seconds(run.requested_at),
-        "started_at": seconds(run.started_at),
-        "finished_at": seconds(run.finished_at),
-        "epochs_done": run.epochs_done,
-        "model": run.model_id,
-        "accuracy": run.accuracy,
-        "verdict": run.verdict,
-        "error": run.error,
-    }
+    report(connection, Event.RUN_FINISHED, lambda: describe_run(get_run(connection, run_id)))
 
 
 # ---- ending a run from outside ------------------------------------------------------------------------
