@@ -107,4 +107,4 @@ class TrainingDiverged(LabelmillError):
 
 
 class DataUnavailable(UserError):
-    """MNIST cannot be loaded: set LABELMILL_MNIST_DIR to a folder with its four IDX files."""
+    """The images of a dataset cannot be read."""

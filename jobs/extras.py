@@ -22,3 +22,9 @@ def require_decoders(what: str) -> None:
     """Raise UserError if images cannot be decoded here. `what` names the feature that decodes them."""
     if find_spec("numpy") is None or find_spec("PIL") is None:
         raise UserError(f"{what} needs the decoders of images: {install_hint('worker')}.")
+
+
+def require_tensorflow(what: str = "Training", *more: str) -> None:
+    """Raise UserError if TensorFlow is not installed. Its advice also names the extras in `more`."""
+    if find_spec("tensorflow") is None:
+        raise UserError(f"{what} needs TensorFlow: {install_hint('worker', *more)}.")

@@ -155,7 +155,7 @@ _Json = JSON().with_variant(JSONB(), "postgresql")
 _Id = String(ID_LENGTH)
 _Name = String(MAX_NAME)
 
-#: One row per version of a dataset, added when its images are in the store. `mnist` is built in and has none.
+#: One row per version of a dataset, added when its images are in the store.
 dataset_versions = Table(
     "dataset_versions",
     metadata,
@@ -169,7 +169,7 @@ dataset_versions = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: When a dataset's model is trained. The settings apply to `mnist` while it has no row.
+#: When a dataset's model is trained; at no time if it has no row.
 schedules = Table(
     "schedules",
     metadata,
@@ -180,7 +180,7 @@ schedules = Table(
     Column("changed_at", UtcTime, nullable=False),
 )
 
-#: A dataset's own limits of the promotion gate. The settings apply where it has none.
+#: A dataset's own limits of the promotion gate. The defaults of GateLimits apply where it has none.
 gate_limits = Table(
     "gate_limits",
     metadata,
@@ -224,7 +224,7 @@ training_runs = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     Column("dataset", _Name, nullable=False),
-    Column("dataset_version", Integer),  # empty for the built-in dataset, and until the data is loaded
+    Column("dataset_version", Integer),  # empty until the data is loaded
     Column("state", String(16), nullable=False),
     Column("recipe", _Json, nullable=False),
     Column("data_source", Text, nullable=False),  # empty until the data is loaded
@@ -267,7 +267,7 @@ evaluations = Table(
     Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
     Column("part", String(8), nullable=False),  # the test set or the live set
     Column("dataset", _Name, nullable=False),
-    Column("dataset_version", Integer),  # empty for the built-in dataset
+    Column("dataset_version", Integer),
     Column("measures", _Json, nullable=False),
     Column("answers", LargeBinary, nullable=False),  # see `jobs.models.evaluation.pack_answers`
     Column("created_at", UtcTime, nullable=False),

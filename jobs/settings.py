@@ -20,8 +20,6 @@ from sqlalchemy.engine import URL, make_url
 from jobs.cores import usable_cores
 from jobs.errors import SettingsError
 from jobs.limits import IMAGE_FORMATS, MAX_DAYS, ArchiveLimits, ImageLimits, JobLimits
-from jobs.models.dataset import MNIST
-from jobs.models.evaluation import GateLimits
 from jobs.network.urls import (
     check_api_key,
     check_api_url,
@@ -213,19 +211,8 @@ class Settings(BaseSettings):
     keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
     keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
 
-    #: Five cron fields, in UTC, or `never`.
-    retrain_cron: str = "0 3 * * 0"
-    retrain_architecture: Literal["mlp", "cnn"] = "mlp"
-    retrain_profile: Literal["quick", "long"] = "quick"
-    gate_min_accuracy: Share = 0.967
-    gate_min_class_recall: Share = 0.93
-    gate_significance: float = Field(default=0.01, gt=0.0, le=1.0)
-    gate_margin: Share = 0.01
-    gate_live_margin: Share = 0.05
     #: The share of the corrected images that no model is trained on.
     live_share: Share = 0.3
-    gate_max_calibration_error: Share = 0.03
-    gate_max_image_microseconds: float = Field(default=1000.0, gt=0.0)
     #: The share of a job's chunks that the challenger classifies too.
     shadow_share: Share = 0.1
 
@@ -336,22 +323,6 @@ class Settings(BaseSettings):
     def archive_limits(self) -> ArchiveLimits:
         """Return the limits of one archive."""
         return ArchiveLimits(max_members=self.max_archive_members, max_expansion=self.max_archive_expansion)
-
-    def gate_limits_of(self, dataset: str) -> GateLimits:
-        """Return what a model must reach to become the dataset's champion, if nothing is set for the dataset.
-
-        The limits of one model's own measures suit handwritten digits, so they apply to `mnist` only.
-        """
-        digits = dataset == MNIST
-        return GateLimits(
-            min_accuracy=self.gate_min_accuracy if digits else None,
-            min_class_recall=self.gate_min_class_recall if digits else None,
-            significance=self.gate_significance,
-            margin=self.gate_margin,
-            live_margin=self.gate_live_margin,
-            max_calibration_error=self.gate_max_calibration_error if digits else None,
-            max_image_microseconds=self.gate_max_image_microseconds if digits else None,
-        )
 
     @property
     def job_limits(self) -> JobLimits:

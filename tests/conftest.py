@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import fsspec
 import hypothesis
@@ -51,15 +51,14 @@ from jobs.storage.payloads import payload_key
 from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from labelmill.client.migrating import upgrade
+from labelmill.datasets.mnist import write_sample
 from labelmill.local.stack import _broker_command, broker_answers
 from tests.console import folder_for_sockets, made_once
+from tests.digits import Digits, read_digits
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns
 from tests.postgresql import MigratedDatabases, PostgresqlServer
 from tests.small_disk import SmallDisk, small_disk
-
-if TYPE_CHECKING:
-    from worker.learning.mnist import Mnist
 
 pytest_plugins = [
     "tests.console",
@@ -138,45 +137,36 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _write_sample(folder: Path) -> None:
-    from worker.learning import mnist  # NumPy, but no TensorFlow
-
-    sample = mnist.load(None, folder / "cache", allow_download=False, allow_sample=True)
-    mnist.write_folder(
-        replace(
-            sample,
-            train_images=np.tile(sample.train_images, (15, 1, 1)),
-            train_labels=np.tile(sample.train_labels, 15),
-            test_images=np.tile(sample.test_images, (10, 1, 1)),
-            test_labels=np.tile(sample.test_labels, 10),
-        ),
-        folder,
-    )
+    write_sample(folder, lambda _line: None)
+    sample = read_digits(folder)
+    replace(
+        sample,
+        train_images=np.tile(sample.train_images, (15, 1, 1)),
+        train_labels=np.tile(sample.train_labels, 15),
+        test_images=np.tile(sample.test_images, (10, 1, 1)),
+        test_labels=np.tile(sample.test_labels, 10),
+    ).write(folder)
 
 
 @pytest.fixture(scope="session")
-def published_mnist(mnist_dir: Path) -> Mnist:
+def published_mnist(mnist_dir: Path) -> Digits:
     """Return all 70,000 published digits. Without them the test is skipped, and fails if `CI` is set."""
-    from worker.learning import mnist
-
-    whole = mnist.read_folder(mnist_dir, lambda _line: None)
-    if whole.source != "mnist":
+    whole = read_digits(mnist_dir)
+    if not whole.is_published:
         missing = f"needs the published MNIST files: set {MNIST_SETTING} to a folder with them"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     return whole
 
 
 @pytest.fixture(scope="session")
-def little_mnist(mnist_dir: Path) -> Mnist:
+def little_mnist(mnist_dir: Path) -> Digits:
     """800 real digits to train with, 300 to test with: a training of a second."""
-    from worker.learning import mnist
-
-    whole = mnist.read_folder(mnist_dir, lambda _line: None)
-    return mnist.Mnist(
+    whole = read_digits(mnist_dir)
+    return Digits(
         whole.train_images[:800],
         whole.train_labels[:800],
         whole.test_images[:300],
         whole.test_labels[:300],
-        source="mnist",
     )
 
 

@@ -26,7 +26,6 @@ from PIL import Image
 
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.local.stack import broker_answers
-from worker.learning import mnist
 
 #: No command of these tests takes longer, but on a machine that is very busy.
 COMMAND_SECONDS: Final = 180.0
@@ -208,11 +207,20 @@ def accuracy(trained: Home) -> float:
     return float(model["accuracy"])
 
 
+def copy_home(source: Path, target: Path) -> None:
+    """Copy a state folder. The images of datasets, which never change, become hard links."""
+
+    def copy(file: str, new: str) -> None:
+        (os.link if "/datasets/" in file else shutil.copy2)(file, new)
+
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("broker", "logs"), copy_function=copy)
+
+
 @pytest.fixture
 def new_home(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:  # noqa: ARG001
     """A home of the test's own that already has the trained model."""
     with folder_for_sockets() as folder:
-        shutil.copytree(trained.path, folder / "home", ignore=shutil.ignore_patterns("broker", "logs"))
+        copy_home(trained.path, folder / "home")
         yield Home(folder / "home")
 
 
@@ -225,7 +233,7 @@ def stack(trained: Home, session_folder: Path) -> Iterator[Home]:
     # A copy: what is submitted here must not turn up in the homes that tests make from the trained one.
     extra = {ENV_PREFIX + "CHUNK_IMAGES": "500", ENV_PREFIX + "PROCESSES": ""}  # empty: not set
     home = Home(session_folder / "stack", extra)
-    shutil.copytree(trained.path, home.path)
+    copy_home(trained.path, home.path)
     log = session_folder / "up.log"
     with home.started("up", log=log):
         wait_for_broker(home)
@@ -240,7 +248,9 @@ def wait_for_broker(home: Home) -> None:
 @pytest.fixture(scope="session")
 def digits(session_folder: Path, mnist_dir: Path) -> Path:
     """MNIST's 10,000 test digits as PNG files, in ten folders named by label."""
-    data = mnist.load(mnist_dir, session_folder / "cache", allow_download=False)
+    from tests.digits import read_digits  # NumPy, but no TensorFlow
+
+    data = read_digits(mnist_dir)
     folder = session_folder / "digits"
     write_digits(folder, data.test_images, data.test_labels)
     return folder

@@ -6,7 +6,6 @@ The parent process imports this module but never TensorFlow; each child loads it
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
@@ -26,7 +25,6 @@ from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
 from worker.predicting.context import close_process_context, process_context
 from worker.reconciler import reconcile_step
-from worker.schedule import default_schedule
 from worker.tasks import register_tasks
 
 logger = logging.getLogger(__name__)
@@ -34,7 +32,6 @@ logger = logging.getLogger(__name__)
 try:
     settings = Settings.load()
     app = make_app(settings)
-    default_schedule(settings, datetime.now(UTC))  # refuses an invalid cron line now
     app.conf.beat_scheduler = "worker.schedule:SlotScheduler"
 except SettingsError as error:
     refuse_to_start(error)

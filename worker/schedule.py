@@ -21,7 +21,7 @@ from celery.beat import Scheduler
 from celery.schedules import ParseException, crontab
 from sqlalchemy.engine import Connection
 
-from jobs.errors import LabelmillError, SettingsError, UserError
+from jobs.errors import LabelmillError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.clock import database_now
@@ -30,12 +30,11 @@ from jobs.ledger.learning.runs import clear_expired_run, request_run
 from jobs.ledger.learning.schedules import Schedule, list_schedules, new_corrections
 from jobs.ledger.metrics import latest_requests
 from jobs.ledger.workers import BEAT
-from jobs.models.dataset import MNIST
+from jobs.models.training_request import TrainingRequest
 from jobs.queue import Publisher
 from jobs.schema import RunState
-from jobs.settings import Settings
 from worker.heartbeat import Heartbeat
-from worker.learning.recipes import TrainingRequest
+from worker.learning.recipes import recipe_of
 from worker.retention import Retention
 
 logger = logging.getLogger(__name__)
@@ -58,32 +57,6 @@ NEVER: Final = "never"
 
 #: How many days ahead `next_slot` searches: 29 February may be eight years away.
 _MOST_DAYS: Final = 8 * 366
-
-
-def default_schedule(settings: Settings, changed_at: datetime) -> Schedule:
-    """Return the schedule of `mnist` from the settings, which applies if the ledger has none.
-
-    Raises SettingsError if the cron line is invalid.
-    """
-    line = settings.retrain_cron
-    try:
-        if line != NEVER:
-            parse_cron(line)
-    except UserError as error:
-        raise SettingsError(f"LABELMILL_RETRAIN_CRON: {error}") from None
-    return Schedule(
-        dataset=MNIST,
-        cron=None if line == NEVER else line,
-        after_corrections=None,
-        request={"architecture": settings.retrain_architecture, "profile": settings.retrain_profile},
-        changed_at=changed_at,
-    )
-
-
-def all_schedules(connection: Connection, default: Schedule) -> list[Schedule]:
-    """Return the schedules in the ledger, and `default` if its dataset has none there, by dataset."""
-    stored = {schedule.dataset: schedule for schedule in list_schedules(connection)}
-    return sorted(({default.dataset: default} | stored).values(), key=lambda each: each.dataset)
 
 
 def due_slot(schedule: crontab, now: datetime) -> datetime | None:
@@ -163,8 +136,6 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The schedule from the settings starts here: a slot before beat started gets no run.
-        self._started = datetime.now(UTC)
         self._requested: dict[str, datetime] = {}  # by dataset, the latest slot for which a run was requested
         self._looked_for_drift_at = -DRIFT_SECONDS
         settings = self.app.labelmill_settings
@@ -180,7 +151,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         try:
             with closing(Ledger(settings.ledger, pooled=False)) as ledger:
                 with ledger.reading() as connection:
-                    schedules = all_schedules(connection, default_schedule(settings, self._started))
+                    schedules = list_schedules(connection)
                 for schedule in schedules:
                     try:
                         self._request_due_run(ledger, schedule)
@@ -225,8 +196,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
 
     def _request(self, ledger: Ledger, schedule: Schedule, **cause: Any) -> None:
         run_id = new_id()
-        request = TrainingRequest(dataset=schedule.dataset, **schedule.request)
-        recipe = request.recipe(self.app.labelmill_settings)
+        recipe = recipe_of(TrainingRequest.of(dataset=schedule.dataset, **schedule.request))
         with ledger.transaction() as connection:
             state = request_run(
                 connection, run_id, dataset=schedule.dataset, recipe=recipe.to_json(), **cause

@@ -55,9 +55,9 @@ def _write_digits(count: int, settings: Settings, folder: Path) -> None:
     # Imported here, because a second run does not need them.
     from PIL import Image
 
-    from worker.learning import mnist
+    from benchmarks.learning import read_mnist
 
-    data = mnist.load(settings.mnist_dir, settings.cache_dir)
+    data = read_mnist(settings)
     for label in range(10):
         (folder / str(label)).mkdir()
     pictures = chain(data.train_images, data.test_images)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from jobs.errors import UserError
 
-#: The built-in dataset, which is also the default. Its images are not in the store (`worker.learning.mnist`).
+#: The default dataset. `labelmill.datasets.mnist` adds it when a training needs it.
 MNIST: Final = "mnist"
 
 #: The maximum length of a dataset's name.

@@ -63,7 +63,7 @@ class Model:
     metrics: dict[str, Any]
     created_at: datetime
     dataset: str = MNIST  # whose champion it can become
-    #: The version of the dataset that the accuracy is about; None for the built-in dataset.
+    #: The version of the dataset that the accuracy is about; None without an evaluation.
     accuracy_version: int | None = None
     aliases: tuple[str, ...] = ()
     logits: bool = False  # it answers logits, so softmax is added when it is served
@@ -78,15 +78,9 @@ class Model:
 
 
 def why_unfit(model: Model, classes: Sequence[str]) -> str | None:
-    """Return why the model cannot be evaluated on its dataset with these classes; None if it can.
-
-    The images of `mnist` are not resized: an accuracy on images of another kind says nothing about a model.
-    """
+    """Return why the model cannot be evaluated on its dataset with these classes; None if it can."""
     if model.classes != tuple(classes):
         return f"it has other classes ({name_classes(model.classes)}) than the data ({name_classes(classes)})"
-    if model.dataset == MNIST and model.input_spec.shape != MNIST_INPUT.shape:
-        takes, theirs = name_input(model.input_spec), name_input(MNIST_INPUT)
-        return f"it takes {takes} images, and those of the data are {theirs}"
     return None
 
 

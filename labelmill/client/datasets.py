@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class DatasetMethods(Installation):
-    """The client's methods for datasets. The built-in dataset `mnist` has no versions in the ledger."""
+    """The client's methods for datasets."""
 
     def datasets(self) -> list[DatasetVersion]:
-        """Return the latest version of each dataset, in the order of their names, without `mnist`."""
+        """Return the latest version of each dataset, in the order of their names."""
         with self.ledger.reading() as connection:
             return list_datasets(connection)
 
@@ -89,7 +89,7 @@ class DatasetMethods(Installation):
 
         The models that were trained on it stay.
 
-        Raises NotFound; Conflict if it has a champion or a challenger, is being trained on, or is built in.
+        Raises NotFound; Conflict if it has a champion or a challenger, or is being trained on.
         """
         removed = remove(self.ledger, self.store, name)
         shutil.rmtree(decoded_folder(self.settings.cache_dir, name), ignore_errors=True)

@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Final
 
 from jobs.errors import UserError
-from jobs.ledger.learning.datasets import get_version
-from jobs.ledger.learning.gate import effective_limits, own_limits, set_limits
+from jobs.ledger.learning.gate import limits_of, own_limits, set_limits
+from jobs.ledger.learning.models import check_dataset
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
 from labelmill.client.installation import Installation, accept_numpy_numbers
@@ -24,18 +24,16 @@ class GateMethods(Installation):
 
     def gate(self, dataset: str = MNIST) -> GateLimits:
         """Return what a model must reach to become the dataset's champion. Raises NotFound."""
-        defaults = self.settings.gate_limits_of(dataset)
         with self.ledger.reading() as connection:
-            if dataset != MNIST:
-                get_version(connection, dataset)
-            return effective_limits(connection, dataset, defaults)
+            check_dataset(connection, dataset)
+            return limits_of(connection, dataset)
 
     @accept_numpy_numbers
     def set_gate(self, dataset: str, *, defaults: bool = False, **limits: float | None) -> GateLimits:
         """Set limits of the dataset's gate, and return all that apply now.
 
         - `limits`: fields of GateLimits. None switches one off; those that are left out stay as they are.
-        - `defaults`: first remove what was set for this dataset, so that the settings apply again.
+        - `defaults`: first remove what was set for this dataset, so that the defaults apply again.
 
         The next training run and the next `promote` use them. Raises NotFound; UserError if a limit is
         unknown, out of its range, or cannot be switched off. Example::
@@ -45,8 +43,7 @@ class GateMethods(Installation):
         for name, value in limits.items():
             _check(name, value)
         with self.ledger.transaction() as connection:
-            if dataset != MNIST:
-                get_version(connection, dataset)
+            check_dataset(connection, dataset)
             present = {} if defaults else own_limits(connection, dataset)
             set_limits(connection, dataset, present | limits)
         return self.gate(dataset)

@@ -7,6 +7,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from jobs.errors import ModelRefused, UserError
+from jobs.extras import require_tensorflow
 from jobs.ledger.jobs.queries import model_named
 from jobs.ledger.jobs.shadows import (
     Comparison,
@@ -18,7 +19,7 @@ from jobs.ledger.jobs.shadows import (
     require_challenger,
     require_champion,
 )
-from jobs.ledger.learning.gate import effective_limits
+from jobs.ledger.learning.gate import limits_of
 from jobs.ledger.learning.health import Health, model_health
 from jobs.ledger.learning.model_changes import rename_classes
 from jobs.ledger.learning.models import (
@@ -146,25 +147,23 @@ class ModelMethods(Installation):
 
         The images are those of the dataset's latest version. The model is also evaluated on the held-out
         corrections, if there are any. The champion is evaluated as well, unless it has been evaluated on
-        these images already. MNIST comes from LABELMILL_MNIST_DIR, the cache, or a download. Needs
-        TensorFlow, and takes seconds.
+        these images already. Needs TensorFlow, and takes seconds.
 
         - `model`: the model to evaluate. Default: the champion.
         - `on_message`: called with a line of text at each step.
 
-        Raises UserError if the model has other classes or takes other images, DataUnavailable if MNIST
-        cannot be found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
+        Raises UserError if the model has other classes, NotFound if the dataset has no images,
+        DataUnavailable if they cannot be read, ModelRefused if the model's file is missing, changed, or does
+        not run.
         """
-        from labelmill.local.training import require_tensorflow
-
         require_tensorflow("An evaluation")
         wanted = self.model(model)
         # Imported here: they import TensorFlow.
         from worker.learning.corrections import add_corrections
         from worker.learning.evaluation import evaluate_champion, evaluate_model
-        from worker.learning.loading import open_dataset
+        from worker.learning.stored import open_dataset
 
-        dataset = open_dataset(self.settings, self.ledger, self.store, wanted.dataset, say=on_message)
+        dataset = open_dataset(self.settings, self.ledger, self.store, wanted.dataset)
         data = add_corrections(
             dataset.prepared(wanted.input_spec, for_training=False),
             self.ledger,
@@ -203,7 +202,6 @@ class ModelMethods(Installation):
         if the model's file is missing, changed, or does not run.
         """
         from labelmill.labels.labelled_jobs import classify_images, compare_with_folders
-        from labelmill.local.training import require_tensorflow
         from producer.sources import Sources
 
         require_tensorflow("Evaluating")
@@ -252,7 +250,7 @@ class ModelMethods(Installation):
         found = self.model(model)
         read_stored(self.store, found)
         with self.ledger.transaction() as connection:
-            limits = effective_limits(connection, found.dataset, self.settings.gate_limits_of(found.dataset))
+            limits = limits_of(connection, found.dataset)
             verdict = judge_and_promote(connection, limits, found.id, how="promote", force=force)
             if verdict.promote:
                 self.on_change(connection, "promote model", found.id)

@@ -7,13 +7,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
+from jobs.errors import Conflict, ModelRefused, UserError
+from jobs.extras import require_tensorflow
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
-from jobs.ledger.learning.datasets import get_version
-from jobs.ledger.learning.models import list_models
+from jobs.ledger.learning.datasets import latest_version
+from jobs.ledger.learning.models import check_dataset, list_models
 from jobs.models.class_names import check_class_names
-from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
 from jobs.models.model_file import check_model_file
 from jobs.settings import Settings
@@ -21,7 +21,6 @@ from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from jobs.text import storable
-from labelmill.local.training import require_tensorflow
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -63,17 +62,18 @@ def register(
 ) -> Registered:
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
-    If no classes are given, they are those of the dataset; for `mnist`, the digits if the model takes its
-    images. Raises UserError if the file or the classes cannot be used, or TensorFlow is not installed;
-    NotFound if there is no such dataset; Conflict if the file was registered for another dataset, with other
-    classes, another input or other outputs, or if the store is not the one that the workers use; Unavailable.
+    If no classes are given, they are those of the dataset; without a version of it, the digits if the model
+    takes images of MNIST's format. Raises UserError if the file or the classes cannot be used, or TensorFlow
+    is not installed; NotFound if there is no such dataset; Conflict if the file was registered for another
+    dataset, with other classes, another input or other outputs, or if the store is not the one that the
+    workers use; Unavailable.
     """
     path = Path(file)
-    dataset_classes: tuple[str, ...] | None = None
-    if dataset != MNIST:
-        with ledger.reading() as connection:
-            dataset_classes = get_version(connection, dataset).classes
-        classes = dataset_classes if classes is None else classes
+    with ledger.reading() as connection:
+        check_dataset(connection, dataset)
+        version = latest_version(connection, dataset)
+    if classes is None and version is not None:
+        classes = version.classes
     if classes is not None:
         check_class_names(classes, "The list of classes")
         classes = tuple(classes)
@@ -114,7 +114,8 @@ def register(
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"
         raise Conflict(f"This file is already registered as model {model.id}, which answers {outputs}.")
-    return Registered(model, model.id not in known, _why_unfit(settings, model, dataset_classes))
+    unfit = why_unfit(model, version.classes) if version is not None else None
+    return Registered(model, model.id not in known, unfit)
 
 
 def describe_input(spec: InputSpec) -> str:
@@ -180,18 +181,3 @@ def _answers_probabilities(classifier: Classifier) -> bool:
     black, white = np.zeros_like(noise[:1]), np.full_like(noise[:1], 255)
     answers = classifier.predict(np.concatenate([black, white, noise]))
     return bool((answers.class_index >= 0).any())
-
-
-def _why_unfit(settings: Settings, model: Model, classes: tuple[str, ...] | None) -> str | None:
-    """Return why `evaluate` cannot measure the model, as far as known before a download; None if it can.
-
-    `classes` are those of its dataset; None for `mnist`.
-    """
-    from worker.learning.mnist import class_names
-
-    if classes is not None:
-        return why_unfit(model, classes)
-    try:
-        return why_unfit(model, class_names(settings.mnist_dir))
-    except DataUnavailable:  # `evaluate` will say so
-        return None

@@ -7,10 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.errors import UserError
-from jobs.ledger.learning.schedules import Schedule, new_corrections, set_schedule
+from jobs.ledger.learning.schedules import (
+    Schedule,
+    find_schedule,
+    list_schedules,
+    new_corrections,
+    set_schedule,
+)
+from jobs.models.training_request import TrainingRequest
 from labelmill.client.installation import accept_numpy_numbers
 from labelmill.client.training import TrainingMethods
-from worker.learning.recipes import TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,8 @@ class ScheduleMethods(TrainingMethods):
     """The client's methods for schedules."""
 
     def schedules(self) -> list[ScheduleStatus]:
-        """Return the schedules of all datasets that have one, by name, including that of the settings."""
-        from worker.schedule import all_schedules, default_schedule, next_slot, parse_cron
+        """Return the schedules of all datasets that have one, by name."""
+        from worker.schedule import next_slot, parse_cron
 
         now = datetime.now(UTC)
         with self.ledger.reading() as connection:
@@ -37,7 +43,7 @@ class ScheduleMethods(TrainingMethods):
                     next_slot(parse_cron(schedule.cron), now) if schedule.cron else None,
                     new_corrections(connection, schedule.dataset)[0],
                 )
-                for schedule in all_schedules(connection, default_schedule(self.settings, now))
+                for schedule in list_schedules(connection)
             ]
 
     @accept_numpy_numbers
@@ -47,59 +53,44 @@ class ScheduleMethods(TrainingMethods):
         *,
         cron: str | None = None,
         after_corrections: int | None = None,
-        architecture: str | None = None,
-        profile: str | None = None,
-        start: str | None = None,
-        size: int | None = None,
-        augment: str | None = None,
-        max_minutes: float | None = None,
+        **options: Any,
     ) -> Schedule:
         """Train the dataset's model at the times of a cron line, after so many new corrections, or both.
 
         A time that is left out stays as it is. `cron="never"` and `after_corrections=0` switch one of them
-        off; with both off, nothing is trained. The other arguments are those of `retrain`: without any of
-        them, the training stays as it is, and otherwise all of them are replaced. Raises UserError if the
-        cron line is malformed, the options do not fit together, or a dataset without a schedule gets no time;
-        NotFound if there is no such dataset or model.
+        off; with both off, nothing is trained. `options` are the fields of TrainingRequest that say how to
+        train: without any of them, the training stays as it is, and otherwise all of them are replaced.
+        Raises UserError if the cron line is malformed, the options do not fit together, or a dataset without
+        a schedule gets no time; NotFound if there is no such dataset or model.
         """
-        from worker.schedule import NEVER, all_schedules, default_schedule, parse_cron
+        from worker.schedule import NEVER, parse_cron
 
         if cron not in (None, NEVER):
             parse_cron(cron)
         if after_corrections is not None and after_corrections < 0:
             raise UserError(f"after corrections must be 0 or more, got {after_corrections}.")
         with self.ledger.reading() as connection:
-            stored = all_schedules(connection, default_schedule(self.settings, datetime.now(UTC)))
-        present = next((each for each in stored if each.dataset == dataset), None)
-        if present is None and cron is None and after_corrections is None:
-            raise UserError(
-                f"Dataset {dataset} has no schedule: say when to train, for example `labelmill schedule "
-                f"{dataset} --cron '0 3 * * 0'` or `--after-corrections 500`."
-            )
-        asked: dict[str, Any] = {
-            "architecture": architecture,
-            "profile": profile,
-            "start": start,
-            "size": size,
-            "augment": augment,
-            "max_minutes": max_minutes,
-        }
-        request = {name: value for name, value in asked.items() if value is not None}
-        if not request and present is not None:
-            request = present.request
-        if cron is None:
-            cron = present.cron if present else None
-        if after_corrections is None:
-            after_corrections = present.after_corrections if present else None
-        is_off = cron in (None, NEVER) and not after_corrections
-        # A schedule that can no longer be followed can still be switched off.
-        if present is None or request != present.request or not is_off:
-            self.recipe_of(TrainingRequest(dataset=dataset, **request))  # refuses what cannot be trained
+            present = find_schedule(connection, dataset)
+            if present is None and cron is None and after_corrections is None:
+                raise UserError(
+                    f"Dataset {dataset} has no schedule: say when to train, for example `labelmill schedule "
+                    f"{dataset} --cron '0 3 * * 0'` or `--after-corrections 500`."
+                )
+            request = TrainingRequest.of(dataset=dataset, **options)
+            how = request.how or (present.request if present else {})
+            if cron is None:
+                cron = present.cron if present else None
+            if after_corrections is None:
+                after_corrections = present.after_corrections if present else None
+            is_off = cron in (None, NEVER) and not after_corrections
+            # A schedule that can no longer be followed can still be switched off.
+            if present is None or how != present.request or not is_off:
+                self.check_request(connection, TrainingRequest.of(dataset=dataset, **how))
         with self.ledger.transaction() as connection:
             return set_schedule(
                 connection,
                 dataset,
                 cron=None if cron == NEVER else cron,
                 after_corrections=after_corrections or None,
-                request=request,
+                request=how,
             )

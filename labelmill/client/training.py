@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from jobs.ids import new_id
 from jobs.ledger.jobs.queries import full_id
 from jobs.ledger.learning.corrections import Correction, all_corrections
 from jobs.ledger.learning.datasets import get_version
-from jobs.ledger.learning.models import StoredVerdict
+from jobs.ledger.learning.models import StoredVerdict, model_to_start_from
 from jobs.ledger.learning.runs import (
     FailureDetector,
     Run,
@@ -27,18 +27,18 @@ from jobs.ledger.learning.runs import (
     request_run,
     verdict_on,
 )
+from jobs.ledger.learning.schedules import find_schedule
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST
+from jobs.models.training_request import TrainingRequest
 from labelmill.client.installation import Installation, accept_numpy_numbers
-from worker.learning.recipes import TrainingRequest
-from worker.learning.start_model import model_to_start_from
+from worker.learning.recipes import Recipe, recipe_of
 
 if TYPE_CHECKING:
     from labelmill.labels.correcting import Corrector
     from labelmill.labels.correction_files import CorrectionRequest
     from labelmill.labels.reviewing import Review
-    from worker.learning.recipes import Architecture, Augment, Profile, Recipe
 
 #: How often `follow_run` reads the run: an epoch takes seconds.
 RUN_POLL_SECONDS: Final = 0.2
@@ -50,69 +50,54 @@ class TrainingMethods(Installation):
     @accept_numpy_numbers
     def retrain(
         self,
+        request: TrainingRequest | None = None,
         *,
-        dataset: str = MNIST,
-        architecture: str | None = None,
-        profile: str | None = None,
-        start: str | None = None,
-        size: int | None = None,
-        augment: str | None = None,
-        max_minutes: float | None = None,
-        seed: int | None = None,
-        force: bool = False,
+        keep_champion: bool = False,
         on_wait: Callable[[Run], None] = lambda _run: None,
+        **options: Any,
     ) -> str:
         """Request a training run and return its id. A trainer executes it; see `follow_run`.
 
-        - `dataset`: the dataset to train on, its latest version. What is left out below is chosen from the
-          settings for `mnist`, and from the data for other datasets.
-        - `architecture`: "mlp", "cnn", or "finetune", which starts from a trained model.
-        - `profile`: "quick" or "long"; `mnist` only.
-        - `start`: the id of the model that "finetune" starts from. Default: the dataset's champion.
-        - `size`: the width and height in pixels that images are scaled to.
-        - `augment`: how images are varied in training: "digits", "photos" (mirrored, too) or "none".
-        - `max_minutes`: the longest training. The best model of this time counts.
-        - `seed`: the seed of all random numbers. Default: a different one each time.
-        - `force`: promote the new model even if it fails the gate.
+        - `request`: what to train, and how. What it leaves out is that of the dataset's schedule, otherwise
+          chosen from the data.
+        - `options`: fields of TrainingRequest, instead of a request.
+        - `keep_champion`: promote the new model only if there is no champion.
         - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
           some seconds for one.
 
-        Raises UserError if these options do not fit together, NotFound if there is no such dataset or model,
-        Conflict if another run on this dataset is active.
+        Raises UserError if the options do not fit together, NotFound if there is no such dataset or model,
+        Conflict if another run on this dataset is active. Example::
+
+            run_id = client.retrain(dataset="birds", architecture="cnn", max_minutes=10)
         """
-        request = TrainingRequest(
-            dataset=dataset,
-            architecture=cast("Architecture | None", architecture),
-            profile=cast("Profile | None", profile),
-            start=start,
-            size=size,
-            augment=cast("Augment | None", augment),
-            max_minutes=max_minutes,
-            seed=seed,
-            force=force,
-        )
-        recipe = self.recipe_of(request)
+        request = request or TrainingRequest.of(**options)
+        recipe = replace(self._recipe_of(request), keep_champion=keep_champion)
         run_id = new_id()
-        clear_expired_run(self.ledger, dataset, on_wait=on_wait)
+        clear_expired_run(self.ledger, request.dataset, on_wait=on_wait)
         with self.ledger.transaction() as connection:
-            request_run(connection, run_id, recipe=recipe.to_json(), dataset=dataset)
+            request_run(connection, run_id, recipe=recipe.to_json(), dataset=request.dataset)
             self.on_change(connection, "request run", run_id)
         self.wake_trainer(run_id)
         return run_id
 
-    def recipe_of(self, request: TrainingRequest) -> Recipe:
+    def _recipe_of(self, request: TrainingRequest) -> Recipe:
+        with self.ledger.reading() as connection:
+            schedule = find_schedule(connection, request.dataset)
+            return self.check_request(
+                connection, request.with_defaults(schedule.request) if schedule else request
+            )
+
+    def check_request(self, connection: Connection, request: TrainingRequest) -> Recipe:
         """Return the recipe for a request.
 
         Raises UserError if its options do not fit together, NotFound if there is no such dataset or model.
         """
-        with self.ledger.reading() as connection:
-            if request.dataset != MNIST:
-                get_version(connection, request.dataset)
-            if request.start is not None:
-                request = replace(request, start=full_id(connection, "model", request.start))
-            recipe = request.recipe(self.settings)
-            if recipe.architecture == "finetune":
-                model_to_start_from(connection, request.dataset, recipe.start)
+        get_version(connection, request.dataset)
+        recipe = recipe_of(request)
+        if recipe.start is not None:
+            recipe = replace(recipe, start=full_id(connection, "model", recipe.start))
+        if recipe.architecture == "finetune":
+            model_to_start_from(connection, request.dataset, recipe.start)
         return recipe
 
     def wake_trainer(self, run_id: str) -> None:

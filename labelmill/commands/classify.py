@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from jobs.extras import require_tensorflow
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.commands.follow_job import report_broker_unavailable, watch
 from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.console.terminal import examples, exit_code_of, report_errors, say
 from labelmill.local.stack import Stack, broker_answers
-from labelmill.local.training import require_tensorflow
 from producer.export import write_jsonl, write_table
 from producer.sources.lines import paths_on_stdin
 

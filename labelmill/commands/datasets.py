@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.models.dataset import MNIST, DatasetVersion, Split
+from jobs.models.dataset import DatasetVersion, Split
 from labelmill.client import Client
 from labelmill.commands.groups import listing_group
 from labelmill.commands.options import AsJson, AsJsonList
@@ -36,16 +36,11 @@ app = listing_group(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 
-_BUILT_IN: Final = (
-    "mnist is built in: 28 x 28 grey images in IDX files, from LABELMILL_MNIST_DIR, the cache in the state "
-    "folder, or a download. It has no versions in the ledger."
-)
-
 _COLUMNS: Final = (
     Column("dataset", lambda each: each["dataset"]),
-    Column("version", lambda each: "built in" if each["built_in"] else str(each["version"]), right=True),
-    Column("images", lambda each: "-" if each["built_in"] else f"{each['images']:,}", right=True),
-    Column("classes", lambda each: "-" if each["built_in"] else f"{len(each['classes']):,}", right=True),
+    Column("version", lambda each: str(each["version"]), right=True),
+    Column("images", lambda each: f"{each['images']:,}", right=True),
+    Column("classes", lambda each: f"{len(each['classes']):,}", right=True),
     Column("stored", lambda each: _storage(each), leave_out=2),
     Column("created (UTC)", lambda each: short_time(each["created_at"]), leave_out=1),
 )
@@ -65,8 +60,7 @@ _CLASS_COLUMNS: Final = (
 def list_all(as_json: AsJsonList = False) -> None:
     """List the datasets."""
     with Client() as client:
-        stored = [_to_row(each) for each in client.datasets()]
-    rows = sorted([_built_in_row(), *stored], key=lambda row: str(row["dataset"]))
+        rows = [_to_row(each) for each in client.datasets()]
     print_rows(_COLUMNS, rows, as_json=as_json)
 
 
@@ -137,9 +131,6 @@ def show(
     """
     if output is not None and as_json:
         raise UserError("Give --json or --output, not both.")
-    if name == MNIST and output is None and version is None:
-        print_value(_built_in_row(), _BUILT_IN, as_json=as_json)
-        return
     with Client() as client:
         found = client.dataset(name, version=version)
         page = client.dataset_report(name, version=found.version) if output is not None else ""
@@ -173,7 +164,6 @@ def _to_row(version: DatasetVersion) -> dict[str, Any]:
     return {
         "dataset": version.dataset,
         "version": version.version,
-        "built_in": False,
         "images": version.summary["images"],
         "classes": version.classes,
         "fingerprint": version.fingerprint,
@@ -182,13 +172,8 @@ def _to_row(version: DatasetVersion) -> dict[str, Any]:
     }
 
 
-def _built_in_row() -> dict[str, Any]:
-    nothing = dict.fromkeys(("version", "images", "classes", "fingerprint", "by_reference", "created_at"))
-    return {"dataset": MNIST, "built_in": True, **nothing}
-
-
 def _storage(row: dict[str, Any]) -> str:
-    return "-" if row["built_in"] else "by reference" if row["by_reference"] else "in the store"
+    return "by reference" if row["by_reference"] else "in the store"
 
 
 def _print_version(version: DatasetVersion) -> None:

@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from jobs.errors import Conflict
+from jobs.extras import require_decoders, require_tensorflow
+from jobs.ledger.learning.datasets import latest_version
 from jobs.ledger.learning.models import StoredVerdict
-from jobs.ledger.learning.runs import Run
-from jobs.models.dataset import describe_accuracy
+from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, Run
+from jobs.models.dataset import MNIST, describe_accuracy
+from jobs.models.training_request import TrainingRequest
 from jobs.schema import RunState
 from labelmill.client import Client
 from labelmill.console.progress import ProgressLine
-from labelmill.console.terminal import ExitCode, pluralize, say
-from labelmill.local.training import choice_line, epoch_line
+from labelmill.console.terminal import ExitCode, format_time, pluralize, say
+from labelmill.local.own_trainer import OwnTrainer
 
 if TYPE_CHECKING:
-    from labelmill.local.stack import Stack
+    from sqlalchemy.engine import Row
 
 #: If a run waits longer than this, probably no trainer is running.
 _NO_TRAINER_SECONDS: Final = 15.0
 
-#: Names of data sources, for people.
-_SOURCES: Final = {"mnist": "MNIST", "mnist-sample": "a sample of MNIST", "folder": "a folder of your own"}
+
+def retrain(
+    client: Client,
+    request: TrainingRequest,
+    *,
+    keep_champion: bool = False,
+    here: bool = False,
+    on_request: Callable[[str], None] = lambda _run_id: None,
+) -> Run:
+    """Request a training run and follow it to its end. With `here`, execute it in this process.
+
+    `on_request` is called with the run's id. Raises what `Client.retrain` and `watch_run` raise, UserError
+    without TensorFlow.
+    """
+    if here:  # first, so that no run is requested that nothing executes
+        require_tensorflow()
+    run_id = request_run(client, request, keep_champion=keep_champion)
+    on_request(run_id)
+    if not here:
+        return watch_run(client, run_id)
+    with OwnTrainer(client.settings, run_id) as trainer:
+        return watch_run(client, run_id, own_trainer=trainer)
 
 
-def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) -> Run:
+def request_run(client: Client, request: TrainingRequest, *, keep_champion: bool = False) -> str:
+    """Request a training run and return its id. If it is on `mnist`, add that first if it is missing."""
+    if request.dataset == MNIST:
+        add_mnist(client)
+    return client.retrain(request, keep_champion=keep_champion, on_wait=_report_silent_trainer)
+
+
+def add_mnist(client: Client, *, allow_sample: bool = False) -> None:
+    """Add the dataset `mnist` if it is missing. Raises what `add_mnist_if_missing` raises."""
+    with client.ledger.reading() as connection:
+        if latest_version(connection, MNIST) is not None:
+            return
+    require_decoders(f"Adding {MNIST}, which `labelmill train` does also where a trainer runs,")
+    from labelmill.datasets.mnist import add_mnist_if_missing
+
+    with ProgressLine(f"adding {MNIST}") as progress:
+        add_mnist_if_missing(
+            client.ledger,
+            client.store,
+            client.settings,
+            allow_sample=allow_sample,
+            say=say,
+            on_progress=progress.update,
+        )
+
+
+def _report_silent_trainer(run: Run) -> None:
+    """Print why a requested run does not start immediately."""
+    say(
+        f"training run {run.id} is running, but its trainer has sent no heartbeat since "
+        f"{format_time(run.silent_since)}: waiting up to {RUN_GRACE_SECONDS:g} seconds for one"
+    )
+
+
+def watch_run(client: Client, run_id: str, *, own_trainer: OwnTrainer | None = None) -> Run:
     """Follow the run to its end and show its progress. On Ctrl-C, say how to continue and exit with 130.
 
-    `own_stack`: the stack that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
-    of its processes ends before the run does.
+    If `own_trainer` executes it, Ctrl-C cancels the run. Raises Unavailable if that trainer ends before the
+    run does.
     """
     epochs_shown = 0
     data_shown = advised = False
@@ -43,17 +103,23 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
                     for epoch in client.epochs(run_id)[epochs_shown:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
                         epochs_shown = epoch.epoch
-                if own_stack is None and not advised and _is_overdue(run) and not client.trainer_is_running():
+                if (
+                    own_trainer is None
+                    and not advised
+                    and _is_overdue(run)
+                    and not client.trainer_is_running()
+                ):
                     embedded = client.settings.embedded_broker
                     start = "labelmill up" if embedded else "labelmill worker --trainer"
                     say(f"No trainer is running, so training run {run_id} waits: `{start}` starts one.")
                     advised = True
                 progress.update(epochs_shown, total=run.recipe["epochs"], note=_note(run))
-                if own_stack is not None and not run.finished:
-                    own_stack.check_running()
+                if own_trainer is not None and not run.finished:
+                    own_trainer.check_running()
     except KeyboardInterrupt:
-        if own_stack is not None:
-            client.cancel_run(run_id)
+        if own_trainer is not None:
+            with suppress(Conflict):  # it has just finished
+                client.cancel_run(run_id)
             say(f"Interrupted; training run {run_id} is cancelled and has changed nothing.")
         else:
             say(
@@ -83,9 +149,8 @@ def data_line(run: Run) -> str:
     Its data must be known already.
     """
     data = run.data or {}
-    source = _SOURCES.get(run.data_source, run.data_source)
     line = (
-        f"{pluralize(data['train_images'], 'training image')} from {source}, "
+        f"{pluralize(data['train_images'], 'training image')} from {run.data_source}, "
         f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate"
     )
     live = data["live_images"]
@@ -94,7 +159,27 @@ def data_line(run: Run) -> str:
             f"; {pluralize(data['corrections'], 'correction')} included, {live:,} in the live set, "
             f"{data['left_out']:,} skipped"
         )
-    return f"{line}; {choice_line(run.recipe, data['input'])}" if run.recipe.get("augment") else line
+    return f"{line}; {_choice(run.recipe, data['input'])}" if run.recipe.get("augment") else line
+
+
+def _choice(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
+    """Return what was chosen from the data: a run's recipe, and the input of its model."""
+    colours = "grey" if spec["mode"] == "L" else "colour"
+    minutes = recipe.get("max_minutes")
+    limit = f", at most {minutes:g} {'minute' if minutes == 1 else 'minutes'}" if minutes else ""
+    return (
+        f"{recipe['architecture']} for {colours} images of {spec['width']}x{spec['height']} pixels, "
+        f"augmentation {recipe['augment']}, up to {recipe['epochs']} epochs in batches of "
+        f"{recipe['batch_size']}{limit}"
+    )
+
+
+def epoch_line(epoch: Row[Any], epochs: int) -> str:
+    """Return an epoch's figures in one line."""
+    return (
+        f"epoch {epoch.epoch} of {epochs}: accuracy {epoch.accuracy:.4f}, "
+        f"held-out accuracy {epoch.val_accuracy:.4f}, {epoch.seconds:.1f} s"
+    )
 
 
 def exit_code_of_run(run: Run, verdict: StoredVerdict | None) -> ExitCode:

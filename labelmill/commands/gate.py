@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits
 from labelmill.client import Client
 from labelmill.console.tables import Column, print_rows
@@ -66,7 +65,7 @@ def gate(
     ] = None,
     max_image_microseconds: Annotated[Any, _limit_option("The maximum time per image.")] = None,
     defaults: Annotated[
-        bool, typer.Option("--defaults", help="Forget what was set before, so that the settings apply again.")
+        bool, typer.Option("--defaults", help="Forget what was set before, so that the defaults apply again.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
@@ -89,8 +88,7 @@ def gate(
         if dataset is None:
             if changes or defaults:
                 raise UserError("Name the dataset, for example `labelmill gate mnist --defaults`.")
-            names = sorted([MNIST, *(each.dataset for each in client.datasets())])
-            found = {name: client.gate(name) for name in names}
+            found = {each.dataset: client.gate(each.dataset) for each in client.datasets()}
         elif changes or defaults:
             found = {dataset: client.set_gate(dataset, defaults=defaults, **changes)}
         else:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Annotated, Any, Final, ParamSpec, get_type_hints
 
+import annotated_types
 import typer
 
 from jobs.limits import MAX_TOP_K
-from worker.learning.recipes import MAX_SIZE, MIN_SIZE
+from jobs.models.training_request import TrainingRequest
+
+P = ParamSpec("P")
 
 #: For commands that print one thing, and for those that list.
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
@@ -40,53 +47,54 @@ TopOption = Annotated[
     ),
 ]
 
-# ---- how a model is trained -----------------------------------------------------------------------------
+#: How a field of TrainingRequest is spelled as an option, if not by its name, and what its value is called.
+_SPELLED: Final = {"start": "--from"}
+_METAVARS: Final = {"dataset": "NAME", "start": "MODEL", "max_minutes": "MINUTES"}
 
-TrainedOn = Annotated[
-    str, typer.Option("--dataset", metavar="NAME", help="The dataset; its latest version is used.")
-]
 
-ArchitectureOption = Annotated[
-    Literal["mlp", "cnn", "finetune"] | None,
-    typer.Option(
-        "--architecture",
-        help="The network. Left out: cnn; for mnist, LABELMILL_RETRAIN_ARCHITECTURE.",
-    ),
-]
+def training_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of TrainingRequest with these names, by default all.
 
-StartOption = Annotated[
-    str | None,
-    typer.Option("--from", metavar="MODEL", help="The model to fine-tune. Left out: the dataset's champion."),
-]
+    They replace its parameter `how`, which gets those that the user gave.
+    """
+    hints = get_type_hints(TrainingRequest, include_extras=True)
+    chosen = [each for each in fields(TrainingRequest) if each.name in (names or hints)]
 
-ProfileOption = Annotated[
-    Literal["quick", "long"] | None,
-    typer.Option("--profile", help="How long mnist's recipes train. Left out: LABELMILL_RETRAIN_PROFILE."),
-]
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def with_options(**arguments: Any) -> None:
+            given = {each.name: arguments.pop(each.name) for each in chosen}
+            command(**arguments, how={name: value for name, value in given.items() if value is not None})
 
-SizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--size",
-        min=MIN_SIZE,
-        max=MAX_SIZE,
-        help="Scale images to this width and height in pixels. Left out: chosen from the data.",
-    ),
-]
+        own = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in own.parameters.values():
+            if parameter.name == "how":
+                parameters += [_option(each.name, hints[each.name], each.default) for each in chosen]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        signature = own.replace(parameters=parameters)
+        with_options.__signature__ = signature  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
+        return with_options
 
-AugmentOption = Annotated[
-    Literal["digits", "photos", "none"] | None,
-    typer.Option(
-        "--augment",
-        help="How images are varied: photos are mirrored, digits are not. Left out: digits if all are grey.",
-    ),
-]
+    return decorate
 
-MaxMinutesOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-minutes",
-        metavar="MINUTES",
-        help="Train for at most this time; decoding and evaluation are not included.",
-    ),
-]
+
+def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    """Return the command's parameter for a field, with the field's text and bounds."""
+    kind, [field] = hint.__origin__, hint.__metadata__
+    lowest: Any = next((each.ge for each in field.metadata if isinstance(each, annotated_types.Ge)), None)
+    highest: Any = next((each.le for each in field.metadata if isinstance(each, annotated_types.Le)), None)
+    # The lowest minutes are more than 0, which an option cannot say: the request checks it.
+    is_whole = int in getattr(kind, "__args__", (kind,))
+    option = typer.Option(
+        _SPELLED.get(name, "--" + name.replace("_", "-")),
+        min=lowest if is_whole else None,
+        max=highest if is_whole else None,
+        metavar=_METAVARS.get(name),
+        help=field.description,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )

@@ -8,16 +8,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.errors import UserError
+from jobs.models.training_request import TrainingRequest
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus
-from labelmill.commands.options import (
-    ArchitectureOption,
-    AugmentOption,
-    MaxMinutesOption,
-    ProfileOption,
-    SizeOption,
-    StartOption,
-)
+from labelmill.commands.options import training_options
 from labelmill.console.tables import Column, print_rows, short_time
 from labelmill.console.terminal import examples, report_errors
 
@@ -33,7 +27,9 @@ app = typer.Typer(add_completion=False)
     )
 )
 @report_errors
+@training_options(*TrainingRequest.HOW)
 def schedule(
+    *,
     dataset: Annotated[
         str | None, typer.Argument(metavar="DATASET", help="The dataset. Left out: list all schedules.")
     ] = None,
@@ -53,32 +49,18 @@ def schedule(
             "Left out: unchanged.",
         ),
     ] = None,
-    architecture: ArchitectureOption = None,
-    start: StartOption = None,
-    profile: ProfileOption = None,
-    size: SizeOption = None,
-    augment: AugmentOption = None,
-    max_minutes: MaxMinutesOption = None,
+    how: dict[str, Any],
     off: Annotated[bool, typer.Option("--off", help="Switch the whole schedule off.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Set when a dataset's model is trained, and list the schedules.
 
-    The options from --architecture on are those of `retrain`: if you give none, they stay as they are;
+    The options that say how to train are those of `retrain`: if you give none, they stay as they are;
     otherwise the new ones replace them all. Beat follows a change within seconds. The new model becomes
     champion only if it passes the gate.
     """
-    changes: dict[str, Any] = {
-        "cron": cron,
-        "after_corrections": after_corrections,
-        "architecture": architecture,
-        "profile": profile,
-        "start": start,
-        "size": size,
-        "augment": augment,
-        "max_minutes": max_minutes,
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
+    times = {"cron": cron, "after_corrections": after_corrections}
+    changes = {name: value for name, value in times.items() if value is not None} | how
     if off and changes:
         raise UserError("Give --off alone: it switches the whole schedule off.")
     with Client() as client:

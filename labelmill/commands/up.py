@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
+from jobs.extras import require_tensorflow
 from jobs.network.urls import without_secrets
 from jobs.settings import Settings
 from labelmill.client import Client
@@ -25,7 +26,6 @@ from labelmill.console.terminal import (
 )
 from labelmill.local.logs import MAX_LOG_BYTES, Event
 from labelmill.local.stack import WEBHOOK_PROCESSES, Stack, settings_with
-from labelmill.local.training import require_tensorflow
 from labelmill.server.addresses import http_url
 from labelmill.server.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
 

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.errors import UserError
+from jobs.extras import require_tensorflow
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from labelmill.console.terminal import examples, report_errors
 from labelmill.local.stack import settings_with, webhooks_command, worker_command
-from labelmill.local.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 

@@ -13,11 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from jobs.errors import Conflict, ImageError, SourceError, Unavailable
+from sqlalchemy.engine import Connection
+
+from jobs.errors import ImageError, SourceError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import add_version, find_version, latest_version
-from jobs.models.dataset import MNIST, DatasetVersion, check_name, dataset_folder
+from jobs.models.dataset import DatasetVersion, check_name, dataset_folder
 from jobs.network.references import Roots
 from jobs.settings import Settings
 from jobs.storage.dataset_list import Manifest, PayloadFile, read_manifest
@@ -57,18 +59,18 @@ def add_dataset(
     *,
     by_reference: bool = False,
     on_progress: Callable[[int], None] = lambda _images: None,
+    on_add: Callable[[Connection], None] = lambda _connection: None,
 ) -> Added:
     """Add the images of the sources to the dataset as a new version, which keeps those of the latest one.
 
-    `on_progress` is called with the number of images read so far. After any exception, Ctrl-C included,
-    nothing is stored.
+    `on_progress` is called with the number of images read so far, and `on_add` in the transaction that adds
+    the version. After any exception, Ctrl-C included, nothing is stored.
 
     Raises UserError if the name or the images cannot be used; SourceError; Conflict if another process added
     to this dataset meanwhile, or if the store is not the one that the workers use; DataUnavailable if the
     latest version cannot be read; Unavailable.
     """
-    if check_name(name) == MNIST:
-        raise Conflict(f"{MNIST} is built in, and nothing can be added to it: choose another name.")
+    check_name(name)
     found = LabelledSources(sources, settings)
     roots = _roots(settings) if by_reference else None
     check_store(ledger, store)
@@ -101,6 +103,7 @@ def add_dataset(
                 manifest=key,
                 by_reference=by_reference or (before is not None and before.by_reference),
             )
+            on_add(connection)
         return Added(version, new=True)
     except BaseException as error:
         # Ctrl-C may have interrupted the end of a transaction. The traceback's frames then keep it open, and

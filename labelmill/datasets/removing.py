@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import manifests_of, remove_dataset
-from jobs.models.dataset import MNIST, dataset_folder
+from jobs.models.dataset import dataset_folder
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 
@@ -22,11 +21,9 @@ def remove(ledger: Ledger, store: Store, name: str) -> int:
 
     The models that were trained on it stay.
 
-    Raises NotFound; Conflict if it is built in, has a champion or a challenger, or is being trained on, or if
+    Raises NotFound; Conflict if it has a champion or a challenger, or is being trained on, or if
     the store is not the one that the workers use; Unavailable.
     """
-    if name == MNIST:
-        raise Conflict(f"{MNIST} is built in, and cannot be removed.")
     check_store(ledger, store)
     with ledger.transaction() as connection:
         manifests = remove_dataset(connection, name)

@@ -11,9 +11,11 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from jobs.errors import ErrorCode, ImageError, SourceError, UserError
+from jobs.models.class_names import read_class_names
 from jobs.models.dataset import Split
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
@@ -32,6 +34,10 @@ from producer.sources.rows import is_manifest
 
 #: What the names of IDX files begin with, by MNIST's example.
 _IDX_SPLITS: Final = {"train": Split.TRAIN, "val": Split.VALIDATION, "t10k": Split.TEST, "test": Split.TEST}
+
+
+#: The file of class names beside IDX files: one name per line, in label order.
+CLASS_NAMES: Final = "classes.txt"
 
 
 class LabelledImages(NamedTuple):
@@ -213,7 +219,8 @@ class LabelledSources:
         numbers = read_labels(beside, self._settings.archive_limits)
         base = os.path.basename(path).lower()
         split = next((split for word, split in _IDX_SPLITS.items() if base.startswith(word)), None)
-        names = [to_label(str(number), split) for number in range(256)]
+        classes = _class_names(path, highest=max(numbers, default=0))
+        names = [to_label(name, split) for name in classes]
         count = 0
         for count, image in enumerate(images, 1):
             if count > len(numbers):
@@ -224,6 +231,23 @@ class LabelledSources:
                 f"{shown(path)} and {shown(beside)} do not belong together: one has {len(numbers):,} labels, "
                 f"the other {'more' if count > len(numbers) else format(count, ',')} images. Fetch them again"
             )
+
+
+def _class_names(path: str, *, highest: int) -> Sequence[str]:
+    """Return the names of the labels 0 to `highest` of an IDX file: those in `classes.txt`, or numbers.
+
+    Raises UserError if the file of names has too few, or cannot be read.
+    """
+    file = Path(path).with_name(CLASS_NAMES)
+    if not os.path.lexists(file):  # a dangling symlink must be an error, not a folder without names
+        return list(map(str, range(highest + 1)))
+    names = read_class_names(file)
+    if highest >= len(names):
+        raise UserError(
+            f"{shown(str(file))} lists {len(names)} classes, and {shown(path)} has the label {highest}: list "
+            f"at least {highest + 1}, one per line."
+        )
+    return names
 
 
 def _columns(found: _Found) -> tuple[list[str], list[bytes | ImageError], list[str | None]]:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import Final, Self
 
@@ -131,11 +130,6 @@ class Stack:
         Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
         """
-        # Imported here: most commands do not load Celery, which can parse the cron line. Checked here: a
-        # process with a wrong setting exits at every start.
-        from worker.schedule import default_schedule
-
-        default_schedule(settings, datetime.now(UTC))
         self._settings = settings
         self._logs = settings.home / "logs"
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None

@@ -46,7 +46,7 @@ from jobs.ledger.jobs.results import RECORD_STAGE
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.learning.models import champions
 from jobs.ledger.learning.runs import UNFINISHED_RUN, active_runs
-from jobs.ledger.learning.schedules import Schedule
+from jobs.ledger.learning.schedules import list_schedules
 from jobs.ledger.metrics import backlog, last_run_seconds
 from jobs.ledger.workers import BEAT, Problem, QueueWorkers, lost_workers, workers_by_queue
 from jobs.messages import QUEUES
@@ -61,7 +61,7 @@ from labelmill.operations.probes import (
     ledger_with_timeouts,
     redacted_message,
 )
-from worker.schedule import all_schedules, default_schedule, overdue_slots
+from worker.schedule import overdue_slots
 
 #: How long a scrape waits for ledger and broker. Prometheus waits ten seconds by default.
 TIMEOUT_SECONDS: Final = 5.0
@@ -171,7 +171,6 @@ class _LedgerMetrics:
         self._settings = settings
         self._ledger: Ledger | None = None
         self._live: dict[str, tuple[float, LiveAccuracy]] = {}
-        self._schedule = default_schedule(settings, datetime.now(UTC))  # it applies from now on, as in beat
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
@@ -187,7 +186,7 @@ class _LedgerMetrics:
                 *_history(totals(connection)),
                 *_workers(connection),
                 *_training(connection),
-                *_schedules(connection, self._schedule),
+                *_schedules(connection),
                 *_disks(connection, self._settings.ledger_file),
                 *self._champions(connection),
             ]
@@ -307,13 +306,13 @@ def _training(connection: Connection) -> Iterator[Metric]:
     yield last
 
 
-def _schedules(connection: Connection, default: Schedule) -> Iterator[Metric]:
+def _schedules(connection: Connection) -> Iterator[Metric]:
     overdue = _gauge(
         "schedule_overdue_seconds",
         "Time since a scheduled training for which no run was requested; 0 if none is overdue.",
         labels=["dataset"],
     )
-    schedules, now = all_schedules(connection, default), database_now(connection)
+    schedules, now = list_schedules(connection), database_now(connection)
     slots = overdue_slots(connection, schedules)
     for schedule in schedules:
         slot = slots.get(schedule.dataset, now)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 
 from jobs.errors import NotFound
 from jobs.ids import is_id
+from jobs.models.training_request import TrainingRequest
 from labelmill.server.access import AdminSession, Session, SubmitSession
 from labelmill.server.problems import PROBLEMS, conflicts
 from labelmill.server.schemas import (
@@ -18,7 +19,6 @@ from labelmill.server.schemas import (
     HealthObject,
     Listing,
     ModelObject,
-    NewRun,
     PromotionWanted,
     RollbackWanted,
     RunObject,
@@ -76,10 +76,10 @@ def show_run(run_id: str, session: SubmitSession) -> RunObject:
 
 
 @router.post("/runs", status_code=HTTPStatus.ACCEPTED)
-def request_run(wanted: NewRun, session: AdminSession) -> RunObject:
+def request_run(wanted: TrainingRequest, session: AdminSession) -> RunObject:
     """Request a training run; its model becomes the champion if it passes the gate."""
     with conflicts():
-        run_id = session.client.retrain(**wanted.model_dump(exclude_none=True))
+        run_id = session.client.retrain(wanted)
     return RunObject.of(session.client.run(run_id))
 
 
@@ -91,7 +91,7 @@ def cancel_run(run_id: str, session: AdminSession) -> RunObject:
 
 @router.get("/datasets")
 def list_datasets(session: SubmitSession) -> Listing[DatasetObject]:
-    """List the datasets in their latest versions. The built-in dataset `mnist` has none."""
+    """List the datasets in their latest versions."""
     return Listing(data=list(map(DatasetObject.of, session.client.datasets())))
 
 

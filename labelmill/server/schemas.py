@@ -16,8 +16,6 @@ from jobs.ledger.jobs.queries import JobStatus
 from jobs.ledger.learning.runs import Run
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST
-from labelmill.local.training import MAX_SEED
-from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
 T = TypeVar("T")
 
@@ -377,20 +375,6 @@ class RollbackWanted(_Wanted):
     """The dataset whose champion is rolled back."""
 
     dataset: Name = MNIST
-
-
-class NewRun(_Wanted):
-    """What to train, with the options of `labelmill retrain`."""
-
-    dataset: Name = MNIST
-    architecture: Literal["mlp", "cnn", "finetune"] | None = None
-    profile: Literal["quick", "long"] | None = None
-    start: Name | None = None
-    size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE), _WHOLE] | None = None
-    augment: Literal["digits", "photos", "none"] | None = None
-    max_minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE] | None = None
-    force: bool = False
 
 
 class RunObject(BaseModel):

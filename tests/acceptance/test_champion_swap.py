@@ -13,18 +13,18 @@ from jobs.models.model import MNIST_INPUT
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
 from tests.console import Home, processes_below, rows, until, wait_for_broker
-from worker.learning import mnist
-from worker.learning.training import build, save
+from tests.digits import DIGITS, prepare_arrays, read_digits
+from worker.learning.fit import save
+from worker.learning.networks import build
 from worker.predicting.classifier import Classifier
-from worker.predicting.decode import prepare_arrays
 from worker.predicting.tensorflow_runtime import keras
 
 
 def labels_of(model: Path, pixels: np.ndarray) -> list[str]:
     """What the model takes each image for."""
-    classifier = Classifier.load(model, mnist.DIGITS, MNIST_INPUT)
+    classifier = Classifier.load(model, DIGITS, MNIST_INPUT)
     places = classifier.predict(prepare_arrays(pixels, MNIST_INPUT)).class_index
-    return [mnist.DIGITS[place] for place in places]
+    return [DIGITS[place] for place in places]
 
 
 def stored_file(home: Home, model_id: str) -> Path:
@@ -39,7 +39,7 @@ def test_a_champion_is_swapped_while_all_of_mnist_is_classified(
     home = new_home
     # More chunks than a machine has at work at a time
     home.extra = {ENV_PREFIX + "CHUNK_IMAGES": "500", ENV_PREFIX + "PROCESSES": "2"}
-    data = mnist.read_folder(mnist_dir, lambda _line: None)
+    data = read_digits(mnist_dir)
     test_images = next(mnist_dir.glob("t10k-images*"))
     sources = [next(mnist_dir.glob("train-images*")), test_images]
     everything = np.concatenate([data.train_images, data.test_images])

@@ -25,7 +25,8 @@ IMAGES = 30
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """Two untrained models: not what they answer matters here."""
-    from worker.learning.training import build, save
+    from worker.learning.fit import save
+    from worker.learning.networks import build
     from worker.predicting.tensorflow_runtime import keras
 
     path = tmp_path_factory.mktemp("models") / "model.keras"

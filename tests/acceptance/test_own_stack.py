@@ -39,25 +39,6 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "command", [["classify", "IMAGE"], ["retrain", "--wait"], ["demo"], ["up"]], ids=" ".join
-)
-def test_a_cron_line_that_is_none_is_told_before_anything_is_started(
-    home: Home, image: Path, command: list[str]
-) -> None:
-    # given a schedule with a field too few, which every worker refuses
-    home.extra = {ENV_PREFIX + "RETRAIN_CRON": "0 3 * *"}
-
-    # when a command would start a worker, then it names the setting
-    done = home.run(*[str(image) if word == "IMAGE" else word for word in command])
-    assert done.returncode == 2, done.stderr
-    assert "LABELMILL_RETRAIN_CRON: '0 3 * *' has 4 fields" in done.stderr
-    assert not (home.path / "logs").exists()
-
-    # and nothing is left behind that nobody would work at
-    assert home.json("runs") == home.json("jobs") == []
-
-
 def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_path: Path) -> None:
     # given a stack whose worker meets a message that is not Labelmill's
     log = tmp_path / "up.log"

@@ -12,8 +12,7 @@ import pytest
 
 from jobs.settings import ENV_PREFIX, Settings
 from tests.console import Home, until, wait_for_broker
-from worker.learning import mnist
-from worker.learning.mnist import Mnist
+from tests.digits import Digits
 
 
 @pytest.fixture
@@ -35,12 +34,11 @@ def open_to_others(folder: Path) -> list[str]:
 
 @pytest.mark.usefixtures("careless_umask")
 def test_all_that_lies_in_the_state_folder_is_its_owners_alone(
-    short_folder: Path, few_digits: Path, little_mnist: Mnist, tmp_path: Path
+    short_folder: Path, few_digits: Path, little_mnist: Digits, tmp_path: Path
 ) -> None:
     # given a home that is made when nothing is taken from anybody's permissions, and few digits to train with
     data = tmp_path / "data"
-    data.mkdir()
-    mnist.write_folder(little_mnist, data)
+    little_mnist.write(data)
     home = Home(short_folder / "state" / "home", {ENV_PREFIX + "MNIST_DIR": str(data)})
 
     # when it is used for all there is: training, the stack, a job, the short way, and the demo

@@ -18,7 +18,7 @@ from jobs.settings import Settings
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from tests.console import Home, rows
-from worker.learning import mnist
+from tests.digits import read_digits
 
 #: How far a confidence may be from Keras's. Sums in another order differ by some 1e-7; a model that computes
 #: in float16 or bfloat16 is further off.
@@ -40,7 +40,7 @@ def champion(trained: Home) -> tuple[Model, Path]:
 @pytest.fixture(scope="module")
 def answers_of_keras(champion: tuple[Model, Path], mnist_dir: Path) -> npt.NDArray[np.float32]:
     """What Keras itself makes of all of MNIST's test images, or the sample's: each class's probability."""
-    images = mnist.read_folder(mnist_dir, lambda _line: None).test_images
+    images = read_digits(mnist_dir).test_images
     answers: npt.NDArray[np.float32] = keras.saving.load_model(champion[1]).predict(images, verbose=0)
     return answers
 

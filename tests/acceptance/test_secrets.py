@@ -23,11 +23,11 @@ from jobs.storage.store import Store
 from labelmill.cli import COMMANDS
 from labelmill.operations.readiness import Part
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
+from tests.digits import Digits
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
 from tests.scraping import scrape
 from tests.secured import TlsBroker, TlsLedger
-from worker.learning import mnist
 
 #: In all passwords of this test, and in nothing else; beside it are letters that must be escaped in a URL.
 MARK: Final = "s3cret"
@@ -105,11 +105,10 @@ def _line_with(mark: str, text: str) -> str:
 
 @pytest.fixture
 def deployment(
-    tls_broker: TlsBroker, tls_ledger: TlsLedger, short_folder: Path, little_mnist: mnist.Mnist
+    tls_broker: TlsBroker, tls_ledger: TlsLedger, short_folder: Path, little_mnist: Digits
 ) -> Deployment:
     data = short_folder / "mnist"
-    data.mkdir()
-    mnist.write_folder(little_mnist, data)
+    little_mnist.write(data)
     return Deployment(
         Home(
             short_folder / "home",

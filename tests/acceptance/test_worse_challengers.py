@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.models.model import InputSpec
 from jobs.settings import Settings
 from tests.console import Home
-from worker.learning import mnist
+from tests.training import train
+from worker.learning.data import Data, Labelled
 from worker.learning.recipes import recipe_for
-from worker.learning.retrain import begin_run, retrain
+from worker.learning.stored import StoredDataset
 
 QUICK = recipe_for("mlp", "quick", seed=1)
 
 
-def with_shuffled_labels(data: mnist.Mnist) -> mnist.Mnist:
+def with_shuffled_labels(images: Labelled) -> Labelled:
     """The first 6,000 images, and what each shows is left to chance."""
-    images, labels = data.train_images[:6_000], data.train_labels[:6_000]
-    return replace(data, train_images=images, train_labels=np.random.default_rng(1).permutation(labels))
+    some = first(images, 6_000)
+    return replace(some, labels=np.random.default_rng(1).permutation(some.labels))
 
 
-def of_a_thousand_images(data: mnist.Mnist) -> mnist.Mnist:
+def of_a_thousand_images(images: Labelled) -> Labelled:
     """The first 1,000 images."""
-    return replace(data, train_images=data.train_images[:1_000], train_labels=data.train_labels[:1_000])
+    return first(images, 1_000)
+
+
+def first(images: Labelled, count: int) -> Labelled:
+    return Labelled(images.take(slice(count)), images.labels[:count], images.pictures[:count])
 
 
 @pytest.mark.parametrize(
@@ -38,16 +43,24 @@ def of_a_thousand_images(data: mnist.Mnist) -> mnist.Mnist:
     ],
 )
 def test_a_worse_challenger_is_refused_with_its_reasons(
-    new_home: Home, mnist_dir: Path, spoil: Callable[[mnist.Mnist], mnist.Mnist], epochs: int
+    new_home: Home,
+    spoil: Callable[[Labelled], Labelled],
+    epochs: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a champion
     [champion] = new_home.json("models", "list")
     assert champion["aliases"] == ["champion"]
 
     # When a model is trained on what teaches it too little
-    whole = mnist.read_folder(mnist_dir, lambda _line: None)
-    settings = Settings.load(home=new_home.path)
-    challenger = retrain(settings, begin_run(settings, replace(QUICK, epochs=epochs)), spoil(whole))
+    prepared = StoredDataset.prepared
+
+    def spoilt(dataset: StoredDataset, spec: InputSpec) -> Data:
+        data = prepared(dataset, spec)
+        return replace(data, train=spoil(data.train))
+
+    monkeypatch.setattr(StoredDataset, "prepared", spoilt)
+    challenger = train(Settings.load(home=new_home.path), replace(QUICK, epochs=epochs))
 
     # Then it is refused, and each reason is there to be read
     assert challenger.reason.startswith("refused: ")

@@ -90,7 +90,6 @@ class Deployment:
             "LABELMILL_LEASE_SECONDS": "20",
             "LABELMILL_CHUNK_IMAGES": "500",
             "LABELMILL_PROCESSES": "2",
-            "LABELMILL_RETRAIN_CRON": "never",
         }
 
     # ---- commands ---------------------------------------------------------------------------------------

@@ -55,10 +55,10 @@ def images(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Path:
     """The 10,000 test images of MNIST, as PNG files in a folder a class."""
     from PIL import Image
 
-    from worker.learning import mnist
+    from tests.digits import read_digits
 
     folder = tmp_path_factory.mktemp("images")
-    data = mnist.read_folder(mnist_dir, lambda _line: None)
+    data = read_digits(mnist_dir)
     for label in data.classes:
         (folder / label).mkdir()
     for index, (image, label) in enumerate(zip(data.test_images, data.test_labels, strict=True)):
@@ -138,7 +138,7 @@ def check_rows(text: str, champion: Mapping[str, Any], *, copies: int = 1) -> No
 
 
 def test_a_model_is_trained_and_promoted(deployment: Deployment) -> None:
-    deployment.labelmill("retrain", "--wait")
+    deployment.compose("exec", "--no-TTY", "trainer", "labelmill", "train")
     [model] = deployment.told("models", "list")
     assert model["aliases"] == ["champion"]
     assert model["accuracy"] >= 0.98

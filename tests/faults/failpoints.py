@@ -373,16 +373,16 @@ def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
 @functools.cache
 def _set_up_training() -> None:
     """The seams of a training. TensorFlow comes with them, so they are made in the child."""
-    from worker.learning import retrain
+    from worker.learning import fit, judge, record
 
     storing = False
 
-    @_wrap(retrain, "add_epoch")
+    @_wrap(fit, "add_epoch")
     def epoch(original: Callable[..., None], *args: Any) -> None:
         original(*args)
         passing("epoch")
 
-    @_wrap(retrain, "save")
+    @_wrap(judge, "save")
     def saved(original: Callable[..., None], *args: Any) -> None:
         with _room_for_files():
             passing("to be saved")
@@ -407,15 +407,16 @@ def _set_up_training() -> None:
             storing = False
         passing("stored")
 
-    @_wrap(retrain, "finish_run")
+    @_wrap(record, "finish_run")
     def promoting(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         passing("promoting")
 
-    @_wrap(retrain, "get_model")  # the first statement after the promotion
+    @_wrap(record, "_conclude")
     def promoted(original: Callable[..., Any], *args: Any) -> Any:
+        reason = original(*args)
         passing("promoted")
-        return original(*args)
+        return reason
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """kill -9 in training and in promotion: the champion stays one, whole and loadable; the next run works.
 
-The runs are those of a stored dataset of colour pictures, which decode them and fine-tune its champion. A run
-on MNIST takes the same steps, except for the decoding.
+The runs are those of a dataset of colour pictures, which decode them and fine-tune its champion.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from jobs.models.dataset import MNIST, decoded_folder
 from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.queue import Publisher
 from jobs.schema import RunState
-from jobs.settings import ENV_PREFIX
 from labelmill.datasets.adding import add_dataset
+from tests import training
 from tests.colours import COLOURS, write_pictures
 from tests.console import folder_for_sockets, until
+from tests.digits import Digits
 from tests.faults.harness import HEALED_SECONDS, Harness
 from tests.faults.plan import Rule
 from tests.faults.servers import FaultyPostgresql
 from tests.faults.trials import Matrix
-from worker.learning import mnist
-from worker.learning.recipes import Recipe, TrainingRequest
+from worker.learning.recipes import Recipe
 
 #: The steps of a run, in order. Only after the last one is the model the champion.
 CACHE_SEAMS = ("decoding", "decoded", "cached")
 SEAMS = ("run claimed", *CACHE_SEAMS, "epoch", "saved", "storing", "stored", "promoting", "promoted")
 
-#: The stored dataset.
+#: The dataset of colour pictures.
 COLOURED = "coloured"
 
 #: What models of each dataset are: their classes and their input.
@@ -53,22 +52,22 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def trainers(
-    faulty_postgresql: FaultyPostgresql, little_mnist: mnist.Mnist, tmp_path_factory: pytest.TempPathFactory
+    faulty_postgresql: FaultyPostgresql, little_mnist: Digits, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Harness]]:
     """A harness on each database, with a trainer and no workers, 800 digits and 60 coloured pictures.
 
     Both datasets have a champion.
     """
-    idx, pictures = tmp_path_factory.mktemp("idx"), tmp_path_factory.mktemp("pictures")
-    mnist.write_folder(little_mnist, idx)
-    write_pictures(pictures, {"train": 12, "validation": 3, "test": 5})
-    settings = {"keras": True, "workers": 0, ENV_PREFIX + "MNIST_DIR": str(idx)}
+    idx = little_mnist.write(tmp_path_factory.mktemp("idx"))
+    pictures = write_pictures(tmp_path_factory.mktemp("pictures"), {"train": 12, "validation": 3, "test": 5})
+    settings = {"keras": True, "workers": 0}
     with ExitStack() as stack:
         harnesses = []
         for url in (None, faulty_postgresql.create(f"training_{new_id()}")):
             folder = stack.enter_context(folder_for_sockets())
             harness = stack.enter_context(Harness(folder / "home", ledger_url=url, **settings))
-            add_dataset(harness.ledger, harness.store, harness.settings, COLOURED, [str(pictures)])
+            for dataset, source in ((COLOURED, pictures), (MNIST, idx)):
+                add_dataset(harness.ledger, harness.store, harness.settings, dataset, [str(source)])
             harness.add_worker("trainer", processes=1, queue=RETRAIN_QUEUE)
             harnesses.append(harness)
         runs = [(harness, ask(harness, 0, dataset, first=True)) for harness in harnesses for dataset in KINDS]
@@ -80,19 +79,14 @@ def trainers(
 def ask(harness: Harness, seed: int, dataset: str = COLOURED, *, first: bool = False) -> str:
     """A training of a second or two, whose model is promoted whatever it is.
 
-    On the stored dataset it fine-tunes the champion, unless it is the first.
+    On the colour pictures, it fine-tunes the champion, unless it is the first.
     """
     run_id = new_id()
     recipe = Recipe(epochs=1, seed=seed, force=True)
     if dataset == COLOURED:
-        request = TrainingRequest(
-            dataset=dataset,
-            architecture="mlp" if first else "finetune",
-            seed=seed,
-            force=True,
-            max_minutes=0.02,
+        recipe = training.recipe(
+            architecture="mlp" if first else "finetune", seed=seed, force=True, max_minutes=0.02
         )
-        recipe = request.recipe(harness.settings)
     with harness.ledger.transaction() as connection:
         request_run(connection, run_id, recipe=recipe.to_json(), dataset=dataset)
     with closing(Publisher(harness.app)) as publisher:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import add_version
+from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.network.references import Roots
 from jobs.options import JobOptions
@@ -36,7 +37,8 @@ from worker.predicting.context import WorkerContext
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return a real, untrained model of the right shape; its answers differ between pictures."""
-    from worker.learning.training import build, save
+    from worker.learning.fit import save
+    from worker.learning.networks import build
     from worker.predicting.tensorflow_runtime import keras
 
     keras.utils.set_random_seed(1)
@@ -105,15 +107,25 @@ def submitted(
 @pytest.fixture
 def birds(ledger: Ledger) -> None:
     """Add a version of the dataset `birds`, without its images."""
+    _add_version(ledger, "birds", "finch", "heron")
+
+
+@pytest.fixture
+def mnist(ledger: Ledger) -> None:
+    """Add a version of the dataset `mnist`, without its images."""
+    _add_version(ledger, MNIST, *"0123456789")
+
+
+def _add_version(ledger: Ledger, dataset: str, *classes: str) -> None:
     with ledger.transaction() as connection:
         add_version(
             connection,
-            "birds",
+            dataset,
             after=None,
             fingerprint="b" * 64,
-            classes=("finch", "heron"),
+            classes=classes,
             summary={},
-            manifest="datasets/birds/1",
+            manifest=f"datasets/{dataset}/1",
             by_reference=False,
         )
 

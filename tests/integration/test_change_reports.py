@@ -43,6 +43,7 @@ def things(client: Client, store: Store, make_model, submitted, worker) -> Thing
     return Things(client.submit(b"x"), paused, done.id, first.id)
 
 
+@pytest.mark.usefixtures("mnist")
 @pytest.mark.parametrize(
     ("action", "change"),
     [

@@ -82,6 +82,7 @@ def test_a_job_stops_early_at_a_number_of_numpy(client):
     assert (row.error_limit, row.error_rate_limit, row.error_rate_sample) == (2, 0.5, 10)
 
 
+@pytest.mark.usefixtures("mnist")
 def test_a_seed_of_numpy_is_that_seed(client):
     assert client.run(client.retrain(seed=np.int64(5))).recipe["seed"] == 5
 

@@ -45,11 +45,11 @@ from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
 from tests.conftest import Job, plans_of
+from tests.digits import Digits
 from tests.ledger_probes import chunks_of, count_rows
 from tests.outcomes import Outcome
 from worker.learning.corrections import add_corrections
-from worker.learning.data import Data, Labelled
-from worker.learning.mnist import Mnist
+from worker.learning.data import Data
 
 
 def finish(worker, job: Job, errors: dict[int, ErrorCode] | None = None) -> None:
@@ -804,13 +804,12 @@ def file_of(pixels: npt.NDArray[np.uint8], form: str = "PNG") -> bytes:
 @pytest.fixture
 def data() -> Data:
     """Return squares of brightness 1 to 20 for training, and 101 to 110 for evaluation."""
-    return Mnist(
+    return Digits(
         np.stack([square(value) for value in range(1, 21)]),
         np.arange(20, dtype=np.uint8) % 10,
         np.stack([square(value) for value in range(101, 111)]),
         np.arange(10, dtype=np.uint8),
-        source="mnist",
-    ).prepared()
+    ).prepared(validation=0)
 
 
 @pytest.fixture
@@ -1006,8 +1005,8 @@ def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, stor
     found = learn(
         replace(
             data,
-            train=Labelled(data.train.images, data.train.labels % 8),
-            test=Labelled(data.test.images, data.test.labels % 8),
+            train=replace(data.train, labels=data.train.labels % 8),
+            test=replace(data.test, labels=data.test.labels % 8),
             classes=tuple("01234567"),
         )
     )

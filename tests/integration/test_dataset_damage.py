@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Conflict, DataUnavailable, LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.learning.runs import Run, RunClaim, get_run
+from jobs.ledger.learning.runs import Run, get_run
 from jobs.models.dataset import DatasetVersion, decoded_folder
 from jobs.models.model import InputSpec
 from jobs.schema import RunState, dataset_versions, evaluations
@@ -22,11 +22,12 @@ from jobs.settings import Settings
 from jobs.storage.dataset_list import read_manifest
 from jobs.storage.store import Store
 from labelmill.client import Client
+from tests import training
 from tests.colours import write_pictures
+from worker.learning import fit
 from worker.learning.data import Data
-from worker.learning.recipes import TrainingRequest
-from worker.learning.retrain import begin_run, retrain
 from worker.learning.stored import StoredDataset
+from worker.learning.task import execute_run
 
 #: The database makes no difference here.
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -50,12 +51,11 @@ def client(settings: Settings, pictures: Path) -> Iterator[Client]:
 
 
 @pytest.fixture
-def begin(settings: Settings, client: Client) -> Callable[[], RunClaim]:
-    """Return a function that requests and claims a training of seconds."""
+def begin(client: Client) -> Callable[[], str]:
+    """Return a function that requests a training of seconds, and returns the run's id."""
 
-    def begin() -> RunClaim:
-        request = TrainingRequest(dataset=SHAPES, architecture="mlp", seed=1, max_minutes=0.02)
-        return begin_run(settings, client.recipe_of(request), dataset=SHAPES)
+    def begin() -> str:
+        return client.retrain(dataset=SHAPES, architecture="mlp", seed=1, max_minutes=0.02)
 
     return begin
 
@@ -65,18 +65,18 @@ def version(client: Client) -> DatasetVersion:
     return client.dataset(SHAPES)
 
 
-def run_of(ledger: Ledger, claim: RunClaim) -> Run:
+def run_of(ledger: Ledger, run_id: str) -> Run:
     with ledger.reading() as connection:
-        return get_run(connection, claim.run_id)
+        return get_run(connection, run_id)
 
 
 def check_it_fails(
-    settings: Settings, ledger: Ledger, claim: RunClaim, error: type[LabelmillError], message: str
+    settings: Settings, ledger: Ledger, run_id: str, error: type[LabelmillError], message: str
 ) -> None:
     """The run ends with this error, and its row says the same."""
     with pytest.raises(error, match=message) as raised:
-        retrain(settings, claim)
-    run = run_of(ledger, claim)
+        execute_run(run_id, settings)
+    run = run_of(ledger, run_id)
     assert (run.state, run.error) == (RunState.FAILED, str(raised.value))
 
 
@@ -94,15 +94,15 @@ def same_pixels(one: Data, other: Data) -> bool:
 
 
 def test_a_dataset_is_not_removed_while_a_run_needs_it(
-    begin: Callable[[], RunClaim], client: Client, ledger: Ledger, settings: Settings
+    begin: Callable[[], str], client: Client, ledger: Ledger, settings: Settings
 ) -> None:
-    claim = begin()
-    with pytest.raises(Conflict, match=f"while training run {claim.run_id} is active"):
+    run_id = begin()
+    with pytest.raises(Conflict, match=f"while training run {run_id} is active"):
         client.remove_dataset(SHAPES)
     # and if its rows are gone anyway, the run says so.
     with ledger.transaction() as connection:
         connection.execute(dataset_versions.delete())
-    check_it_fails(settings, ledger, claim, NotFound, "There is no dataset 'shapes'")
+    check_it_fails(settings, ledger, run_id, NotFound, "There is no dataset 'shapes'")
 
 
 def test_removing_a_dataset_removes_its_decoded_images(
@@ -115,32 +115,41 @@ def test_removing_a_dataset_removes_its_decoded_images(
 
 
 def test_a_version_that_is_added_during_a_training_is_for_the_next_one(
-    begin: Callable[[], RunClaim],
+    begin: Callable[[], str],
     client: Client,
     ledger: Ledger,
     settings: Settings,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a run that has loaded its data
-    claim = begin()
+    run_id = begin()
 
     # When a version is added, in which half of the test images are new
-    def add(*_: Any) -> None:
+    def add() -> None:
         more = write_pictures(tmp_path / "more", {"train": 90, "test": 5})
         assert client.add_dataset(SHAPES, more).version.version == 2
 
-    done = retrain(settings, claim, on_data=add)
+    fitting = fit.train
+
+    def add_and_fit(*args: Any, **more: Any) -> Any:
+        add()
+        return fitting(*args, **more)
+
+    monkeypatch.setattr(fit, "train", add_and_fit)
+    execute_run(run_id, settings)
+    monkeypatch.undo()
     # Then the run has trained and evaluated on the one that it began with
-    run = run_of(ledger, claim)
+    run = run_of(ledger, run_id)
     assert (run.dataset_version, run.data_source) == (1, "shapes, version 1")
     assert run.data is not None
     assert (run.data["train_images"], run.data["evaluation_images"]) == (36, 15)
     with ledger.reading() as connection:
-        [row] = connection.execute(evaluations.select().where(evaluations.c.model_id == done.model.id))
+        [row] = connection.execute(evaluations.select().where(evaluations.c.model_id == run.model_id))
     assert (row.dataset_version, len(row.answers)) == (1, 15 * 4)
     # and the next one takes the new one.
     second = begin()
-    retrain(settings, second)
+    execute_run(second, settings)
     assert run_of(ledger, second).dataset_version == 2
 
 
@@ -148,7 +157,7 @@ def test_a_version_that_is_added_during_a_training_is_for_the_next_one(
 
 
 def test_a_damaged_payload_or_list_of_images_is_named(
-    begin: Callable[[], RunClaim], ledger: Ledger, settings: Settings, store: Store, version: DatasetVersion
+    begin: Callable[[], str], ledger: Ledger, settings: Settings, store: Store, version: DatasetVersion
 ) -> None:
     assert store.folder is not None
     remedy = "[Rr]estore it, or add the images as a dataset with another name"
@@ -166,7 +175,7 @@ def test_a_damaged_payload_or_list_of_images_is_named(
         check_it_fails(settings, ledger, begin(), DataUnavailable, f"{missing}.*{remedy}")
         assert decoded(settings) == []
         path.write_bytes(content)
-    retrain(settings, begin())
+    execute_run(begin(), settings)
 
 
 def test_a_store_that_cannot_be_reached_for_a_moment_costs_no_training(
@@ -191,27 +200,27 @@ def test_an_image_by_reference_that_has_changed_is_named(
     settings = settings.model_copy(update={"reference_roots": (str(pictures),)})
     with closing(Client(settings)) as client:
         client.add_dataset("referred", pictures, by_reference=True)
-        recipe = client.recipe_of(TrainingRequest(dataset="referred", architecture="mlp", max_minutes=0.02))
+    recipe = training.recipe(architecture="mlp", max_minutes=0.02)
     file = next((pictures / "train" / "red").iterdir())
     content = file.read_bytes()
     remedy = "Put it back as it was, or add the images as a dataset with another name"
     # When one of them has changed, or is gone
     file.write_bytes(content[:-1] + b"?")
-    claim = begin_run(settings, recipe, dataset="referred")
-    check_it_fails(settings, ledger, claim, DataUnavailable, f"{file.name} cannot be read .*{remedy}")
+    run_id = training.request(settings, recipe, "referred")
+    check_it_fails(settings, ledger, run_id, DataUnavailable, f"{file.name} cannot be read .*{remedy}")
     file.unlink()
-    claim = begin_run(settings, recipe, dataset="referred")
-    check_it_fails(settings, ledger, claim, DataUnavailable, f"{file.name} cannot be read .*{remedy}")
+    run_id = training.request(settings, recipe, "referred")
+    check_it_fails(settings, ledger, run_id, DataUnavailable, f"{file.name} cannot be read .*{remedy}")
     # Then the message names it, and with the old one the next training works.
     file.write_bytes(content)
-    retrain(settings, begin_run(settings, recipe, dataset="referred"))
+    training.train(settings, recipe, "referred")
 
 
 # ---- the cache ----------------------------------------------------------------------------------------
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    begin: Callable[[], RunClaim], ledger: Ledger, settings: Settings
+    begin: Callable[[], str], ledger: Ledger, settings: Settings
 ) -> None:
     # A file in the folder's place, because the tests may run as root, who can write anywhere.
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -222,21 +231,25 @@ def test_a_cache_that_cannot_be_written_is_named(
     )
     check_it_fails(settings, ledger, begin(), DataUnavailable, message)
     blocked.unlink()
-    retrain(settings, begin())
+    execute_run(begin(), settings)
 
 
 def test_a_trained_model_that_cannot_be_kept_is_named(
-    begin: Callable[[], RunClaim], ledger: Ledger, settings: Settings
+    begin: Callable[[], str], ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill(*_: Any) -> None:
+    adding = fit.EpochWriter.add
+
+    def fill(*args: Any) -> None:
+        adding(*args)
         if settings.cache_dir.is_dir():
             shutil.rmtree(settings.cache_dir)
             settings.cache_dir.write_bytes(b"")
 
-    claim = begin()
+    run_id = begin()
+    monkeypatch.setattr(fit.EpochWriter, "add", fill)
     with pytest.raises(Unavailable, match=r"No model can be stored in .*cache"):
-        retrain(settings, claim, on_epoch=fill)
-    run = run_of(ledger, claim)
+        execute_run(run_id, settings)
+    run = run_of(ledger, run_id)
     assert run.state == RunState.FAILED
     assert "is its disk full, or is it another user's?" in (run.error or "")
 

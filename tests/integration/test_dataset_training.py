@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from jobs.errors import DataUnavailable, NotFound, UserError
+from jobs.errors import DataUnavailable, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.corrections import NewCorrection, correction_key, save_corrections
@@ -27,16 +27,16 @@ from jobs.ledger.learning.runs import RunLost, get_run
 from jobs.models.dataset import Split, decoded_folder
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
+from jobs.models.training_request import TrainingRequest
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.storage.dataset_list import read_manifest
 from jobs.storage.store import Store
 from labelmill.client import Client
+from tests import training
 from tests.colours import COLOURS, picture, write_pictures
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
-from worker.learning.recipes import TrainingRequest
-from worker.learning.retrain import Retrained, begin_run, retrain
 from worker.learning.stored import StoredDataset
 from worker.predicting.decode import content_hash
 
@@ -63,13 +63,14 @@ def shapes(client: Client, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def train(settings: Settings, client: Client) -> Callable[..., Retrained]:
+def train(settings: Settings, client: Client) -> Callable[..., training.Trained]:
     """Return a function that trains on a dataset, with the options of a request."""
 
-    def train(dataset: str, *, replace: bool = True, **options: Any) -> Retrained:
-        options = {"seed": 1, "max_minutes": 0.04} | options
-        recipe = client.recipe_of(TrainingRequest(dataset=dataset, **options))
-        return retrain(settings, begin_run(settings, recipe, dataset=dataset), replace=replace)
+    def train(dataset: str, **options: Any) -> training.Trained:
+        request = TrainingRequest.of(dataset=dataset, **({"seed": 1, "max_minutes": 0.04} | options))
+        with client.ledger.reading() as connection:
+            recipe = client.check_request(connection, request)
+        return training.train(settings, recipe, dataset)
 
     return train
 
@@ -102,7 +103,7 @@ def champion_of(ledger: Ledger, dataset: str) -> Model | None:
 
 
 def test_a_dataset_of_ones_own_gets_a_champion_of_its_own(
-    shapes: str, train: Callable[..., Retrained], ledger: Ledger, load: Callable[..., Data]
+    shapes: str, train: Callable[..., training.Trained], ledger: Ledger, load: Callable[..., Data]
 ) -> None:
     # Given colour pictures of 24x24 pixels, when a model is trained on them
     done = train(shapes)
@@ -132,7 +133,7 @@ def test_a_dataset_of_ones_own_gets_a_champion_of_its_own(
 
 
 def test_a_model_of_another_size_is_compared_with_the_champion(
-    shapes: str, train: Callable[..., Retrained]
+    shapes: str, train: Callable[..., training.Trained]
 ) -> None:
     # Given a champion for small images, when a model is trained for larger ones
     train(shapes, size=16, **LIGHT)
@@ -144,21 +145,22 @@ def test_a_model_of_another_size_is_compared_with_the_champion(
 
 
 def test_an_evaluation_decodes_the_test_set_only(
-    shapes: str, train: Callable[..., Retrained], client: Client, settings: Settings
+    shapes: str, train: Callable[..., training.Trained], client: Client, settings: Settings
 ) -> None:
     # Given a model whose training left nothing in the cache
     done = train(shapes, **LIGHT)
     shutil.rmtree(decoded_folder(settings.cache_dir, shapes))
     # When it is evaluated, then its figures are the same
-    said: list[str] = []
-    evaluation = client.evaluate(done.model.id, on_message=said.append)
+    evaluation = client.evaluate(done.model.id)
     stored = client.evaluation(done.model.id)
     assert stored is not None
     assert (evaluation.total, evaluation.confusion) == (15, stored.evaluation.confusion)
-    assert [line for line in said if "decoding" in line] == [f"decoding 15 test images of {shapes}"]
+    assert [path.name for path in settings.cache_dir.rglob("*.pixels")] == ["test.pixels"]
 
 
-def test_ten_images_are_enough(client: Client, train: Callable[..., Retrained], tmp_path: Path) -> None:
+def test_ten_images_are_enough(
+    client: Client, train: Callable[..., training.Trained], tmp_path: Path
+) -> None:
     folder = write_pictures(tmp_path / "few", {"train": 3, "val": 1, "test": 1}, ("red", "blue"))
     client.add_dataset("few", folder)
     assert train("few", **LIGHT).model.dataset == "few"
@@ -168,16 +170,13 @@ def test_decoded_images_are_kept_for_the_next_training(
     shapes: str, load: Callable[..., Data], ledger: Ledger, store: Store
 ) -> None:
     # Given a dataset that was loaded once
-    said: list[str] = []
-    first = load(shapes, say=said.append)
-    assert len(said) == 3
+    first = load(shapes)
     # When its payloads are gone
     with ledger.reading() as connection:
         for payload in read_manifest(store, get_version(connection, shapes)).payloads:
             store.remove(payload.key)
     # Then it can be loaded again, at once and with the same images
-    again = load(shapes, say=said.append)
-    assert len(said) == 3
+    again = load(shapes)
     for one, other in ((first.train, again.train), (first.test, again.test)):
         assert (one.take(slice(None)) == other.take(slice(None))).all()
         assert (one.labels == other.labels).all()
@@ -259,7 +258,7 @@ def test_a_trainer_that_is_killed_while_it_decodes_leaves_no_file_to_be_used(
 
 @pytest.mark.slow
 def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
-    shapes: str, client: Client, train: Callable[..., Retrained], ledger: Ledger, tmp_path: Path
+    shapes: str, client: Client, train: Callable[..., training.Trained], ledger: Ledger, tmp_path: Path
 ) -> None:
     # Given a champion of three classes, and a dataset of two of them
     first = train(shapes, size=16)
@@ -280,7 +279,7 @@ def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
 
 
 def test_what_cannot_be_trained_is_refused_with_advice(
-    shapes: str, client: Client, train: Callable[..., Retrained]
+    shapes: str, train: Callable[..., training.Trained]
 ) -> None:
     with pytest.raises(NotFound, match="no champion to start from: name a model with --from"):
         train(shapes, architecture="finetune")
@@ -288,15 +287,19 @@ def test_what_cannot_be_trained_is_refused_with_advice(
         train("shape")
     with pytest.raises(NotFound, match="There is no model"):
         train(shapes, architecture="finetune", start=new_id())
-    with pytest.raises(UserError, match="28x28"):
-        client.recipe_of(TrainingRequest(size=32))
+    with pytest.raises(NotFound, match="Dataset mnist has not been added yet: `labelmill train` adds it"):
+        train("mnist")
 
 
 # ---- corrections --------------------------------------------------------------------------------------
 
 
 def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
-    shapes: str, train: Callable[..., Retrained], load: Callable[..., Data], ledger: Ledger, store: Store
+    shapes: str,
+    train: Callable[..., training.Trained],
+    load: Callable[..., Data],
+    ledger: Ledger,
+    store: Store,
 ) -> None:
     # Given a champion, and corrections of new pictures, a training, a validation and a test image
     model = train(shapes, **LIGHT).model
@@ -335,5 +338,4 @@ def test_the_manifest_knows_pictures_by_the_hash_of_corrections(
     shapes: str, load: Callable[..., Data]
 ) -> None:
     data = load(shapes)
-    assert data.train.pictures is not None
     assert data.train.pictures[0] == content_hash(png(data.train.take([0])[0]))

@@ -22,7 +22,7 @@ from jobs import ids
 from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavailable, UserError
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import CHAMPION
-from jobs.models.dataset import MAX_CLASSES, MNIST, Split
+from jobs.models.dataset import MAX_CLASSES, Split
 from jobs.network.references import Reference, Roots
 from jobs.schema import aliases, db_now, models, training_runs
 from jobs.settings import Settings
@@ -342,11 +342,7 @@ def test_two_labels_for_one_path_in_an_archive_are_a_conflict(client, tmp_path) 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_idx_files_bring_their_labels(client, little_mnist, tmp_path) -> None:
-    from worker.learning import mnist
-
-    folder = tmp_path / "idx"
-    folder.mkdir()
-    mnist.write_folder(little_mnist, folder)
+    folder = little_mnist.write(tmp_path / "idx")
     images = [str(path) for path in sorted(folder.iterdir()) if "images" in path.name]
     by_folder = client.add_dataset("folder", folder).version
     by_file = client.add_dataset("files", *images).version
@@ -648,8 +644,6 @@ def test_a_dataset_with_a_champion_or_an_active_run_stays(client, ledger, store,
         connection.execute(aliases.update().where(aliases.c.name == CHAMPION).values(dataset="pets"))
     with pytest.raises(Conflict, match=f"model {champion.id} is its champion"):
         client.remove_dataset("pets")
-    with pytest.raises(Conflict, match="built in"):
-        client.remove_dataset(MNIST)
 
     assert stored_files(store) == files
 
@@ -715,17 +709,13 @@ def test_the_commands_add_list_show_and_remove(command, tmp_path) -> None:
     assert "no new version" in again.stderr
 
     listed = json.loads(command("--json").stdout)
-    assert [(each["dataset"], each["version"], each["built_in"]) for each in listed] == [
-        ("mnist", None, True),
-        ("pets", 1, False),
-    ]
+    assert [(each["dataset"], each["version"]) for each in listed] == [("pets", 1)]
     assert "pets" in command().stdout
 
     shown = command("show", "pets").stdout
     assert "cat" in shown
     assert "8 x 8" in shown
     assert json.loads(command("show", "pets", "--json").stdout)["summary"]["images"] == 80
-    assert "built in" in command("show", "mnist").stdout
     assert command("show", "pets", "--version", 2).exit_code == 2
 
     assert json.loads(command("remove", "pets", "--json").stdout) == {"dataset": "pets", "versions": 1}

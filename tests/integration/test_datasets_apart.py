@@ -36,13 +36,13 @@ from jobs.ledger.learning.runs import (
     request_run,
 )
 from jobs.messages import RETRAIN_QUEUE
-from jobs.models.evaluation import Part
+from jobs.models.evaluation import GateLimits, Part
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs, training_runs
-from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.datasets.mnist import GATE
 from tests.conftest import Broker, JobMaker, ModelMaker
 from tests.evaluations import made_evaluation
 from worker.reconciler import Reconciler
@@ -175,15 +175,9 @@ def test_an_accuracy_names_the_version_that_it_is_about(client: Client, finch: M
 
 def test_the_limits_for_digits_do_not_judge_other_images() -> None:
     evaluation, _ = made_evaluation([0, 1, 2], [1, 2, 0])
-    settings = Settings()
-    assert [check.name for check in check_limits(settings.gate_limits_of(MNIST), evaluation)] == [
-        "accuracy",
-        "class recall",
-        "calibration",
-        "speed",
-    ]
-    assert check_limits(settings.gate_limits_of(BIRDS), evaluation) == ()
-    assert settings.gate_limits_of(BIRDS).significance == settings.gate_significance
+    digits = check_limits(GateLimits(**GATE), evaluation)
+    assert [check.name for check in digits] == ["accuracy", "class recall", "calibration", "speed"]
+    assert check_limits(GateLimits(), evaluation) == ()
 
 
 # ---- jobs and shadows ---------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_a_dataset_has_limits_of_its_own(cli, client, store, make_model):
     before = listed(cli)
     assert before[BIRDS]["min_accuracy"] is None
 
-    # When the dataset requires more, then the gate refuses it, and mnist's limits stay
+    # When the dataset requires more, then the gate refuses it
     cli(BIRDS, "--min-accuracy", "0.9", "--min-class-recall", "0.95")
     cli(BIRDS, "--min-class-recall", "off")
     assert client.promote(heron.id).reason == "refused: accuracy is 0.7500, below the minimum of 0.9"

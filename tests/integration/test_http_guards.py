@@ -287,7 +287,7 @@ def test_a_full_backlog_is_unavailable(
 # ---- the audit ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("champion")
+@pytest.mark.usefixtures("champion", "mnist")
 def test_what_cannot_be_recorded_is_not_changed(served: Served, ledger: Ledger) -> None:
     client = served()
     wanted = {"input_file_id": upload(client, b"x").json()["id"]}

@@ -60,7 +60,7 @@ def lambda_file(tmp_path: Path, trap: Path) -> bytes:
 @pytest.fixture
 def h5_file(tmp_path: Path) -> bytes:
     """Return a model in the older HDF5 format, saved by Keras."""
-    from worker.learning.training import build
+    from worker.learning.fit import build
 
     path = tmp_path / "model.h5"
     build("mlp", MNIST_INPUT, 10).save(path)

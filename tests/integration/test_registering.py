@@ -20,8 +20,8 @@ from jobs.ledger.learning.models import find_champion, find_evaluation, get_mode
 from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
+from tests.digits import Digits
 from tests.kerasfile import keras_file
-from worker.learning import mnist
 from worker.predicting.classifier import load_model
 from worker.predicting.context import WorkerContext
 from worker.predicting.tensorflow_runtime import keras
@@ -32,10 +32,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, monkeypatch) -> Run:
+def run(settings: Settings, tmp_path: Path, little_mnist: Digits, monkeypatch) -> Run:
     """Return a function: `run("register", path)` returns exit code, stdout, stderr; with 300 test images."""
-    mnist.write_folder(little_mnist, tmp_path)
-    for name, value in settings.model_copy(update={"mnist_dir": tmp_path}).environment().items():
+    folder = little_mnist.write(tmp_path / "idx")
+    for name, value in settings.model_copy(update={"mnist_dir": folder}).environment().items():
         monkeypatch.setenv(name, value)
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -86,7 +86,7 @@ def make_any_size(path: Path) -> Path:
 
 
 def test_a_file_becomes_a_model_is_measured_and_promoted(
-    run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: mnist.Mnist
+    run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: Digits
 ) -> None:
     # Given a model that was trained elsewhere, when it is registered
     code, printed, said = run("register", make_file("threes", bias=3), "--architecture", "constant")
@@ -118,7 +118,7 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
         stored = find_evaluation(connection, model_id)
         [model] = list_models(connection)
     assert stored is not None
-    assert stored.data_fingerprint == little_mnist.evaluation_fingerprint
+    assert (stored.dataset, stored.version) == ("mnist", 1)
     assert model.accuracy == threes / 300
 
     # And it can be promoted
@@ -150,7 +150,7 @@ def test_a_model_belongs_to_its_dataset_and_has_its_classes(
 
 
 def test_the_champion_is_measured_as_well_where_it_was_not_yet(
-    run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: mnist.Mnist
+    run: Run, make_file: Callable[..., Path], ledger: Ledger
 ) -> None:
     # Given a champion that was never evaluated, and another model
     champion = run("register", make_file("one", bias=1))[1].strip()
@@ -162,7 +162,7 @@ def test_the_champion_is_measured_as_well_where_it_was_not_yet(
     assert (code, said.count("evaluating model")) == (0, 2)
     with ledger.reading() as connection:
         for model_id in (champion, other):
-            assert find_evaluation(connection, model_id, little_mnist.evaluation_fingerprint) is not None
+            assert find_evaluation(connection, model_id) is not None
 
     # And a second evaluation is only of the other model
     assert run("evaluate", other)[2].count("evaluating model") == 1
@@ -294,14 +294,6 @@ def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
     assert run("promote", model_id, "--force")[0] == 0
 
 
-def test_a_model_of_the_classes_that_the_data_name_can_be_measured(
-    run: Run, make_file: Callable[..., Path], tmp_path: Path
-) -> None:
-    (tmp_path / mnist.CLASS_NAMES).write_text("\n".join("abcdefghij"))
-    _, printed, said = run("register", make_file("letters"), "--classes", "a,b,c,d,e,f,g,h,i,j")
-    assert f"labelmill models evaluate {printed.strip()}" in said
-
-
 @pytest.mark.parametrize(
     ("shape", "classes"), [((64, 64, 3), 10), ((28, 28, 3), 10), ((32, 32), 10), ((28, 28), 9)]
 )
@@ -343,7 +335,7 @@ def test_class_names_are_read_from_a_file(
 
 
 def test_a_model_that_answers_logits_is_served_and_evaluated_with_a_softmax(
-    run: Run, tmp_path: Path, settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+    run: Run, tmp_path: Path, settings: Settings, ledger: Ledger, little_mnist: Digits
 ) -> None:
     # Given a network without a softmax, when it is registered with --logits
     path = make_without_softmax(tmp_path / "logits.keras")

@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from PIL import Image
 from sqlalchemy.engine import Connection
 
-from jobs.errors import DataUnavailable, Unavailable
+from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning import runs
 from jobs.ledger.learning.corrections import NewCorrection, correction_key, save_corrections
+from jobs.ledger.learning.datasets import get_version
 from jobs.ledger.learning.models import champion_history, find_champion, find_evaluation, list_models
 from jobs.ledger.learning.runs import (
     RUN_LEASE_SECONDS,
@@ -30,33 +30,65 @@ from jobs.ledger.learning.runs import (
     RunClaim,
     RunLost,
     cancel_run,
+    claim_run,
     epochs_of,
     get_run,
     latest_runs,
     verdict_on,
 )
 from jobs.messages import RETRAIN_TASK
+from jobs.models.dataset import MNIST
 from jobs.queue import make_app
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from labelmill.client import Client
+from tests import training
 from tests.console import until
+from tests.digits import Digits
 from tests.ledger_probes import champion_of
-from worker.learning import heartbeat, mnist, retrain
+from tests.training import Trained
+from worker.learning import fit, heartbeat, prepare, record, trainer
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
-from worker.learning.retrain import Retrained, begin_run
+from worker.learning.task import execute_run
 from worker.predicting.classifier import Classifier
 from worker.tasks import register_tasks
 
 QUICK = Recipe(epochs=2, batch_size=32, seed=3)
 
 
-def train(settings: Settings, data: mnist.Mnist, recipe: Recipe = QUICK, **more: Any) -> Retrained:
-    """Request a run, claim it in this process, and train."""
-    return retrain.retrain(settings, begin_run(settings, recipe), data, **more)
+def train(settings: Settings, data: Digits, recipe: Recipe = QUICK, **more: Any) -> Trained:
+    """Add the data, unless they are added already, and train in this process."""
+    add(settings, data)
+    return training.train(settings, recipe, **more)
+
+
+def add(settings: Settings, data: Digits) -> None:
+    with Client(settings) as client:
+        data.add_to(client, settings.home / "idx")
+
+
+def begin(settings: Settings, ledger: Ledger) -> RunClaim:
+    """Request a run, and claim it."""
+    run_id = training.request(settings, QUICK)
+    with ledger.transaction() as connection:
+        claim = claim_run(connection, run_id, owner="a test")
+    assert claim is not None
+    return claim
+
+
+def cut(data: Digits, *, test: int) -> Digits:
+    """Return the same data with only the first test images."""
+    return dataclasses.replace(data, test_images=data.test_images[:test], test_labels=data.test_labels[:test])
+
+
+def latest_fingerprint(ledger: Ledger) -> str:
+    """Return the fingerprint of the test set of the latest run."""
+    data = latest(ledger).data
+    assert data is not None
+    return str(data["evaluation_fingerprint"])
 
 
 def latest(ledger: Ledger) -> Run:
@@ -68,10 +100,10 @@ def latest(ledger: Ledger) -> Run:
 
 
 def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
-    settings: Settings, ledger: Ledger, store: Store, little_mnist: mnist.Mnist, tmp_path: Path
+    settings: Settings, ledger: Ledger, store: Store, little_mnist: Digits, tmp_path: Path
 ) -> None:
     # given no model, when one is trained
-    done = train(settings, little_mnist, replace=False)
+    done = train(settings, little_mnist, keep_champion=True)
 
     # then it is the champion, with its measured figures
     with ledger.reading() as connection:
@@ -79,11 +111,12 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
         epochs = epochs_of(connection, done.run_id)
         verdict = verdict_on(connection, done.run_id)
         assert champion is not None
-        evaluation = find_evaluation(connection, champion.id, little_mnist.evaluation_fingerprint)
+        evaluation = find_evaluation(connection, champion.id, latest_fingerprint(ledger))
+        version = get_version(connection, MNIST)
         [move] = champion_history(connection)
     assert champion.id == done.model.id
     assert champion.aliases == ("champion",)
-    assert champion.metrics == {"data": "mnist", "run": done.run_id, "precision": "float32"}
+    assert champion.metrics == {"data": "mnist, version 1", "run": done.run_id, "precision": "float32"}
     assert evaluation is not None
     assert champion.accuracy == evaluation.evaluation.accuracy > 0.7
     assert evaluation.evaluation.total == 300
@@ -95,19 +128,19 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     run = latest(ledger)
     assert (run.id, run.state, run.model_id) == (done.run_id, RunState.DONE, champion.id)
     assert run.verdict == done.reason
-    assert Recipe.from_json(run.recipe) == QUICK
-    assert (run.data_source, run.data_fingerprint) == ("mnist", little_mnist.fingerprint)
-    held_out = round(800 * QUICK.held_out)
-    assert held_out > 0
+    assert Recipe.from_json(run.recipe) == dataclasses.replace(QUICK, keep_champion=True)
+    assert (run.data_source, run.data_fingerprint) == ("mnist, version 1", version.fingerprint)
+    splits = version.summary["splits"]
+    assert splits["train"] + splits["validation"] == 800
     assert run.data == {
-        "train_images": 800 - held_out,
-        "validation_images": held_out,
+        "train_images": splits["train"],
+        "validation_images": splits["validation"],
         "evaluation_images": 300,
         "corrections": 0,
         "live_images": 0,
         "left_out": 0,
         "classes": list("0123456789"),
-        "evaluation_fingerprint": little_mnist.evaluation_fingerprint,
+        "evaluation_fingerprint": latest_fingerprint(ledger),
         "input": {"width": 28, "height": 28, "mode": "L"},
     }
     assert [epoch.epoch for epoch in epochs] == [1, 2]
@@ -119,7 +152,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
 
 
 def test_with_force_it_is_promoted_all_the_same_and_that_is_recorded(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+    settings: Settings, ledger: Ledger, little_mnist: Digits
 ) -> None:
     train(settings, little_mnist)
     forced = train(settings, little_mnist, Recipe(epochs=1, batch_size=256, seed=5, force=True))
@@ -134,29 +167,25 @@ def test_with_force_it_is_promoted_all_the_same_and_that_is_recorded(
 
 
 def test_a_champion_stays_where_it_is_not_to_be_replaced(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+    settings: Settings, ledger: Ledger, little_mnist: Digits
 ) -> None:
     first = train(settings, little_mnist)
-    other = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4), replace=False)
+    other = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4), keep_champion=True)
     assert other.reason == f"not promoted: {first.model.id} stays the champion"
     assert champion_of(ledger) == first.model.id
 
 
 def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+    settings: Settings, ledger: Ledger, little_mnist: Digits
 ) -> None:
     # given a champion whose evaluation was made on other images
-    fewer = dataclasses.replace(
-        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
-    )
+    fewer = cut(little_mnist, test=200)
     first = train(settings, fewer)
-    with ledger.reading() as connection:
-        assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is None
 
     # when another model is trained, then both are compared on the same images
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
     with ledger.reading() as connection:
-        assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is not None
+        assert find_evaluation(connection, first.model.id, latest_fingerprint(ledger)) is not None
         verdict = verdict_on(connection, second.run_id)
     assert verdict is not None
     assert "test set" in {check["name"] for check in verdict.checks}
@@ -166,16 +195,14 @@ def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
 def test_a_champion_that_does_not_run_costs_no_new_model(
     settings: Settings,
     ledger: Ledger,
-    little_mnist: mnist.Mnist,
+    little_mnist: Digits,
     monkeypatch: pytest.MonkeyPatch,
     error: str,
 ) -> None:
     # given a champion evaluated on other images, which fails in TensorFlow on these
     from worker.predicting.tensorflow_runtime import tf
 
-    fewer = dataclasses.replace(
-        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
-    )
+    fewer = cut(little_mnist, test=200)
     first = train(settings, fewer)
     real, evaluated = Classifier.probabilities, set()
 
@@ -186,7 +213,7 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
         return real(classifier, pixels)
 
     monkeypatch.setattr(Classifier, "probabilities", choosy)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,))
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0,))
 
     # when another model is trained, then the run is done, and the verdict says that they were not compared
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
@@ -201,46 +228,11 @@ def end_lease(ledger: Ledger) -> None:
         connection.execute(training_runs.update().values(lease_until=db_now(-1)))
 
 
-def cut(data: mnist.Mnist, images: int) -> mnist.Mnist:
-    """Return the same data with only the first training images."""
-    return dataclasses.replace(
-        data, train_images=data.train_images[:images], train_labels=data.train_labels[:images]
-    )
-
-
-@pytest.mark.parametrize("images", [2, 12])
-def test_of_few_images_one_is_held_out(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, images: int
-) -> None:
-    # given so few images that a thirtieth of them is less than one, when a model is trained
-    done = train(settings, cut(little_mnist, images))
-
-    # then one image is held out, the run is done, and each epoch has its validation figures
-    run = latest(ledger)
-    assert run.state == RunState.DONE
-    assert run.data is not None
-    assert (run.data["train_images"], run.data["validation_images"]) == (images - 1, 1)
-    with ledger.reading() as connection:
-        epochs = epochs_of(connection, done.run_id)
-    assert len(epochs) == QUICK.epochs
-    assert all(math.isfinite(epoch.val_loss) and epoch.val_accuracy in (0, 1) for epoch in epochs)
-
-
-def test_one_image_is_too_few_to_train_with(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
-) -> None:
-    with pytest.raises(DataUnavailable, match="but there are 1"):
-        train(settings, cut(little_mnist, 1))
-    run = latest(ledger)
-    assert run.state == RunState.FAILED
-    assert (run.error or "").startswith("Training needs at least 2 images")
-
-
 # ---- failures -----------------------------------------------------------------------------------------
 
 
 def test_a_training_that_fails_changes_nothing_and_says_why(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a champion, and a store that fails when the new model is saved
     first = train(settings, little_mnist)
@@ -249,7 +241,7 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
         raise Unavailable("The store cannot be written: no space left on device")
 
     monkeypatch.setattr(Store, "put", broken)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0, 0.0))
 
     # when a model is trained
     with pytest.raises(Unavailable):
@@ -264,33 +256,33 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
     assert "no space left" in (run.error or "")
 
 
-def test_ctrl_c_interrupts_the_run(settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist) -> None:
-    def press_it(*_: object) -> None:
+def test_ctrl_c_interrupts_the_run(
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_it(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(fit, "train", press_it)
     with pytest.raises(KeyboardInterrupt):
-        train(settings, little_mnist, on_batch=press_it)
+        train(settings, little_mnist)
     run = latest(ledger)
     assert (run.state, run.error) == (RunState.INTERRUPTED, "its trainer was stopped")
     assert champion_of(ledger) is None
 
 
-@pytest.mark.parametrize("person", ["train", "retrain"])
 def test_a_trainer_that_died_is_in_nobodys_way(
-    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, person: str
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a run whose trainer died, and no reconciler
+    add(settings, little_mnist)
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
-    dead = begin_run(settings, QUICK)
+    dead = begin(settings, ledger)
     end_lease(ledger)
 
     # when another run is requested, then the caller is told of the dead one, and gets a new run
     waited: list[Run] = []
-    if person == "train":
-        begin_run(settings, QUICK, on_wait=waited.append)
-    else:
-        with Client(settings) as client:
-            client.retrain(on_wait=waited.append)
+    with Client(settings) as client:
+        client.retrain(on_wait=waited.append)
     assert [run.id for run in waited] == [dead.run_id]
     with ledger.reading() as connection:
         assert get_run(connection, dead.run_id).state == RunState.INTERRUPTED
@@ -298,26 +290,34 @@ def test_a_trainer_that_died_is_in_nobodys_way(
 
 
 def test_a_run_that_was_cancelled_ends_at_the_next_batch_and_changes_nothing(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a run that is cancelled during its first batch, and a heartbeat that notices
+    add(settings, little_mnist)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
-    claim = begin_run(settings, QUICK)
+    run_id = training.request(settings, QUICK)
     batches = []
+    real = fit.train
 
-    def cancel(_epoch: int, done: int, _total: int) -> None:
-        batches.append(done)
-        with ledger.transaction() as connection:
-            cancel_run(connection, claim.run_id)
-        until(
-            lambda: not any(thread.name == "heartbeat" for thread in threading.enumerate()),
-            "the heart stands still",
-        )
+    def cancel_in(*args: Any, on_batch: Callable[[], None], **more: Any) -> Any:
+        def cancel() -> None:
+            batches.append(True)
+            with ledger.transaction() as connection:
+                cancel_run(connection, run_id)
+            until(
+                lambda: not any(thread.name == "heartbeat" for thread in threading.enumerate()),
+                "the heart stands still",
+            )
+            on_batch()
+
+        return real(*args, on_batch=cancel, **more)
+
+    monkeypatch.setattr(fit, "train", cancel_in)
 
     # when the training goes on, then it ends before the next batch, and there is no model
     with pytest.raises(RunLost, match="is cancelled"):
-        retrain.retrain(settings, claim, little_mnist, on_batch=cancel)
-    assert batches == [1]
+        execute_run(run_id, settings)
+    assert len(batches) == 1
     run = latest(ledger)
     assert (run.state, run.error, run.epochs_done) == (RunState.CANCELLED, None, 0)
     with ledger.reading() as connection:
@@ -325,30 +325,31 @@ def test_a_run_that_was_cancelled_ends_at_the_next_batch_and_changes_nothing(
 
 
 def test_a_run_that_is_lost_at_its_last_step_promotes_nothing(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a run that is cancelled just before its model is judged
-    register = retrain.register_model
-    claim = begin_run(settings, QUICK)
+    add(settings, little_mnist)
+    register = record.register_model
+    run_id = training.request(settings, QUICK)
 
     def register_and_cancel(*args: Any, **kwargs: Any) -> Any:
         with ledger.transaction() as connection:
-            cancel_run(connection, claim.run_id)
+            cancel_run(connection, run_id)
         return register(*args, **kwargs)
 
-    monkeypatch.setattr(retrain, "register_model", register_and_cancel)
+    monkeypatch.setattr(record, "register_model", register_and_cancel)
 
     # when the run finishes, then the promotion is rolled back with it
     with pytest.raises(RunLost):
-        retrain.retrain(settings, claim, little_mnist)
+        execute_run(run_id, settings)
     assert champion_of(ledger) is None
     with ledger.reading() as connection:
         assert champion_history(connection) == []
-        assert verdict_on(connection, claim.run_id) is None
+        assert verdict_on(connection, run_id) is None
 
 
 def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a ledger and a store that fail once at each step of a run, the ledger after the commit
     broken: list[str] = []
@@ -359,7 +360,7 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
         step = sys._getframe(2).f_code.co_name
         with real(one, **named) as connection:
             yield connection
-        if step in ("describe", "add", "register_model", "conclude") and step not in broken:
+        if step in ("describe", "add", "register_model", "_conclude") and step not in broken:
             broken.append(step)
             raise Unavailable("the connection broke")
 
@@ -373,11 +374,11 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
     monkeypatch.setattr(Store, "put", put_later)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0, 0.0))
 
     # When a model is trained for two epochs, Then it is promoted, and each epoch is recorded once
     done = train(settings, little_mnist)
-    assert broken == ["describe", "add", "put", "register_model", "conclude"]
+    assert broken == ["describe", "add", "put", "register_model", "_conclude"]
     assert champion_of(ledger) == done.model.id
     with ledger.reading() as connection:
         assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
@@ -405,19 +406,19 @@ def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_a_ledger_that_stays_away_costs_no_training(
     settings: Settings,
     ledger: Ledger,
-    little_mnist: mnist.Mnist,
+    little_mnist: Digits,
     away: dict[str, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a ledger that is unavailable at each epoch, and at the end for longer than a lease
-    pauses = [*retrain._RETRY_PAUSES, *retrain._RETRY_PAUSES[-1:] * retrain._EXTRA_RETRIES]
+    pauses = [*trainer.RETRY_PAUSES, *trainer.RETRY_PAUSES[-1:] * trainer.EXTRA_RETRIES]
     assert sum(pauses) > RUN_LEASE_SECONDS
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,) * len(retrain._RETRY_PAUSES))
-    away |= {"add": 10**9, "register_model": len(pauses), "conclude": len(pauses)}
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0,) * len(trainer.RETRY_PAUSES))
+    away |= {"add": 10**9, "register_model": len(pauses), "_conclude": len(pauses)}
 
     # when a model is trained, then it is promoted, and its epochs are recorded with the model
     done = train(settings, little_mnist)
-    assert (away["register_model"], away["conclude"]) == (0, 0)
+    assert (away["register_model"], away["_conclude"]) == (0, 0)
     assert champion_of(ledger) == done.model.id
     with ledger.reading() as connection:
         assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
@@ -439,7 +440,7 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
     settings: Settings,
     ledger: Ledger,
     store: Store,
-    little_mnist: mnist.Mnist,
+    little_mnist: Digits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given three corrections, and a store that is unavailable once for each
@@ -453,7 +454,7 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
         return real(store, key, **more)
 
     monkeypatch.setattr(Store, "get", get)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,))
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0,))
 
     # when a model is trained, then it learns from all three
     train(settings, little_mnist)
@@ -464,23 +465,23 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
 
 
 def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hangs(*_: object, **__: object) -> None:
         raise Unavailable("the connection broke") from SoftTimeLimitExceeded()
 
-    monkeypatch.setattr(retrain, "describe_data", hangs)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (100.0,))
+    monkeypatch.setattr(prepare, "describe_data", hangs)
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (100.0,))
     with pytest.raises(Unavailable):
         train(settings, little_mnist)
     assert latest(ledger).error == "it exceeded the time limit for a training run"
 
 
 def test_a_commit_whose_answer_was_lost_promotes_once(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a connection that breaks after the last COMMIT took effect
-    finish, lost = retrain.finish_run, []
+    finish, lost = record.finish_run, []
 
     def finish_and_lose(connection: Any, *args: Any, **kwargs: Any) -> None:
         finish(connection, *args, **kwargs)
@@ -489,8 +490,8 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
             connection.commit()
             raise Unavailable("the connection broke")
 
-    monkeypatch.setattr(retrain, "finish_run", finish_and_lose)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,))
+    monkeypatch.setattr(record, "finish_run", finish_and_lose)
+    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0,))
 
     # when the run finishes, then it is done, and there is one promotion
     done = train(settings, little_mnist)
@@ -498,35 +499,6 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
     assert done.reason == latest(ledger).verdict
     with ledger.reading() as connection:
         assert len(champion_history(connection)) == 1
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a champion that must be evaluated on other images
-    fewer = dataclasses.replace(
-        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
-    )
-    first = train(settings, fewer)
-
-    # and another writer, with a short lock timeout, each time the data are hashed
-    real, hashed = mnist._fingerprint, []
-
-    def write_and_hash(*arrays: Any) -> str:
-        with contextlib.closing(Ledger(settings.ledger, lock_seconds=1)) as other, other.transaction():
-            hashed.append(len(arrays))
-        return real(*arrays)
-
-    monkeypatch.setattr(mnist, "_fingerprint", write_and_hash)
-    monkeypatch.setattr(retrain, "_RETRY_PAUSES", ())
-
-    # when a model is trained, then neither blocks the other, and the run has the data's fingerprint
-    train(settings, little_mnist)
-    assert {2, 4} <= set(hashed)
-    assert latest(ledger).data_fingerprint == real(*little_mnist.arrays)
-    with ledger.reading() as connection:
-        assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is not None
 
 
 # ---- the heartbeat ------------------------------------------------------------------------------------
@@ -537,7 +509,7 @@ def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
 ) -> None:
     # given a lease that has just expired, and a ledger that is unavailable for three heartbeats
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
-    claim = begin_run(settings, QUICK)
+    claim = begin(settings, ledger)
     end_lease(ledger)
     beats: list[RunClaim] = []
     real = heartbeat.renew_run
@@ -589,7 +561,7 @@ def test_a_message_that_names_no_run_of_ours_is_dropped(task: Any, caplog: pytes
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_second_message_for_a_run_does_nothing(task: Any, settings: Settings, ledger: Ledger) -> None:
-    claim = begin_run(settings, QUICK)
+    claim = begin(settings, ledger)
     before = latest(ledger)
     task.run(claim.run_id)
     assert latest(ledger) == before

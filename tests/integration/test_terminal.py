@@ -27,12 +27,11 @@ from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.cli import app
 from labelmill.client import Client
-from labelmill.commands import doctor
+from labelmill.commands import demo, doctor
 from labelmill.commands.models import registering, shadow
 from labelmill.console import terminal as console
 from labelmill.console.terminal import Console
 from labelmill.labels.labelled_jobs import compare_with_folders
-from labelmill.local import demo
 from labelmill.operations.doctor import Finding, Level
 from labelmill.reporting.evaluation_lines import labelled_lines, report_unlabelled
 from tests.conftest import Job, JobMaker, Worker
@@ -40,7 +39,6 @@ from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome
 from tests.registering import register_digits
-from worker.learning.mnist import Mnist
 
 #: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
 CLASSES = ("\x1b[31mred", "\x9b31mred too", "up\x1b[1A", "[red]tin[/red]")
@@ -161,22 +159,14 @@ def test_what_evaluations_and_a_challenger_say_is_written_out(capsys, champion: 
             assert each in said
 
 
-def test_what_the_demo_shows_is_written_out(
-    settings: Settings, little_mnist: Mnist, job: Job, monkeypatch
-) -> None:
+def test_what_the_demo_shows_is_written_out(settings: Settings, job: Job, monkeypatch) -> None:
     # given a program in a folder whose name looks like markup
     monkeypatch.setattr(console, "command_name", lambda: "[bold]/labelmill")
-    data = Mnist(
-        little_mnist.train_images,
-        little_mnist.train_labels % len(CLASSES),
-        little_mnist.test_images,
-        little_mnist.test_labels % len(CLASSES),
-        source="folder",
-        classes=CLASSES,
-    )
     out = io.StringIO()
     with Client(settings) as client:
-        demo.show_results(client, client.status(job.id), data, Console(file=out, highlight=False, width=200))
+        demo.show_results(
+            client, client.status(job.id), CLASSES, Console(file=out, highlight=False, width=200)
+        )
     said = out.getvalue()
     assert obeyed(said) == []
     for each in WRITTEN_OUT:

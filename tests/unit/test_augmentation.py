@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from jobs.errors import UserError
 from worker.learning.augmentation import distorter
+from worker.learning.fit import shifted_views
 from worker.learning.recipes import Augmentation, Recipe, recipe_for
-from worker.learning.training import shifted_views
 
 SEED = np.array((3, 1), np.int32)
 

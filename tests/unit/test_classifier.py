@@ -13,7 +13,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused
 from jobs.models.model import MNIST_INPUT, InputSpec
-from worker.learning.training import build, save
+from worker.learning.fit import save
+from worker.learning.networks import build
 from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier, Predictions
 from worker.predicting.tensorflow_runtime import keras
 

@@ -19,7 +19,7 @@ from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.models.model import MNIST_INPUT, InputSpec
 from tests.faults.corpus import CASES, encode
 from tests.png import chunk, png
-from worker.predicting.decode import decode, prepare, prepare_arrays
+from worker.predicting.decode import decode, prepare
 from worker.predicting.pictures import DEFAULT_LIMITS, thumbnail
 
 GREY = InputSpec(width=28, height=28)
@@ -564,19 +564,6 @@ def test_transparent_ink_becomes_light_strokes_on_black() -> None:
     # Given black ink on a transparent background, with the stroke in the alpha channel
     scribble = Image.merge("LA", (Image.new("L", (28, 28), 0), Image.fromarray(digit())))
     assert decode(encode(scribble), MNIST_INPUT).tolist() == digit().tolist()
-
-
-def test_arrays_are_prepared_as_decoded_pictures_are() -> None:
-    # Given raw pixels of another size, one light and one dark
-    pixels = np.stack([np.kron(digit(), np.ones((2, 2))), 255 - np.kron(digit(), np.ones((2, 2)))]).astype(
-        np.uint8
-    )
-    for spec in (MNIST_INPUT, COLOUR):
-        prepared = prepare_arrays(pixels, spec)
-        assert prepared.shape == (2, *spec.shape)
-        for place in range(2):
-            assert (prepared[place] == decode(encode(Image.fromarray(pixels[place])), spec)).all()
-    assert prepare_arrays(np.empty((0, 28, 28), np.uint8), GREY).shape == (0, 28, 28)
 
 
 class Interrupted(Exception):

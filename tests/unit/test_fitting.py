@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from jobs.errors import UserError
 from jobs.models.dataset import Split
-from jobs.models.model import InputSpec
-from jobs.settings import Settings
+from jobs.models.model import MNIST_INPUT, InputSpec
+from jobs.models.training_request import TrainingRequest
 from jobs.storage.dataset_list import DatasetImage
-from worker.learning.recipes import Recipe, TrainingRequest, fitted_to, recipe_for
+from worker.learning.recipes import Recipe, fitted_to, recipe_for, recipe_of
 from worker.learning.stored import choose_input
 
 
@@ -22,7 +23,7 @@ def image(width: int, height: int, mode: str = "RGB") -> DatasetImage:
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        ([image(28, 28, "L"), image(28, 28, "1"), image(28, 28, "I;16")], InputSpec(28, 28, "L")),
+        ([image(28, 28, "L"), image(28, 28, "1"), image(28, 28, "I;16")], MNIST_INPUT),
         ([image(28, 28, "L"), image(28, 28, "P")], InputSpec(28, 28, "RGB")),
         ([image(20, 64)], InputSpec(20, 64, "RGB")),
         ([image(20, 65)], InputSpec(32, 32, "RGB")),
@@ -38,7 +39,7 @@ def test_the_input_follows_from_the_images(images: list[DatasetImage], expected:
 
 
 def test_few_images_are_learnt_more_often_in_smaller_batches_and_varied_more() -> None:
-    recipe = TrainingRequest(dataset="birds", seed=1).recipe(Settings())
+    recipe = recipe_of(TrainingRequest(seed=1))
     few, many = (fitted_to(recipe, images, width=64, height=64, grey=False) for images in (500, 200_000))
     assert few.epochs > many.epochs > 0
     assert few.batch_size < many.batch_size
@@ -53,7 +54,7 @@ def test_few_images_are_learnt_more_often_in_smaller_batches_and_varied_more() -
 
 def test_photographs_are_mirrored_and_digits_are_not() -> None:
     def mirrors(grey: bool, augment: Any = None) -> bool | None:
-        recipe = TrainingRequest(dataset="birds", augment=augment).recipe(Settings())
+        recipe = recipe_of(TrainingRequest(augment=augment))
         found = fitted_to(recipe, 1000, width=32, height=32, grey=grey).augmentation
         return None if found is None else found.mirror
 
@@ -64,29 +65,39 @@ def test_photographs_are_mirrored_and_digits_are_not() -> None:
     assert mirrors(grey=False, augment="none") is None
 
 
-def test_mnist_is_trained_by_its_recipes() -> None:
-    settings = Settings(retrain_architecture="cnn", retrain_profile="long")
-    assert TrainingRequest(seed=7).recipe(settings) == recipe_for("cnn", "long", seed=7)
-    assert TrainingRequest(seed=7, architecture="mlp", profile="quick").recipe(settings) == recipe_for(
-        "mlp", "quick", seed=7
-    )
-    assert TrainingRequest().recipe(settings).seed != TrainingRequest().recipe(settings).seed
+def test_a_profile_is_a_fixed_recipe() -> None:
+    assert recipe_of(TrainingRequest(seed=7, profile="quick")) == recipe_for("mlp", "quick", seed=7)
+    long = TrainingRequest(seed=7, architecture="cnn", profile="long", force=True)
+    assert recipe_of(long) == replace(recipe_for("cnn", "long", seed=7), force=True)
+    assert recipe_of(TrainingRequest()).seed != recipe_of(TrainingRequest()).seed
+
+
+def test_what_a_request_leaves_out_is_that_of_the_schedule() -> None:
+    digits = {"architecture": "mlp", "profile": "quick"}
+    assert TrainingRequest(max_minutes=2).with_defaults(digits).how == {**digits, "max_minutes": 2}
+    assert TrainingRequest(architecture="cnn").with_defaults(digits).how == {**digits, "architecture": "cnn"}
+    # but a fine-tuning has other options than a training from scratch
+    tuning = TrainingRequest(architecture="finetune")
+    assert tuning.with_defaults(digits) == tuning
+    scratch = TrainingRequest(architecture="cnn")
+    assert scratch.with_defaults({"architecture": "finetune", "start": "x"}) == scratch
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 64}, "28x28"),
-        ({"augment": "photos"}, "own augmentation"),
-        ({"dataset": "birds", "profile": "long"}, "--max-minutes"),
-        ({"dataset": "birds", "start": "x"}, "--architecture finetune"),
-        ({"dataset": "birds", "architecture": "finetune", "size": 64}, "leave out --size"),
-        ({"dataset": "birds", "size": 4}, "from 8 to 512 pixels, got 4"),
-        ({"dataset": "birds", "max_minutes": 0}, "more than 0, got 0"),
-        ({"dataset": "birds", "max_minutes": float("nan")}, "more than 0, got nan"),
-        ({"dataset": "birds", "architecture": "vit"}, "mlp, cnn and finetune"),
+        ({"augment": "photos", "profile": "quick"}, "own augmentation"),
+        ({"architecture": "finetune", "profile": "long"}, "--max-minutes"),
+        ({"start": "x"}, "--architecture finetune"),
+        ({"architecture": "finetune", "size": 64}, "leave out --size"),
+        ({"size": 4}, "size: .* 8, got 4"),
+        ({"size": True}, "size: .* integer, got True"),
+        ({"max_minutes": 0}, "max minutes: .* 0, got 0"),
+        ({"max_minutes": float("nan")}, "max minutes: .* got nan"),
+        ({"architecture": "vit"}, "architecture: .* 'mlp', 'cnn' or 'finetune', got 'vit'"),
+        ({"archtecture": "cnn"}, "archtecture: Unexpected"),
     ],
 )
-def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainingRequest(**options).recipe(Settings())
+        recipe_of(TrainingRequest.of(**options))

@@ -689,7 +689,7 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     assert settings_map(objects)["data"] == {
         "LABELMILL_LEASE_SECONDS": "60",
         "LABELMILL_LOG_FORMAT": "json",
-        "LABELMILL_RETRAIN_CRON": "30 2 * * 6",
+        "LABELMILL_KEEP_JOBS_DAYS": "90",
     }
     [scaled] = of_kind(objects, "ScaledObject")
     assert scaled["spec"]["triggers"][0]["metadata"]["targetValue"] == "20000"

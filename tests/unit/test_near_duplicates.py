@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from jobs.limits import ImageLimits
 from labelmill.labels.near_duplicates import difference_hash, look_the_same
-from worker.learning.mnist import Mnist
+from tests.digits import Digits
 
 LIMITS = ImageLimits()
 
@@ -70,7 +70,7 @@ def test_a_changed_photograph_looks_the_same_and_others_do_not(change: Change) -
     assert len(found) >= 18
 
 
-def test_few_of_different_digits_look_the_same(published_mnist: Mnist) -> None:
+def test_few_of_different_digits_look_the_same(published_mnist: Digits) -> None:
     # Given 400 test digits, some of which are simple strokes
     digits = [Image.fromarray(pixels) for pixels in published_mnist.test_images[:400]]
     hashes = [difference_hash(png(image), LIMITS) for image in digits]

@@ -9,8 +9,8 @@ import pytest
 
 from jobs.errors import ModelRefused
 from jobs.models.model import MNIST_INPUT, InputSpec
+from worker.learning.fit import save
 from worker.learning.networks import Start, build, freeze, make_training_copy
-from worker.learning.training import save
 from worker.predicting.classifier import Classifier
 from worker.predicting.tensorflow_runtime import keras, tf
 

@@ -21,7 +21,6 @@ from jobs.ledger.learning.promotion import (
     mcnemar,
 )
 from jobs.models.evaluation import NO_ANSWER, GateLimits
-from jobs.settings import Settings
 from tests.evaluations import made_evaluation
 
 LIMITS = GateLimits(
@@ -263,17 +262,3 @@ def test_what_fails_reads_as_failing(data, least, most, slowest):
 def test_exactly_at_every_limit_passes():
     edge = replace(GOOD, accuracy=0.9, recall=(0.8,) * 10, calibration_error=0.03, image_microseconds=1000.0)
     assert failed(edge) == {}
-
-
-def test_the_limits_are_those_of_the_settings(monkeypatch):
-    for name, value in (
-        ("MIN_ACCURACY", "0.5"),
-        ("MIN_CLASS_RECALL", "0.4"),
-        ("SIGNIFICANCE", "0.2"),
-        ("MARGIN", "0.02"),
-        ("LIVE_MARGIN", "0.03"),
-        ("MAX_CALIBRATION_ERROR", "0.1"),
-        ("MAX_IMAGE_MICROSECONDS", "70"),
-    ):
-        monkeypatch.setenv(f"LABELMILL_GATE_{name}", value)
-    assert Settings.load().gate_limits_of("mnist") == GateLimits(0.5, 0.4, 0.2, 0.02, 0.03, 0.1, 70)

@@ -59,7 +59,6 @@ def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
     # And the other settings have their documented defaults
     assert (settings.chunk_images, settings.lease_seconds, settings.mnist_dir) == (16384, 60.0, None)
     assert settings.processes == usable_cores()
-    assert settings.retrain_cron == "0 3 * * 0"
 
 
 def test_an_empty_setting_is_none(setenv):
@@ -79,7 +78,6 @@ def test_what_is_set_is_taken(setenv, tmp_path):
         CHUNK_IMAGES="100",
         LEASE_SECONDS="1.5",
         PROCESSES="3",
-        RETRAIN_CRON="never",
     )
     settings = Settings.load()
     assert settings.home == tmp_path
@@ -88,7 +86,6 @@ def test_what_is_set_is_taken(setenv, tmp_path):
     assert settings.store == "s3://bucket/folder"
     assert settings.mnist_dir == Path("/data/mnist")
     assert (settings.chunk_images, settings.lease_seconds, settings.processes) == (100, 1.5, 3)
-    assert settings.retrain_cron == "never"
     assert not settings.embedded_broker
     assert not settings.embedded_ledger
 
@@ -202,11 +199,11 @@ def test_what_is_wrong_is_named_and_no_secret_with_it(setenv, name, value):
 
 def test_what_was_given_is_never_quoted(setenv):
     # A password may end up in the wrong setting.
-    setenv(CHUNK_IMAGES="secret", RETRAIN_PROFILE="secret", LEASE_SECONDS="secret", STORE_URL="secret")
+    setenv(CHUNK_IMAGES="secret", LOG_FORMAT="secret", LEASE_SECONDS="secret", STORE_URL="secret")
     with pytest.raises(SettingsError) as wrong:
         Settings.load()
     assert "secret" not in str(wrong.value)
-    assert "LABELMILL_RETRAIN_PROFILE: input should be 'quick' or 'long'" in str(wrong.value)
+    assert "LABELMILL_LOG_FORMAT: input should be 'text' or 'json'" in str(wrong.value)
 
 
 def test_everything_that_is_wrong_is_named_at_once(setenv):

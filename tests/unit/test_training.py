@@ -16,11 +16,10 @@ import pytest
 
 from jobs.errors import TrainingDiverged
 from jobs.models.model import MNIST_INPUT
-from worker.learning import mnist, networks, training
+from tests.digits import Digits
+from worker.learning import fit, networks
 from worker.learning.data import Data, Labelled, Uint16
-from worker.learning.networks import Start, build, make_training_copy, precision
-from worker.learning.recipes import Augmentation, Recipe
-from worker.learning.training import (
+from worker.learning.fit import (
     MAX_CLASS_WEIGHT,
     EpochResult,
     class_weights,
@@ -30,45 +29,53 @@ from worker.learning.training import (
     stages,
     train,
 )
+from worker.learning.networks import Start, build, make_training_copy, precision
+from worker.learning.recipes import Augmentation, Recipe
 from worker.predicting import tensorflow_runtime
 from worker.predicting.tensorflow_runtime import keras, tf
 
-RECIPE = Recipe(epochs=2, batch_size=32, seed=3, held_out=1 / 8)
+RECIPE = Recipe(epochs=2, batch_size=32, seed=3)
 
 
 @pytest.fixture(scope="session")
-def data(little_mnist: mnist.Mnist) -> Data:
+def data(little_mnist: Digits) -> Data:
     return little_mnist.prepared()
 
 
 def learning(data: Data, rows: Any) -> Data:
     """Return the data with only these training images."""
-    return replace(data, train=Labelled(data.train.images[rows], data.train.labels[rows]))
+    return replace(data, train=taken(data.train, rows), validation=taken(data.validation, slice(50)))
+
+
+def taken(images: Labelled, rows: Any) -> Labelled:
+    """Return only the images in these rows."""
+    pictures = tuple(np.array(images.pictures)[rows])
+    return Labelled(images.images[rows], images.labels[rows], pictures)
 
 
 def labelled(data: Data, labels: Uint16) -> Data:
     """Return the data with other labels of the training images."""
-    return replace(data, train=Labelled(data.train.images, labels))
+    return replace(data, train=replace(data.train, labels=labels))
 
 
 @pytest.fixture(scope="module")
-def trained(data: Data) -> tuple[keras.Model, list[EpochResult], list[tuple[int, int, int]]]:
+def trained(data: Data) -> tuple[keras.Model, list[EpochResult], list[int]]:
     epochs: list[EpochResult] = []
-    batches: list[tuple[int, int, int]] = []
+    batches: list[int] = []
     model = train(
         data,
         RECIPE,
-        on_batch=lambda epoch, done, total: batches.append((epoch, done, total)),
+        on_batch=lambda: batches.append(len(epochs) + 1),
         on_epoch=epochs.append,
     )
     return model, epochs, batches
 
 
 def test_a_short_training_learns_and_says_how_it_goes(trained) -> None:  # type: ignore[no-untyped-def]
-    # Given two epochs over 700 of 800 digits, in batches of 32
+    # Given two epochs over 700 digits, in batches of 32
     _, epochs, batches = trained
     # Then each step and each epoch is reported, in order
-    assert batches == [(epoch, step, 22) for epoch in (1, 2) for step in range(1, 23)]
+    assert batches == [1] * 22 + [2] * 22
     assert [result.epoch for result in epochs] == [1, 2]
     # and the model has learned: guessing gets one in ten right.
     assert epochs[1].loss < epochs[0].loss
@@ -82,7 +89,7 @@ def test_a_short_training_learns_and_says_how_it_goes(trained) -> None:  # type:
 def test_no_batch_is_a_remainder(
     data: Data, monkeypatch: pytest.MonkeyPatch, images: int, sizes: dict[int, int]
 ) -> None:
-    # Given that many images, in batches of about 32, with none held out
+    # Given that many images, in batches of about 32
     few = learning(data, slice(images))
     given: list[int] = []
 
@@ -95,9 +102,9 @@ def test_no_batch_is_a_remainder(
 
         return counted
 
-    monkeypatch.setattr(training, "make_train_step", watched)
+    monkeypatch.setattr(fit, "make_train_step", watched)
     # When the model is trained for two epochs
-    train(few, replace(RECIPE, held_out=0.0))
+    train(few, RECIPE)
     # Then all images are used in each, in batches whose sizes differ by at most one.
     assert Counter(given) == {size: 2 * times for size, times in sizes.items()}
 
@@ -123,7 +130,7 @@ def test_convolutions_learn_as_well(data: Data) -> None:
     three = replace(learning(data, data.train.labels < 3), classes=("zero", "one", "two"))
     # When it is trained briefly, with averaged weights
     epochs: list[EpochResult] = []
-    recipe = Recipe(architecture="cnn", epochs=6, batch_size=16, held_out=1 / 4, averaging=0.9, seed=3)
+    recipe = Recipe(architecture="cnn", epochs=6, batch_size=16, averaging=0.9, seed=3)
     model = train(three, recipe, on_epoch=epochs.append)
     # Then it is far better than guessing, and has an output for each class.
     assert epochs[-1].val_accuracy > 0.8
@@ -161,7 +168,7 @@ def test_normalisation_trains_as_keras_has_it() -> None:
 def test_convolutions_are_computed_in_half_the_bytes_where_that_is_faster(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe(architecture="cnn", epochs=1, batch_size=16, held_out=1 / 4, seed=3)
+    recipe = Recipe(architecture="cnn", epochs=1, batch_size=16, seed=3)
     few = learning(data, slice(64))
     weights = {}
     for does in (True, False):
@@ -197,37 +204,19 @@ def test_only_a_processor_that_multiplies_bfloat16_is_given_it(
     assert not tensorflow_runtime.multiplies_bfloat16()
 
 
-def test_what_is_held_out_is_never_learnt_from(data: Data) -> None:
-    # Given a training with half of the images held out
-    recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
-    held_out = np.random.default_rng(recipe.seed).permutation(len(data.train.labels))[:400]
-    # When all labels of the held-out images change
-    labels = data.train.labels.copy()
-    labels[held_out] = (labels[held_out] + 1) % 10
-    one = train(data, recipe)
-    other = train(labelled(data, labels), recipe)
-    # Then the model is the same.
+def test_validation_images_are_never_learnt_from(data: Data) -> None:
+    # Given two trainings whose validation images have different labels
+    recipe = replace(RECIPE, epochs=1)
+    others = replace(data.validation, labels=(data.validation.labels + 1) % 10)
+    one, other = (train(each, recipe) for each in (data, replace(data, validation=others)))
+    # Then their models are the same.
     for weights, same in zip(one.get_weights(), other.get_weights(), strict=True):
         assert (weights == same).all()
 
 
-def test_what_people_corrected_is_never_held_out(data: Data) -> None:
-    # Given a training with half of the images held out, where the last hundred images are corrections
-    recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
-    corrected = replace(data, corrections=100)
-    one = train(corrected, recipe).get_weights()
-    for place in (700, 750, 799):
-        # When the label of any correction changes
-        labels = data.train.labels.copy()
-        labels[place] = (labels[place] + 1) % 10
-        other = train(labelled(corrected, labels), recipe).get_weights()
-        # Then the model changes.
-        assert any((weights != same).any() for weights, same in zip(one, other, strict=True)), place
-
-
 def test_the_test_images_are_not_looked_at(data: Data) -> None:
     # Given the same training images with and without test images
-    without = replace(data, test=Labelled(data.test.images[:0], data.test.labels[:0]))
+    without = replace(data, test=taken(data.test, slice(0)))
     # When a model is trained on each
     said: list[list[EpochResult]] = [[], []]
     models = [
@@ -252,15 +241,19 @@ def test_a_training_that_diverges_ends_and_says_so(data: Data) -> None:
 
 def test_weights_that_the_last_step_spoils_are_noticed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a training whose loss stays finite, and whose final weights answer NaN
-    monkeypatch.setattr(training, "_validate", lambda *_: (float("nan"), 0.1))
+    monkeypatch.setattr(fit, "_validate", lambda *_: (float("nan"), 0.1))
     # When a model is trained, then that is noticed too.
     with pytest.raises(TrainingDiverged):
         train(data, replace(RECIPE, epochs=1))
 
 
-def test_without_held_out_images_there_is_nothing_to_say_of_them(data: Data) -> None:
+def test_without_validation_images_there_is_nothing_to_say_of_them(data: Data) -> None:
     epochs: list[EpochResult] = []
-    train(data, replace(RECIPE, held_out=0.0, epochs=1), on_epoch=epochs.append)
+    train(
+        replace(data, validation=taken(data.validation, slice(0))),
+        replace(RECIPE, epochs=1),
+        on_epoch=epochs.append,
+    )
     assert np.isnan([epochs[0].val_loss, epochs[0].val_accuracy]).all()
 
 
@@ -319,7 +312,6 @@ def test_the_loss_of_a_training_is_weighted(data: Data) -> None:
     equal = learning(
         data, np.concatenate([np.flatnonzero(data.train.labels == each)[:8] for each in range(10)])
     )
-    recipe = replace(recipe, held_out=0.0)
     plain, weighted = (train(equal, each) for each in (recipe, replace(recipe, class_weights=True)))
     assert all(np.allclose(one, other, atol=1e-5) for one, other in _both(plain, weighted))
 
@@ -339,7 +331,7 @@ def test_the_best_epoch_counts_and_the_training_ends_when_none_is_better(
         after_each.append(model.get_weights())
         return 1.0, accuracies[len(after_each) - 1]
 
-    monkeypatch.setattr(training, "_validate", validate)
+    monkeypatch.setattr(fit, "_validate", validate)
     # When it may go on for three epochs without a better one, but not before the warm-up of four is over
     model = train(data, replace(RECIPE, epochs=9, patience=3, warm_up=4 / 9))
     # Then it ends after the seventh, and the model is that of the third.
@@ -358,26 +350,9 @@ def test_of_two_epochs_with_the_same_accuracy_the_later_counts(
         seen.append(model.get_weights())
         return 1.0, next(accuracies)
 
-    monkeypatch.setattr(training, "_validate", validate)
+    monkeypatch.setattr(fit, "_validate", validate)
     model = train(data, replace(RECIPE, epochs=3, patience=9))
     assert all((one == other).all() for one, other in zip(model.get_weights(), seen[1], strict=True))
-
-
-def test_a_validation_split_is_used_instead_of_held_out_images(data: Data) -> None:
-    # Given a validation split on which everything is labelled 3
-    split = Labelled(data.train.images[:50], np.full(50, 3, np.uint16))
-    epochs: list[EpochResult] = []
-    batches: list[int] = []
-    model = train(
-        replace(data, validation=split),
-        replace(RECIPE, epochs=1),
-        on_epoch=epochs.append,
-        on_batch=lambda _epoch, _done, total: batches.append(total),
-    )
-    # Then the epoch is measured on it, and all training images are learnt.
-    answers = model(split.take(slice(None))).numpy().argmax(axis=1)
-    assert epochs[0].val_accuracy == pytest.approx((answers == 3).mean())
-    assert batches[0] == -(-800 // RECIPE.batch_size)
 
 
 def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
@@ -385,7 +360,7 @@ def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
 ) -> None:
     # Given a clock on which each step takes a second, and which other threads do not see
     now = itertools.count()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     rates: list[float] = []
     made = keras.optimizers.AdamW
 
@@ -400,7 +375,7 @@ def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
     train(
         data,
         replace(RECIPE, epochs=1_000, max_minutes=1),
-        on_batch=lambda *_: rates.append(float(watched.rate(0))),  # type: ignore[attr-defined]
+        on_batch=lambda: rates.append(float(watched.rate(0))),  # type: ignore[attr-defined]
         on_epoch=epochs.append,
     )
     # Then it ends after about as many steps, and the rate has risen and fallen to almost 0.

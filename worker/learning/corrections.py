@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 #: How many corrections a log line names.
 _NAMED_IN_LOG: Final = 3
 
-#: How many images are read at a time.
-_WINDOW_IMAGES: Final = 1000
-
 
 def add_corrections(
     data: Data,
@@ -63,9 +60,9 @@ def add_corrections(
     corrections = retry(read, pauses)
     if not corrections:
         return data
-    accepted: dict[str | bytes, _Accepted] = {}
+    accepted: dict[str, _Accepted] = {}
     left_out: dict[str, list[Correction]] = {}
-    evaluated = set(_identities(data.test))
+    evaluated = set(data.test.pictures)
     for correction in _one_per_image(corrections, data.classes):
         check()
         try:
@@ -73,12 +70,12 @@ def add_corrections(
                 raise _Unusable(f"the label {correction.label!r} is not a class of the training data")
             content = retry(partial(_content, correction.image_sha256, store, limits), pauses)
             found = _accept(correction, content, data, limits, live_share)
-            if found.identity in evaluated:
+            if found.picture in evaluated:
                 raise _Unusable("the image is in the evaluation set")
         except _Unusable as error:
             left_out.setdefault(str(error), []).append(correction)
         else:
-            accepted.setdefault(found.identity, found)
+            accepted.setdefault(found.picture, found)
     for reason, unused in left_out.items():
         logger.warning("%s", _left_out_line(reason, unused))
     data = replace(data, left_out=sum(map(len, left_out.values())))
@@ -92,14 +89,14 @@ def _accept(
     pixels, picture = _decoded(content, data.spec, limits)
     return _Accepted(
         correction.image_sha256,
-        pixels.tobytes() if data.test.pictures is None else picture,
+        picture,
         pixels,
         data.classes.index(correction.label),
         is_live=int(picture[:16], 16) < live_share * 2**64,
     )
 
 
-def _data_with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store, limits: ImageLimits) -> Data:
+def _data_with(accepted: dict[str, _Accepted], data: Data, store: Store, limits: ImageLimits) -> Data:
     """Return the data with these corrected images added."""
     # Sorted, because the order changes the training set's fingerprint and the trained model.
     ordered = sorted(accepted.values(), key=lambda each: each.image_sha256)
@@ -117,38 +114,32 @@ def _data_with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store,
             return data.part_for(part, spec)
         try:
             contents = [_content(each.image_sha256, store, limits) for each in live]
-            return Labelled(
-                np.array([decode(content, spec, limits) for content in contents], np.uint8), _labels(live)
-            )
+            pixels = np.array([decode(content, spec, limits) for content in contents], np.uint8)
+            return Labelled(pixels, _labels(live), _pictures(live))
         except (_Unusable, ImageError) as error:
             raise DataUnavailable(f"A correction of the live set cannot be read: {error}.") from None
 
     return replace(
         data,
-        train=_joined(data.train, accepted, _images(learnt, data.spec), _labels(learnt)),
-        validation=_joined(data.validation, accepted, _images([], data.spec), _labels([])),
+        train=_joined(data.train, accepted, _labelled(learnt, data.spec)),
+        validation=_joined(data.validation, accepted, _labelled([], data.spec)),
         corrections=len(learnt),
-        live=Labelled(_images(live, data.spec), _labels(live)),
+        live=_labelled(live, data.spec),
         fingerprint=fingerprint.hexdigest(),
         evaluation_fingerprints=fingerprints,
         part_for=part_for,
     )
 
 
-def _identities(labelled: Labelled) -> Iterable[str | bytes]:
-    """Return what identifies each picture: its hash if it is known, otherwise its pixels."""
-    if labelled.pictures is not None:
-        return labelled.pictures
-    return (image.tobytes() for images in labelled.windows(_WINDOW_IMAGES) for image in images)
-
-
-def _joined(base: Labelled, dropped: Container[str | bytes], images: Uint8, labels: Uint16) -> Labelled:
-    """Return the images without the dropped ones, followed by others."""
-    rows = np.flatnonzero(np.array([each not in dropped for each in _identities(base)], np.bool_))
-    if len(rows) == len(base) and not len(labels):
+def _joined(base: Labelled, dropped: Container[str], others: Labelled) -> Labelled:
+    """Return the images without the dropped pictures, followed by others."""
+    rows = np.flatnonzero(np.array([each not in dropped for each in base.pictures], np.bool_))
+    if len(rows) == len(base) and not len(others):
         return base
     return Labelled(
-        Joined(np.asanyarray(base.images), rows, images), np.concatenate([base.labels[rows], labels])
+        Joined(np.asanyarray(base.images), rows, np.asarray(others.images)),
+        np.concatenate([base.labels[rows], others.labels]),
+        (*(base.pictures[row] for row in rows), *others.pictures),
     )
 
 
@@ -164,7 +155,7 @@ class _Accepted(NamedTuple):
     """A corrected image that can be used."""
 
     image_sha256: str
-    identity: str | bytes  # the same for the same picture
+    picture: str  # the hash of its upright pixels
     pixels: Uint8
     label: int
     is_live: bool
@@ -219,9 +210,14 @@ def _decoded(content: bytes, spec: InputSpec, limits: ImageLimits) -> tuple[Uint
         raise _Unusable(f"the image cannot be decoded: {error.code}") from None
 
 
-def _images(chosen: Sequence[_Accepted], spec: InputSpec) -> Uint8:
-    """Return their pixels, uint8 (n, *spec.shape)."""
-    return np.array([each.pixels for each in chosen], np.uint8).reshape(-1, *spec.shape)
+def _labelled(chosen: Sequence[_Accepted], spec: InputSpec) -> Labelled:
+    """Return them as a model with this input sees them."""
+    pixels = np.array([each.pixels for each in chosen], np.uint8).reshape(-1, *spec.shape)
+    return Labelled(pixels, _labels(chosen), _pictures(chosen))
+
+
+def _pictures(chosen: Sequence[_Accepted]) -> tuple[str, ...]:
+    return tuple(each.picture for each in chosen)
 
 
 def _labels(chosen: Sequence[_Accepted]) -> Uint16:

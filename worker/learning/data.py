@@ -1,7 +1,7 @@
 """The images of a training run, for any dataset: to learn, to choose the best epoch, and to evaluate on.
 
-`worker.learning.mnist` and `worker.learning.stored` load them, and `worker.learning.corrections` adds the
-corrected images. The images may be a memory-mapped file that is larger than the memory: read them in batches.
+`worker.learning.stored` loads them, and `worker.learning.corrections` adds the corrected images. The images
+may be a memory-mapped file that is larger than the memory: read them in batches.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Labelled:
 
     images: Images  # uint8 (n, height, width) or (n, height, width, 3)
     labels: Uint16  # (n,), indexes into the classes
-    #: By image, the hash of its picture (`worker.predicting.decode.content_hash`); None if it is not known.
-    pictures: tuple[str, ...] | None = None
+    #: By image, the hash of its picture (`worker.predicting.decode.content_hash`).
+    pictures: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,7 +83,7 @@ class Labelled:
 
 def no_images(spec: InputSpec) -> Labelled:
     """Return an empty set of images for this input."""
-    return Labelled(np.empty((0, *spec.shape), np.uint8), np.empty(0, np.uint16))
+    return Labelled(np.empty((0, *spec.shape), np.uint8), np.empty(0, np.uint16), ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,12 +91,12 @@ class Data:
     """All images of one training run."""
 
     dataset: str
-    version: int | None  # None for MNIST, which has no versions
+    version: int
     source: str  # where they come from, for people
     classes: tuple[str, ...]
     spec: InputSpec  # what the images are prepared for
     train: Labelled  # the corrections among them come last
-    validation: Labelled  # empty if the recipe holds out training images instead
+    validation: Labelled
     test: Labelled
     live: Labelled  # held-out corrections
     fingerprint: str  # of everything that is learnt or evaluated, before it is prepared for the input

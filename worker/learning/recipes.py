@@ -7,21 +7,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from jobs.errors import UserError
-from jobs.models.dataset import MNIST
-
-if TYPE_CHECKING:
-    from jobs.settings import Settings
-
-Architecture = Literal["mlp", "cnn", "finetune"]
-Profile = Literal["quick", "long"]
-Augment = Literal["digits", "photos", "none"]
-
-#: The width and height that a person may ask for, in pixels.
-MIN_SIZE: Final = 8
-MAX_SIZE: Final = 512
+from jobs.models.training_request import Architecture, Augment, TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +64,6 @@ class Recipe:
     label_smoothing: float = 0.0
     #: The share of the averaged weights that each step keeps; 0 turns averaging off.
     averaging: float = 0.0
-    #: The share of the training images that is held out for validation between epochs.
-    held_out: float = 1 / 30
     augmentation: Augmentation | None = Augmentation(shift=1)
     #: Each corrected image is learnt several times per epoch, so that a few hundred among 60,000 make a
     #: difference: at most this often, and until they are this share of the other images.
@@ -84,11 +71,13 @@ class Recipe:
     correction_share: float = 0.2
     #: Promote the model even if the gate refuses it. Recorded with the verdict.
     force: bool = False
+    #: Promote the model only if there is no champion.
+    keep_champion: bool = False
     #: The model that `finetune` starts from.
     start: str | None = None
     #: The images' width and height in pixels. None: chosen from the data.
     size: int | None = None
-    #: The kind of augmentation, if it is not MNIST's. None: chosen from the data.
+    #: The kind of augmentation, if a profile has none. None: chosen from the data.
     augment: Augment | None = None
     #: Rare classes weigh more in the loss.
     class_weights: bool = False
@@ -97,14 +86,6 @@ class Recipe:
     patience: int | None = None
     #: The longest training, in minutes. The learning rate falls in time for it.
     max_minutes: float | None = None
-
-    def held_out_of(self, images: int) -> int:
-        """Return how many of `images` training images are held out.
-
-        At least one unless `held_out` is 0: if the share of a few images were rounded to none, an epoch would
-        have no validation figures.
-        """
-        return max(1, round(images * self.held_out)) if self.held_out else 0
 
     def repeats_of(self, corrections: int, others: int) -> int:
         """Return how often each of the corrections is learnt per epoch, among the other images."""
@@ -122,14 +103,13 @@ class Recipe:
         return cls(**{**value, "augmentation": augmentation and Augmentation(**augmentation)})
 
 
-#: The baseline: constant learning rate, no augmentation, small batches, every training image.
+#: The baseline: constant learning rate, no augmentation, small batches, no averaging.
 PLAIN: Final = Recipe(
     profile="plain",
     epochs=3,
     batch_size=32,
     learning_rate=0.001,
     schedule="constant",
-    held_out=0.0,
     augmentation=None,
 )
 
@@ -148,7 +128,6 @@ _RECIPES: Final = {
         learning_rate=0.002,
         warm_up=0.05,
         averaging=0.999,
-        held_out=1 / 12,
         augmentation=_STRONG_AUGMENTATION,
     ),
     ("cnn", "quick"): Recipe(
@@ -167,76 +146,47 @@ _RECIPES: Final = {
         warm_up=0.1,
         weight_decay=0.01,
         averaging=0.999,
-        held_out=1 / 12,
         augmentation=_LIGHT_AUGMENTATION,
     ),
 }
 
 
 def recipe_for(architecture: str, profile: str, *, seed: int) -> Recipe:
-    """Return MNIST's recipe for an architecture and a profile. Raises UserError if there is none."""
-    try:
-        return replace(_RECIPES[architecture, profile], seed=seed)
-    except KeyError:
-        known = ", ".join(f"{name} {length}" for name, length in _RECIPES)
-        raise UserError(f"There is no recipe {architecture} {profile}. The recipes are: {known}.") from None
+    """Return the recipe for digits of an architecture and a profile."""
+    return replace(_RECIPES[architecture, profile], seed=seed)
 
 
 # ---- any dataset --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingRequest:
-    """What a person or a schedule asks for. What is None is chosen from the settings or from the data."""
-
-    dataset: str = MNIST
-    architecture: Architecture | None = None
-    profile: Profile | None = None  # mnist only
-    start: str | None = None  # the full id of the model that `finetune` starts from; None: the champion
-    size: int | None = None
-    augment: Augment | None = None
-    max_minutes: float | None = None
-    seed: int | None = None  # None: another one each time
-    force: bool = False
-
-    def recipe(self, settings: Settings) -> Recipe:
-        """Return the recipe, without any access to data or ledger. Raises UserError."""
-        is_mnist = self.dataset == MNIST
-        architecture = self.architecture or (settings.retrain_architecture if is_mnist else "cnn")
-        seed = secrets.randbelow(2**31) if self.seed is None else self.seed
-        if self.start is not None and architecture != "finetune":
-            raise UserError("Only a fine-tuning starts from a model: add --architecture finetune.")
-        if self.size is not None and architecture == "finetune":
-            raise UserError("A fine-tuned model takes images of its own size: leave out --size.")
-        if self.size is not None and is_mnist:
-            raise UserError("The images of mnist have 28x28 pixels: leave out --size.")
-        if self.size is not None and not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise UserError(f"The size must be from {MIN_SIZE} to {MAX_SIZE} pixels, got {self.size}.")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"The minutes must be more than 0, got {self.max_minutes:g}.")
-        if is_mnist and architecture != "finetune":
-            if self.augment is not None:
-                raise UserError("mnist's recipes have their own augmentation: leave out --augment.")
-            recipe = recipe_for(architecture, self.profile or settings.retrain_profile, seed=seed)
-            return replace(recipe, force=self.force, max_minutes=self.max_minutes)
-        if self.profile is not None:
-            raise UserError("Only mnist's recipes have a profile. Give the time instead: --max-minutes.")
-        if architecture not in ("mlp", "cnn", "finetune"):
-            raise UserError(f"There is no architecture {architecture}: there are mlp, cnn and finetune.")
+def recipe_of(request: TrainingRequest) -> Recipe:
+    """Return the recipe for a request, without any access to data or ledger. Raises UserError."""
+    architecture = request.architecture or ("mlp" if request.profile else "cnn")
+    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    if architecture != "finetune" and request.start is not None:
+        raise UserError("Only a fine-tuning starts from a model: add --architecture finetune.")
+    if architecture == "finetune" and request.size is not None:
+        raise UserError("A fine-tuned model takes images of its own size: leave out --size.")
+    if request.profile is None:
         return Recipe(
             architecture=architecture,
             profile="adaptive",
             epochs=0,
             seed=seed,
-            held_out=0.1,
             augmentation=None,
-            force=self.force,
-            start=self.start,
-            size=self.size,
-            augment=self.augment,
+            force=request.force,
+            start=request.start,
+            size=request.size,
+            augment=request.augment,
             class_weights=True,
-            max_minutes=self.max_minutes,
+            max_minutes=request.max_minutes,
         )
+    if architecture == "finetune":
+        raise UserError("A fine-tuning has no profile. Give the time instead: --max-minutes.")
+    if request.augment is not None:
+        raise UserError("A profile has its own augmentation: leave out --profile or --augment.")
+    recipe = recipe_for(architecture, request.profile, seed=seed)
+    return replace(recipe, force=request.force, size=request.size, max_minutes=request.max_minutes)
 
 
 #: A training ends after this share of its epochs without a better one, but at least _LEAST_PATIENCE epochs.

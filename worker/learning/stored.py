@@ -23,9 +23,11 @@ import numpy as np
 from jobs.cores import usable_cores
 from jobs.errors import DataUnavailable, ImageError, PayloadDamaged
 from jobs.files import make_private_folder, sync, temporary_folder
+from jobs.ledger import Ledger
+from jobs.ledger.learning.datasets import get_version
 from jobs.models.dataset import DatasetVersion, Split, decoded_folder
 from jobs.models.evaluation import Part
-from jobs.models.model import InputSpec, Mode
+from jobs.models.model import MNIST_INPUT, InputSpec, Mode
 from jobs.network.references import Reference, Roots
 from jobs.reading import why
 from jobs.settings import Settings
@@ -51,11 +53,34 @@ _SIDE_STEP: Final = 8
 _LEAST_OWN_SIDE: Final = 8
 
 
+def open_dataset(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    name: str,
+    *,
+    pauses: Sequence[float] = (),
+    check: Callable[[], None] = lambda: None,
+) -> StoredDataset:
+    """Return the latest version of a dataset.
+
+    If a service is unavailable, it is retried after each of `pauses`, in seconds. `check` is called often,
+    and may raise. Raises NotFound, DataUnavailable, Unavailable.
+    """
+
+    def read() -> StoredDataset:
+        with ledger.reading() as connection:
+            version = get_version(connection, name)
+        return StoredDataset(settings, store, version, pauses=pauses, check=check)
+
+    return retry(read, pauses)
+
+
 def choose_input(images: Iterable[DatasetImage], size: int | None = None) -> InputSpec:
     """Return the input of a model for these images, with `size` pixels in both directions if it is given.
 
     It is grey if all images are. Images of one size up to 64x64 keep it; otherwise it is a square whose side
-    is the median of the shorter sides, from 32 to 64 pixels.
+    is the median of the shorter sides, from 32 to 64 pixels. For images of MNIST's format it is MNIST's.
     """
     listed = list(images)
     mode: Mode = "L" if all(image.mode in _GREY for image in listed) else "RGB"
@@ -64,6 +89,8 @@ def choose_input(images: Iterable[DatasetImage], size: int | None = None) -> Inp
     sizes = {(image.width, image.height) for image in listed}
     if len(sizes) == 1:
         [(width, height)] = sizes
+        if (height, width) == MNIST_INPUT.shape and mode == MNIST_INPUT.mode:
+            return MNIST_INPUT
         if min(width, height) >= _LEAST_OWN_SIDE and max(width, height) <= _MOST_SIDE:
             return InputSpec(width, height, mode)
     median = float(np.median([min(image.width, image.height) for image in listed]))
@@ -82,20 +109,17 @@ class StoredDataset:
         *,
         pauses: Sequence[float] = (),
         check: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         """Read the list of images. `check` is called often while images are decoded, and may raise.
 
         While images are decoded, a store that is unavailable is retried after each of `pauses`, in seconds.
-        `say` is called with a line of text before each slow step. Raises DataUnavailable if the list is
-        missing or damaged, Unavailable.
+        Raises DataUnavailable if the list is missing or damaged, Unavailable.
         """
         self._settings = settings
         self._store = store
         self._version = version
         self._pauses = pauses
         self._check = check
-        self._say = say
         self._manifest: Manifest = read_manifest(store, version)
         self._of_split: dict[Split, list[DatasetImage]] = {split: [] for split in Split}
         for image in self._manifest.images:
@@ -161,7 +185,6 @@ class StoredDataset:
         if path.exists() and path.stat().st_size == len(self._of_split[split]) * math.prod(spec.shape):
             return path
         _remove_oldest(of_dataset, keep=folder)
-        self._say(f"decoding {len(self._of_split[split]):,} {split} images of {self._version.dataset}")
         with temporary_folder(of_dataset, ".decoding-") as temporary:
             unfinished = temporary / path.name
             self._decode_all(split, spec, unfinished)

@@ -1,36 +1,53 @@
-"""The training task's work: claim the run that a message names, and execute it.
-
-`worker.learning.retrain` is imported only then, because it imports TensorFlow.
-"""
+"""A training run, top to bottom: claim it, then prepare, fit, judge and record."""
 
 from __future__ import annotations
 
 import logging
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 
-from jobs.errors import NotFound
+from jobs.errors import LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.learning.runs import RunClaim, claim_run, get_run
+from jobs.ledger.learning.runs import RunClaim, RunLost, claim_run, fail_run, get_run
 from jobs.ledger.workers import owner_name
+from jobs.schema import RunState
 from jobs.settings import Settings
+from jobs.storage.store import Store
+from worker.learning.heartbeat import Heartbeat
+from worker.learning.trainer import Trainer
 from worker.message_filter import log_dropped
+from worker.time_limit import time_ran_out
 
 logger = logging.getLogger(__name__)
 
 
 def execute_run(run_id: str, settings: Settings) -> None:
-    """Execute a training run, unless it cannot be claimed. Raises what `worker.learning.retrain` raises."""
-    claim = _claim_run(run_id, settings)
-    if claim is not None:
-        from worker.learning.retrain import retrain
+    """Execute a training run, unless it cannot be claimed.
 
-        retrain(settings, claim)
+    Raises RunLost if the run was cancelled or taken for dead. Any other error, such as DataUnavailable or
+    Unavailable, is recorded in the run's row and raised.
+    """
+    with closing(Ledger(settings.ledger)) as ledger:
+        claim = _claim_run(ledger, run_id)
+        if claim is None:
+            return
+        with _kept(settings, ledger, claim) as trainer:
+            # Imported here, because they import TensorFlow.
+            from worker.learning.fit import fit
+            from worker.learning.judge import judge
+            from worker.learning.prepare import prepare
+            from worker.learning.record import record
+
+            prepared = prepare(trainer)
+            model, epochs = fit(trainer, prepared)
+            judged = judge(trainer, prepared.data, model)
+            record(trainer, prepared.data, prepared.recipe, judged, epochs)
 
 
-def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
+def _claim_run(ledger: Ledger, run_id: str) -> RunClaim | None:
     """Claim a training run, or log why it cannot be claimed and return None. Raises Unavailable."""
-    with closing(Ledger(settings.ledger)) as ledger, ledger.transaction() as connection:
+    with ledger.transaction() as connection:
         claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
         if claim is None:
             try:
@@ -39,3 +56,34 @@ def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
             except NotFound:
                 log_dropped("it names no training run of this ledger")
         return claim
+
+
+@contextmanager
+def _kept(settings: Settings, ledger: Ledger, claim: RunClaim) -> Iterator[Trainer]:
+    """Keep the run's lease while the block executes it. If the block fails, record why.
+
+    Nothing is recorded if the run was lost.
+    """
+    with Heartbeat(settings, claim) as heartbeat:
+        try:
+            yield Trainer(settings, ledger, Store(settings.store), claim, heartbeat.check)
+        except RunLost:
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            _record_end(ledger, claim, RunState.INTERRUPTED, "its trainer was stopped")
+            raise
+        except BaseException as error:
+            _record_end(ledger, claim, RunState.FAILED, _reason_for(error))
+            raise
+
+
+def _record_end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
+    # If the ledger is unavailable, the lease runs out. If the run was lost, its row already says why.
+    with suppress(Unavailable, RunLost), ledger.transaction() as connection:
+        fail_run(connection, claim, error, state=state)
+
+
+def _reason_for(error: BaseException) -> str:
+    if time_ran_out(error):
+        return "it exceeded the time limit for a training run"
+    return str(error) if isinstance(error, LabelmillError) else repr(error)

@@ -144,17 +144,6 @@ def _inverted(data: bytes, spec: InputSpec) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def prepare_arrays(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Prepare raw grey pictures, uint8 (n, height, width), like decoded ones.
-
-    Return uint8 (n, *spec.shape).
-    """
-    prepared = np.empty((len(pixels), *spec.shape), np.uint8)
-    for place, picture in enumerate(pixels):
-        prepared[place] = prepare(Image.fromarray(picture), spec)
-    return prepared
-
-
 def _has_light_border(data: bytes, spec: InputSpec) -> bool:
     """Return whether the border pixels have a mean above 127.5.
 

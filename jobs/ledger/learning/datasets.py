@@ -25,7 +25,10 @@ def get_version(connection: Connection, dataset: str, version: int | None = None
     found = latest_version(connection, dataset)
     if found is None:
         if dataset == MNIST:
-            raise NotFound(f"Dataset {MNIST} is built in: it has no versions in the ledger.")
+            raise NotFound(
+                f"Dataset {MNIST} has not been added yet: `labelmill train` adds it and trains a model, and "
+                f"`labelmill datasets add {MNIST} FOLDER` adds your own images."
+            )
         raise NotFound(f"There is no dataset {dataset!r}. `labelmill datasets` lists all.")
     if version is None or version == found.version:
         return found

@@ -1,9 +1,8 @@
-"""Each dataset's own limits of the promotion gate."""
+"""The limits of each dataset's promotion gate: those that were set for it, otherwise the defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,10 +19,10 @@ def own_limits(connection: Connection, dataset: str) -> dict[str, float | None]:
     return dict(connection.scalar(query) or {})
 
 
-def effective_limits(connection: Connection, dataset: str, defaults: GateLimits) -> GateLimits:
+def limits_of(connection: Connection, dataset: str) -> GateLimits:
     """Return what a model must reach to become the dataset's champion."""
     own: dict[str, Any] = own_limits(connection, dataset)
-    return replace(defaults, **own)
+    return GateLimits(**own)
 
 
 def set_limits(connection: Connection, dataset: str, limits: Mapping[str, float | None]) -> None:

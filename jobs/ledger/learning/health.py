@@ -49,7 +49,7 @@ class Health:
 
     model: str
     dataset: str
-    dataset_version: int | None  # that the accuracy is about; None for the built-in dataset
+    dataset_version: int | None  # that the accuracy is about; None without one
     accuracy: float | None  # by its evaluation, 0 to 1
     live: LiveAccuracy
     jobs: int  # recent jobs

@@ -130,6 +130,20 @@ def model_or_champion(connection: Connection, model_id: str | None, dataset: str
     return model
 
 
+def model_to_start_from(connection: Connection, dataset: str, model_id: str | None) -> Model:
+    """Return the model that a fine-tuning starts from: this one, or the dataset's champion if it is None.
+
+    Raises NotFound.
+    """
+    model = find_champion(connection, dataset) if model_id is None else get_model(connection, model_id)
+    if model is None:
+        raise NotFound(
+            f"Dataset {dataset} has no champion to start from: name a model with --from (`labelmill models` "
+            "lists them), or train from scratch with --architecture cnn."
+        )
+    return model
+
+
 def _why_no_champion(connection: Connection, dataset: str) -> str:
     """Return the message if a champion is needed and the dataset has none."""
     check_dataset(connection, dataset)
@@ -147,7 +161,7 @@ def _why_no_champion(connection: Connection, dataset: str) -> str:
 
 def check_dataset(connection: Connection, dataset: str) -> None:
     """Raise NotFound if the dataset has neither versions nor models."""
-    # The models of a removed dataset stay.
+    # The models of a removed dataset stay, and `train` adds the default dataset when it is needed.
     if dataset != MNIST and not _has_model(connection, dataset):
         get_version(connection, dataset)
 
@@ -213,7 +227,7 @@ class StoredEvaluation:
     answers: bytes  # as `jobs.models.evaluation.pack_answers` returns them
     created_at: datetime
     dataset: str = MNIST
-    version: int | None = None  # of the dataset; None for the built-in one
+    version: int | None = None  # of the dataset
 
 
 def save_evaluation(

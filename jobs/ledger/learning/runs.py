@@ -69,7 +69,7 @@ class Run:
     epochs_done: int
     silent_since: datetime | None = None  # its trainer's last heartbeat, if the lease has expired
     dataset: str = MNIST
-    dataset_version: int | None = None  # None for the built-in dataset, and until the data is loaded
+    dataset_version: int | None = None  # None until the data is loaded
 
     @property
     def finished(self) -> bool:

@@ -48,6 +48,12 @@ def set_schedule(
     return Schedule(**row._mapping)
 
 
+def find_schedule(connection: Connection, dataset: str) -> Schedule | None:
+    """Return the dataset's schedule, or None."""
+    row = connection.execute(sa.select(schedules).where(schedules.c.dataset == dataset)).one_or_none()
+    return None if row is None else Schedule(**row._mapping)
+
+
 def list_schedules(connection: Connection) -> list[Schedule]:
     """Return the schedules of all datasets that have one, by name."""
     query = sa.select(schedules).order_by(schedules.c.dataset)

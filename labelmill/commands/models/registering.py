@@ -12,6 +12,7 @@ from jobs.models.dataset import MNIST, describe_accuracy, describe_version
 from jobs.models.model import Invert, Model, Resampling, name_classes
 from labelmill.client import Client
 from labelmill.client.registration import describe_input
+from labelmill.commands.follow_run import add_mnist
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.commands.options import AliasOfOption, AsJson
@@ -150,17 +151,20 @@ def evaluate(
 ) -> None:
     """Measure a model on its dataset's test images, and store the figures: `promote` judges by them.
 
-    The champion is measured as well, unless it was measured on these images before. MNIST comes from the same
-    place as for `train`.
+    The champion is measured as well, unless it was measured on these images before. MNIST is added if it is
+    missing, as by `train`.
 
     With --images, nothing is stored. Images with an error count as wrong, and images whose folder is not a
     class of the model are left out.
     """
     with Client() as client:
-        model = client.model(model, dataset=dataset).id
+        found = client.model(model, dataset=dataset)
+        model = found.id
         if images is not None:
             _evaluate_images(client, model, images, as_json=as_json)
             return
+        if found.dataset == MNIST:
+            add_mnist(client)
         evaluation = client.evaluate(model, on_message=say)
         measured = client.model(model)
     data = describe_version(measured.dataset, measured.accuracy_version)

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import metrics
 from jobs.ledger.clock import database_now
 from jobs.ledger.learning.runs import active_runs
+from jobs.ledger.learning.schedules import list_schedules
 from jobs.ledger.metrics import OpenJob
 from jobs.ledger.workers import BEAT, list_workers, workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
@@ -19,7 +20,7 @@ from labelmill.console.terminal import format_duration, pluralize
 from labelmill.operations.doctor.commands import commands_of
 from labelmill.operations.doctor.findings import Finding, ok, problem, warning
 from labelmill.operations.doctor.ledger import in_ledger
-from worker.schedule import all_schedules, default_schedule, overdue_slots
+from worker.schedule import overdue_slots
 
 #: Workers take over an expired lease within seconds. After this many lease times, none will.
 _STUCK_LEASES: Final = 3
@@ -114,7 +115,7 @@ def check_training(settings: Settings, connection: Connection) -> Iterator[Findi
 def _schedules(connection: Connection, settings: Settings, *, has_beat: bool) -> Iterator[Finding]:
     """Yield which trainings are overdue, and a warning if beat is needed but not running."""
     commands = commands_of(settings)
-    schedules = all_schedules(connection, default_schedule(settings, database_now(connection)))
+    schedules = list_schedules(connection)
     if not has_beat and any(schedule.cron or schedule.after_corrections for schedule in schedules):
         yield warning("beat is not running, so no scheduled training starts", fix=commands.beat)
     for dataset, slot in overdue_slots(connection, schedules).items():

@@ -1,33 +1,40 @@
-"""Train a network as a recipe says, and save it to a file.
+"""The second step of a training run: train a network as the recipe says.
 
-`worker.learning.mnist` loads the data; `worker.learning.evaluation` measures the trained model as it will be
-served. Nothing here reads the test images, not even between epochs.
+Nothing here reads the test images, not even between epochs.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
+from sqlalchemy.engine import Connection
 
-from jobs.errors import TrainingDiverged
+from jobs.errors import TrainingDiverged, Unavailable
 from jobs.files import sync
+from jobs.ledger.learning.runs import add_epoch
 from jobs.models.model import InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.data import Data, Labelled
 from worker.learning.networks import Start, build, freeze, make_training_copy, precision
+from worker.learning.prepare import Prepared
 from worker.learning.recipes import Recipe
+from worker.learning.trainer import Trainer
 from worker.predicting.tensorflow_runtime import keras, tf
+from worker.time_limit import time_ran_out
 
-#: How many pixels of held-out images are in one batch: 1,000 images of MNIST.
+logger = logging.getLogger(__name__)
+
+#: How many pixels of validation images are in one batch: 1,000 images of MNIST.
 _VALIDATION_PIXELS: Final = 784_000
 
 #: The share of the training to which `Augmentation.at_the_end` applies: the last fifth.
@@ -45,7 +52,7 @@ class EpochResult:
     """The loss and accuracy of one pass over the training images.
 
     The `val_` fields are measured afterwards on the held-out images, with the averaged weights if the recipe
-    averages. They are NaN if no image is held out. Losses are in nats.
+    averages. They are NaN without validation images. Losses are in nats.
     """
 
     epoch: int  # the first is 1
@@ -56,25 +63,66 @@ class EpochResult:
     seconds: float
 
 
+class EpochWriter:
+    """Write epochs to the ledger as they finish.
+
+    They are only informative, so a failed write must not end the training: an epoch that cannot be written is
+    written with the next one, or at the latest with the verdict.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._waiting: list[EpochResult] = []
+
+    def add(self, result: EpochResult) -> None:
+        """Record one more epoch. Raises RunLost."""
+        self._waiting.append(result)
+        try:
+            with self._trainer.ledger.transaction() as connection:
+                self.write(connection)
+        except Unavailable as error:
+            if time_ran_out(error):
+                raise
+            logger.warning("epoch %d will be recorded with the next one: %s", result.epoch, error)
+        else:
+            self._waiting.clear()
+
+    def write(self, connection: Connection) -> None:
+        """Write the epochs that are not known to be in the ledger. Raises RunLost."""
+        for result in self._waiting:
+            add_epoch(connection, self._trainer.claim, asdict(result))
+
+
+def fit(trainer: Trainer, prepared: Prepared) -> tuple[keras.Model, EpochWriter]:
+    """Train the model, and record each epoch. Return it with the epochs that are not recorded yet.
+
+    Raises RunLost, and what `train` raises.
+    """
+    epochs = EpochWriter(trainer)
+    model = train(
+        prepared.data, prepared.recipe, start=prepared.start, on_batch=trainer.check, on_epoch=epochs.add
+    )
+    return model, epochs
+
+
 def train(
     data: Data,
     recipe: Recipe,
     *,
     start: Start | None = None,
-    on_batch: Callable[[int, int, int], None] = lambda _epoch, _done, _total: None,
+    on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
 ) -> keras.Model:
     """Train a model and return it: the weights of the best epoch, or those after the last step.
 
     It begins with random weights, or with `start`, whose classes need not be those of the data. If the recipe
-    averages, the running average of the weights counts. After each step `on_batch(epoch, done, total)` is
-    called, where `done` and `total` count the steps of the epoch; after each epoch `on_epoch` is called. An
-    exception from either ends the training. Raises ValueError for an unknown architecture, ModelRefused if
-    `start` cannot be trained further, TrainingDiverged if a loss is not finite.
+    averages, the running average of the weights counts. `on_batch` is called after each step, and `on_epoch`
+    after each epoch. An exception from either ends the training. Raises ValueError for an unknown
+    architecture, ModelRefused if `start` cannot be trained further, TrainingDiverged if a loss is not finite.
     """
     keras.utils.set_random_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    images = divide(data, recipe, rng)
+    images = learnt_images(data, recipe)
 
     # the network, and the copy that is trained
     if start is None:
@@ -109,10 +157,10 @@ def train(
                 batch_loss, batch_correct = step(batch, labels, seed, distortion_share(recipe, share))
                 # These are tensors: reading their values here would wait for the step.
                 loss, correct, seen = loss + batch_loss, correct + batch_correct, seen + len(rows)
-                on_batch(epoch, number + 1, steps)
+                on_batch()
             if not seen:  # the time was over at the end of the last epoch
                 break
-            val_loss, val_accuracy = _validate(averaged, images.validation, images.held_out)
+            val_loss, val_accuracy = _validate(averaged, data.validation)
             result = EpochResult(
                 epoch=epoch,
                 loss=float(loss) / seen,
@@ -121,7 +169,7 @@ def train(
                 val_accuracy=val_accuracy,
                 seconds=time.monotonic() - started,
             )
-            _check_finite(result, is_validated=len(images.held_out) > 0)
+            _check_finite(result, is_validated=len(data.validation) > 0)
             on_epoch(result)
             best = _better_of(best, result, averaged, recipe)
             if best and best.is_final(epoch, recipe):
@@ -144,14 +192,12 @@ def _check_finite(result: EpochResult, *, is_validated: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Divided:
-    """The images of one training: those that are learnt, and those that are held out."""
+class LearntImages:
+    """The images of one training, and how often each is learnt."""
 
     images: Labelled  # the learnt ones are among them
     labels: npt.NDArray[np.int32]  # of `images`
     learnt: npt.NDArray[np.intp]  # rows of `images`; corrections are in it several times
-    validation: Labelled  # the held-out ones are among them
-    held_out: npt.NDArray[np.intp]  # rows of `validation`
     class_weights: npt.NDArray[np.float32] | None
     shift: int
     edges: bool
@@ -173,25 +219,15 @@ class Divided:
         return images
 
 
-def divide(data: Data, recipe: Recipe, rng: np.random.Generator) -> Divided:
-    """Divide the data: without a validation split, the recipe says how many images are held out."""
+def learnt_images(data: Data, recipe: Recipe) -> LearntImages:
+    """Return the training images; corrected ones are repeated as the recipe says."""
     labels = data.train.labels.astype(np.int32)
-    uncorrected = data.before_corrections
-    if len(data.validation):
-        validation, held_out = data.validation, np.arange(len(data.validation))
-        learnt = np.arange(uncorrected)
-    else:
-        validation = data.train
-        held_out, learnt = np.split(rng.permutation(uncorrected), [recipe.held_out_of(uncorrected)])
-    # Corrected images are never held out: people labelled them so that the model learns from them.
-    corrected = np.arange(uncorrected, len(labels))
+    learnt, corrected = np.split(np.arange(len(labels)), [data.before_corrections])
     learnt = np.append(learnt, np.tile(corrected, recipe.repeats_of(len(corrected), len(learnt))))
-    return Divided(
+    return LearntImages(
         images=data.train,
         labels=labels,
         learnt=learnt,
-        validation=validation,
-        held_out=held_out,
         class_weights=class_weights(labels[learnt], len(data.classes)) if recipe.class_weights else None,
         shift=recipe.augmentation.shift if recipe.augmentation else 0,
         edges=recipe.augment is not None,
@@ -200,7 +236,7 @@ def divide(data: Data, recipe: Recipe, rng: np.random.Generator) -> Divided:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Best:
-    """The best epoch so far, by the held-out images."""
+    """The best epoch so far, by the validation images."""
 
     result: EpochResult
     weights: list[npt.NDArray[Any]]
@@ -213,10 +249,10 @@ class Best:
 
 
 def _better_of(best: Best | None, result: EpochResult, model: keras.Model, recipe: Recipe) -> Best | None:
-    """Return the better epoch by its accuracy on the held-out images; of two equal ones, the later.
+    """Return the better epoch by its accuracy on the validation images; of two equal ones, the later.
 
-    At a later epoch the learning rate is lower, and few held-out images often cannot tell two apart. Return
-    None if the recipe does not choose, or if no image is held out.
+    At a later epoch the learning rate is lower, and few images often cannot tell two apart. Return None if
+    the recipe does not choose, or if there are no validation images.
     """
     if recipe.patience is None or math.isnan(result.val_accuracy):
         return None
@@ -385,16 +421,13 @@ def as_input(model: keras.Model, images: Any) -> Any:
     return images[..., tf.newaxis] if len(model.inputs[0].shape) > len(images.shape) else images
 
 
-def _validate(model: keras.Model, validation: Labelled, rows: npt.NDArray[np.intp]) -> tuple[float, float]:
-    """Return the mean loss, in nats, and the accuracy on the images in these rows; NaN if there are none."""
-    if not len(rows):
+def _validate(model: keras.Model, validation: Labelled) -> tuple[float, float]:
+    """Return the mean loss, in nats, and the accuracy on these images; NaN if there are none."""
+    if not len(validation):
         return math.nan, math.nan
-    labels = validation.labels[rows]
+    labels = validation.labels
     batch = max(1, _VALIDATION_PIXELS // math.prod(validation.images.shape[1:]))
-    parts = [
-        model(as_input(model, validation.take(some)), training=False).numpy()
-        for some in np.array_split(rows, range(batch, len(rows), batch))
-    ]
+    parts = [model(as_input(model, images), training=False).numpy() for images in validation.windows(batch)]
     scores = np.concatenate(parts)
     chosen = scores[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())

@@ -1,0 +1,121 @@
+"""What a person or a schedule asks of a training run: each option with its bounds and its text, once.
+
+Commands, the client, the HTTP API and the schedules pass it whole. `worker.learning.recipes` makes a recipe
+of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from jobs.errors import UserError
+from jobs.models.dataset import MAX_NAME, MNIST
+
+Architecture: TypeAlias = Literal["mlp", "cnn", "finetune"]
+Profile: TypeAlias = Literal["quick", "long"]
+Augment: TypeAlias = Literal["digits", "photos", "none"]
+
+_NO_NUL: Final = r"^[^\x00]*$"  # PostgreSQL stores none
+
+#: The width and height that a person may ask for, in pixels.
+MIN_SIZE: Final = 8
+MAX_SIZE: Final = 512
+
+#: TensorFlow's random generators take a signed 32-bit seed.
+MAX_SEED: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class TrainingRequest:
+    """What to train, and how. What is None is chosen from the data."""
+
+    #: The options that say how to train, in the order in which they are shown.
+    HOW: ClassVar = ("architecture", "profile", "start", "size", "augment", "max_minutes")
+
+    dataset: Annotated[
+        str,
+        Field(max_length=MAX_NAME, pattern=_NO_NUL, description="The dataset; its latest version is used."),
+    ] = MNIST
+    architecture: Annotated[
+        Architecture | None,
+        Field(description="The network; finetune continues a trained model. Default: cnn."),
+    ] = None
+    profile: Annotated[
+        Profile | None,
+        Field(
+            description="Use a recipe for digits such as MNIST's, which trains for a fixed number of epochs. "
+            "Default: chosen from the data."
+        ),
+    ] = None
+    start: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_NAME,
+            pattern=_NO_NUL,
+            description="The model to fine-tune. Default: the dataset's champion.",
+        ),
+    ] = None
+    size: Annotated[
+        int | None,
+        Field(
+            ge=MIN_SIZE,
+            le=MAX_SIZE,
+            description="Scale images to this width and height in pixels. Default: chosen from the data.",
+        ),
+    ] = None
+    augment: Annotated[
+        Augment | None,
+        Field(
+            description="How images are varied: photos are mirrored, digits are not. Default: digits if all "
+            "are grey."
+        ),
+    ] = None
+    max_minutes: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=100_000,
+            description="Train for at most this time; decoding and evaluation are not included.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_SEED,
+            description="Seed of all random numbers. Default: a new one each time; 1 for `train`.",
+        ),
+    ] = None
+    force: Annotated[
+        bool, Field(description="Promote the model whatever the gate says; that is recorded.")
+    ] = False
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Return a request with these options. Raises UserError if one is unknown or out of its range."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = str(problem["loc"][0]).replace("_", " ")
+            raise UserError(f"{name}: {problem['msg']}, got {problem['input']!r}.") from None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Return the options that say how to train, without those that are None."""
+        given = asdict(self)
+        return {name: given[name] for name in self.HOW if given[name] is not None}
+
+    def with_defaults(self, how: dict[str, Any]) -> Self:
+        """Return the request with these options where it has none.
+
+        They are dropped if one fine-tunes and the other does not, because few options suit both.
+        """
+        tunes = "finetune" in (self.architecture, how.get("architecture"))
+        if tunes and self.architecture not in (None, how.get("architecture")):
+            return self
+        return type(self)(**(asdict(self) | how | self.how))

@@ -1,0 +1,55 @@
+"""The third step of a training run: evaluate the new model, and the champion on the same images."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from jobs.errors import ModelRefused, Unavailable, UserError
+from jobs.files import temporary_folder
+from jobs.models.evaluation import Part
+from jobs.storage.registry import cache_errors
+from worker.learning.data import Data
+from worker.learning.evaluation import Evaluated, evaluate_champion, evaluate_parts
+from worker.learning.fit import save
+from worker.learning.trainer import Trainer
+from worker.predicting.classifier import Classifier
+from worker.predicting.tensorflow_runtime import keras
+from worker.time_limit import time_ran_out
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The new model's file and measures."""
+
+    file: bytes
+    evaluated: dict[Part, Evaluated]  # on the test set, and on the live set if there is one
+
+
+def judge(trainer: Trainer, data: Data, model: keras.Model) -> Judged:
+    """Evaluate the new model on the test set and the live set, then the champion, whose measures are stored.
+
+    The new model is read back from its file by the code that will serve it. Raises Unavailable, RunLost.
+    """
+    cache = trainer.settings.cache_dir
+    with ExitStack() as stack:
+        with cache_errors(cache):  # nothing is written outside the state folder
+            path = stack.enter_context(temporary_folder(cache, "training-")) / "model.keras"
+            save(model, path)
+        classifier = Classifier.load(path, data.classes, data.spec)
+        classifier.warm_up()
+        evaluated = evaluate_parts(classifier, data)
+        trainer.check()
+        file = path.read_bytes()
+    try:
+        trainer.retry_longer(lambda: evaluate_champion(trainer.ledger, trainer.store, cache, data))
+    except (ModelRefused, UserError, Unavailable) as error:
+        if time_ran_out(error):
+            raise
+        # The new model is still registered; the gate then reports that the two cannot be compared.
+        logger.warning("the champion cannot be evaluated: %s", error)
+    trainer.check()
+    return Judged(file, evaluated)
