@@ -43,8 +43,10 @@ def data(little_mnist: Digits) -> Data:
 
 
 def learning(data: Data, rows: Any) -> Data:
-    """Return the data with only these training images."""
-    return replace(data, train=taken(data.train, rows), validation=taken(data.validation, slice(50)))
+    """Return the data with only these training images, and validation images of their classes."""
+    train = taken(data.train, rows)
+    known = np.isin(data.validation.labels, train.labels)
+    return replace(data, train=train, validation=taken(data.validation, known))
 
 
 def taken(images: Labelled, rows: Any) -> Labelled:
