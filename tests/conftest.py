@@ -141,11 +141,18 @@ def _write_sample(folder: Path) -> None:
     sample = read_digits(folder)
     replace(
         sample,
-        train_images=np.tile(sample.train_images, (15, 1, 1)),
+        train_images=_repeated(sample.train_images, 15),
         train_labels=np.tile(sample.train_labels, 15),
-        test_images=np.tile(sample.test_images, (10, 1, 1)),
+        test_images=_repeated(sample.test_images, 10),
         test_labels=np.tile(sample.test_labels, 10),
     ).write(folder)
+
+
+def _repeated(images: np.ndarray, times: int) -> np.ndarray:
+    """Return the images so many times, each time with another pixel in a corner: a dataset has no copies."""
+    found = np.tile(images, (times, 1, 1))
+    found[:, 0, 0] = np.repeat(np.arange(times), len(images))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ MAX_SIZE: Final = 512
 MAX_SEED: Final = 2**31 - 1
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class TrainingRequest:
     """What to train, and how. What is None is chosen from the data."""
 
@@ -62,6 +62,7 @@ class TrainingRequest:
     size: Annotated[
         int | None,
         Field(
+            strict=True,
             ge=MIN_SIZE,
             le=MAX_SIZE,
             description="Scale images to this width and height in pixels. Default: chosen from the data.",
@@ -77,6 +78,7 @@ class TrainingRequest:
     max_minutes: Annotated[
         float | None,
         Field(
+            strict=True,
             gt=0,
             le=100_000,
             description="Train for at most this time; decoding and evaluation are not included.",
@@ -85,13 +87,14 @@ class TrainingRequest:
     seed: Annotated[
         int | None,
         Field(
+            strict=True,
             ge=0,
             le=MAX_SEED,
             description="Seed of all random numbers. Default: a new one each time; 1 for `train`.",
         ),
     ] = None
     force: Annotated[
-        bool, Field(description="Promote the model whatever the gate says; that is recorded.")
+        bool, Field(strict=True, description="Promote the model whatever the gate says; that is recorded.")
     ] = False
 
     @classmethod

@@ -166,9 +166,10 @@ def _download(cache: Path, say: Callable[[str], None]) -> None:
         with temporary_folder(cache.parent, ".download-") as folder:
             make_private_folder(unfinished := folder / MNIST)
             for name, (_, published) in PUBLISHED.items():
-                path = write_idx(unfinished / name, arrays[name])
-                if hashlib.sha256(path.read_bytes()).hexdigest() != published:
+                file = idx_bytes(arrays[name])
+                if hashlib.sha256(file).hexdigest() != published:
                     raise DataUnavailable(f"The downloaded MNIST does not have the published {name}")
+                (unfinished / name).write_bytes(file)
             if not cache.is_dir():  # unless another process was faster
                 unfinished.rename(cache)
     except OSError as error:
@@ -225,11 +226,9 @@ def _read(url: str, content: bytearray, failures: list[Exception]) -> None:
         failures.append(error)
 
 
-def write_idx(path: Path, array: _Bytes) -> Path:
-    """Write an array of bytes as an IDX file, and return its path."""
-    header = bytes((0, 0, _IDX_UBYTE, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(header + array.tobytes())
-    return path
+def idx_bytes(array: _Bytes) -> bytes:
+    """Return an array of bytes as an IDX file."""
+    return bytes((0, 0, _IDX_UBYTE, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 def write_sample(folder: Path, say: Callable[[str], None]) -> None:
@@ -255,8 +254,8 @@ def write_sample(folder: Path, say: Callable[[str], None]) -> None:
         rank[members] = np.arange(len(members))
     test = rank[order] % _SAMPLE_TEST_SHARE == 0
     for split, places in (("train", order[~test]), ("t10k", order[test])):
-        write_idx(folder / f"{split}-images-idx3-ubyte", images[places])
-        write_idx(folder / f"{split}-labels-idx1-ubyte", labels[places])
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(idx_bytes(images[places]))
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels[places]))
     say(
         f"using a sample of MNIST, {_SAMPLE_SIZE:,} digits. `labelmill datasets add {MNIST} FOLDER` adds all "
         "of it from a folder with its four IDX files."

@@ -124,7 +124,7 @@ def _add_version(ledger: Ledger, dataset: str, *classes: str) -> None:
             after=None,
             fingerprint="b" * 64,
             classes=classes,
-            summary={},
+            summary={"images": 0},
             manifest=f"datasets/{dataset}/1",
             by_reference=False,
         )

@@ -474,7 +474,7 @@ def test_bad_input_is_refused_and_nothing_is_stored(client, store, tmp_path, mak
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("name", ["", "Birds", "../x", "a/b", "-x", "x" * 65, "mnist"])
+@pytest.mark.parametrize("name", ["", "Birds", "../x", "a/b", "-x", "x" * 65])
 def test_a_name_must_be_usable(client, tmp_path, name) -> None:
     with pytest.raises(UserError, match="name"):
         client.add_dataset(name, write_classes(tmp_path / "pets"))

@@ -22,6 +22,7 @@ from jobs.ledger.jobs.control import end_job, pause_job
 from jobs.ledger.jobs.results import Classified, Spent, record_results
 from jobs.ledger.learning.corrections import NewCorrection, save_corrections
 from jobs.ledger.learning.runs import cancel_run, request_run
+from jobs.ledger.learning.schedules import set_schedule
 from jobs.ledger.metrics import backlog
 from jobs.ledger.workers import WorkerRow, report_worker
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
@@ -300,6 +301,7 @@ def test_the_document_has_every_metric_and_no_other(settings, ledger, champion, 
         row = NewCorrection(run_id, 0, "a.png", "7", "7", 0.5, champion.id, "0" * 64)
         save_corrections(connection, [row])
         report_disk(connection, Disk("store", free_bytes=1, total_bytes=2))
+        set_schedule(connection, "birds", cron="0 3 * * *", after_corrections=None, request={})
 
     # When all metrics are compared with the document, Then names, types and labels are the same
     rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
