@@ -7,9 +7,8 @@ from functools import cached_property, wraps
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from sqlalchemy.engine import Connection
-
 from jobs.ledger import Ledger
+from jobs.ledger.api.keys import OnChange
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client.migrating import open_ledger
@@ -18,9 +17,6 @@ from labelmill.client.shared import CommonMethods
 if TYPE_CHECKING:
     from jobs.queue import Publisher
     from jobs.traces import Tracing
-
-#: A function that is called in the transaction of a change, with what is done and the id of what is changed.
-OnChange = Callable[[Connection, str, str], object]
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -33,8 +33,8 @@ def metrics(
     """
     from prometheus_client import CollectorRegistry
 
-    from labelmill.operations.exporter import Exporter
     from labelmill.operations.metrics import LabelmillCollector
+    from labelmill.server.exporter import Exporter
 
     address, port = parse_address(listen)
     over = threading.Event()

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, PayloadDamaged, Unavailable, UserError
 from jobs.ids import is_id
 from jobs.ledger import Ledger
+from jobs.ledger.api.keys import OnChange
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import JobStatus, job_status, no_job, predictions_of
 from jobs.ledger.learning.corrections import (
@@ -47,9 +48,6 @@ from labelmill.labels.correction_files import (
     summarize_problems,
 )
 from labelmill.labels.image_copies import remove_copies
-
-if TYPE_CHECKING:
-    from labelmill.client.installation import OnChange
 
 #: Images with these errors stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)

@@ -3,7 +3,7 @@
 Nothing is counted here, so it does not matter when or how often an exporter is started. Past events come from
 the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`);
 docs/reference/metrics.md lists all metrics. Ledger and broker are read in parallel: if one cannot be reached
-or hangs, only its own metrics are missing. `labelmill.operations.exporter` serves them.
+or hangs, only its own metrics are missing. `labelmill.server.exporter` serves them.
 """
 
 from __future__ import annotations

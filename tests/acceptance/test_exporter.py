@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import chunks
-from labelmill.operations.exporter import MAX_CONNECTIONS
+from labelmill.server.exporter import MAX_CONNECTIONS
 from tests.console import Home, folder_for_sockets, until
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +24,11 @@ PREFIX: Final = "labelmill_"
 _SECRET_BYTES: Final = 32
 
 _MAX_NAME: Final = 64
+
+
+#: A function that is called in the transaction of a change, with what is done and the id of what is changed:
+#: the HTTP API gives one that calls `record_action`.
+OnChange = Callable[[Connection, str, str], object]
 
 
 class Role(StrEnum):
