@@ -5,16 +5,22 @@ Written once and kept between runs.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+from collections.abc import Iterator
 from enum import StrEnum
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.photographs import ALL_PHOTOGRAPHS, paint_all
+from jobs.limits import ArchiveLimits, ImageLimits
 from jobs.settings import Settings
 from labelmill.console.progress import ProgressLine
+from labelmill.console.terminal import say
+from producer.sources.idx import labels_beside, read_idx, read_labels
+from producer.sources.image import Reading
 
 
 class Pictures(StrEnum):
@@ -55,23 +61,35 @@ def _write_digits(count: int, settings: Settings, folder: Path) -> None:
     # Imported here, because a second run does not need them.
     from PIL import Image
 
-    from benchmarks.learning import read_mnist
+    from labelmill.datasets.mnist import idx_files
 
-    data = read_mnist(settings)
     for label in range(10):
         (folder / str(label)).mkdir()
-    pictures = chain(data.train_images, data.test_images)
-    labels = chain(data.train_labels, data.test_labels)
     paths: list[Path] = []
-    with ProgressLine("writing PNG files", total=count) as progress:
-        for number, pixels, label in zip(range(count), pictures, labels, strict=False):
+    with (
+        idx_files(settings, say, allow_sample=False) as mnist,
+        ProgressLine("writing PNG files", total=count) as progress,
+    ):
+        digits = chain(_labelled(mnist, "train"), _labelled(mnist, "t10k"))
+        for number, (label, picture) in enumerate(islice(digits, count)):
             paths.append(folder / str(label) / f"{number:05}.png")
-            Image.fromarray(pixels).save(paths[-1])
+            Image.open(io.BytesIO(picture)).save(paths[-1])
             progress.update(number + 1)
         for number in range(len(paths), count):
             original = paths[number % len(paths)]
             os.link(original, original.with_name(f"{number:05}.png"))
             progress.update(number + 1)
+
+
+def _labelled(mnist: Path, part: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the label and the picture of each image of a part of MNIST."""
+    path = str(next(mnist.glob(f"{part}-images*")))
+    labels = read_labels(labels_beside(path) or "", ArchiveLimits())
+    for label, image in zip(
+        labels, read_idx(path, Reading(ImageLimits().max_bytes, ArchiveLimits())), strict=True
+    ):
+        assert image.data is not None
+        yield label, image.data
 
 
 def list_images(folder: Path) -> list[str]:
