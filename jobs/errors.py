@@ -7,22 +7,59 @@ an `Unavailable` is retried, a `UserError` is shown to the user. The docstring i
 from __future__ import annotations
 
 import inspect
-from enum import StrEnum
+
+from jobs.described import DescribedEnum
 
 
-class ErrorCode(StrEnum):
+class ErrorCode(DescribedEnum):
     """Why an image got no label. The names are a contract: people query them."""
 
-    UNIDENTIFIED = "unidentified"  # the bytes are not of a known image format
-    CORRUPT = "corrupt"  # a known format, but broken, truncated or without pixels
-    TOO_LARGE = "too_large"  # over the limit for bytes, pixels or frames
-    FORMAT_NOT_ALLOWED = "format_not_allowed"  # a format that is not allowed, or an archive that is not read
-    TIMEOUT = "timeout"  # took longer than the limit per image
-    MODEL_ERROR = "model_error"  # the model returned something that is not a probability
-    QUARANTINED = "quarantined"  # kept killing its worker
-    SOURCE_MISSING = "source_missing"  # the file did not exist or could not be read at its turn
-    SOURCE_CHANGED = "source_changed"  # the file is not the one that was submitted
-    SOURCE_FORBIDDEN = "source_forbidden"  # a path outside its folder, not a regular file, or too long a name
+    UNIDENTIFIED = (
+        "unidentified",
+        "the file is not an image of a known format: it is empty, text or an HTML page",
+    )
+    CORRUPT = (
+        "corrupt",
+        "the format is known, but the file is truncated or broken, fails its checksum, has no pixels, or has "
+        "a comment or profile that unpacks without end",
+    )
+    TOO_LARGE = (
+        "too_large",
+        "the image exceeds a limit of bytes, pixels or frames, has a side over 65,535 pixels, more than 100 "
+        "scans (JPEG), or more than 10,000 parts without pixels (PNG, JPEG, GIF). The header decides, before "
+        "anything is decoded",
+    )
+    FORMAT_NOT_ALLOWED = (
+        "format_not_allowed",
+        "the format is real, but is not read, or LABELMILL_IMAGE_FORMATS excludes it; or the image is a ZIP "
+        "member that is neither stored nor deflated",
+    )
+    TIMEOUT = (
+        "timeout",
+        "decoding took longer than LABELMILL_IMAGE_SECONDS; or the image, alone in its chunk, hit the time "
+        "limit",
+    )
+    MODEL_ERROR = "model_error", "the model returned something that is not a probability"
+    QUARANTINED = (
+        "quarantined",
+        "the image, alone in its chunk, crashed its worker three times; `detail` says how",
+    )
+    SOURCE_MISSING = (
+        "source_missing",
+        "the file was missing or unreadable, for the producer or, by reference, for a worker; or its server "
+        "could not be reached in ten attempts (two for a link in a manifest); or a manifest's row names no "
+        "image",
+    )
+    SOURCE_CHANGED = (
+        "source_changed",
+        "the image was submitted by reference, and its size or SHA-256 differed when a worker read it",
+    )
+    SOURCE_FORBIDDEN = (
+        "source_forbidden",
+        "the path leaves its folder, archive or root, is not a regular file, or its name has more than 4,096 "
+        "bytes; or a link leads to a private address (LABELMILL_PRIVATE_HOSTS) or has a scheme that is not "
+        "read",
+    )
 
 
 class LabelmillError(Exception):

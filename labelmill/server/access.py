@@ -16,7 +16,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.api.keys import ApiKey, Role, find_key, record_action
 from labelmill.client import Client
 from labelmill.server.guards import address_of
-from labelmill.server.problems import ApiError
+from labelmill.server.problems import ApiError, ProblemCode
 
 #: How long a key is taken to be valid after it was read.
 _TRUST_SECONDS: Final = 1.0
@@ -98,13 +98,13 @@ def _allowed(key: ApiKey | None, credentials: Credentials, role: Role) -> ApiKey
     if key is None:
         raise ApiError(
             HTTPStatus.UNAUTHORIZED,
-            "unauthorized",
+            ProblemCode.UNAUTHORIZED,
             "Send a valid key: `Authorization: Bearer KEY`. `labelmill keys create` makes one.",
             {"WWW-Authenticate": "Bearer" if credentials is None else 'Bearer error="invalid_token"'},
         )
     if not key.role.includes(role):
         detail = f"The key {key.name!r} has the role {key.role}, and this needs {role}."
-        raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", detail)
+        raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, detail)
     return key
 
 

@@ -30,7 +30,7 @@ from jobs.schema import JobState
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.events import SharedReadings
 from labelmill.server.files import errors_id, id_in, output_id, store_list
-from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import (
     FILE_PREFIX,
     NO_NUL,
@@ -147,7 +147,7 @@ def retry_batch(
     )
     if retried is None:
         detail = f"Batch {batch_id} has no image that could be submitted again."
-        raise ApiError(HTTPStatus.CONFLICT, "nothing_to_retry", detail)
+        raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
     return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
 
 
@@ -163,7 +163,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         if is_backlog_full(connection):
             raise ApiError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "unavailable",
+                ProblemCode.UNAVAILABLE,
                 "Too many batches wait for their images to be read: try again later.",
                 {"Retry-After": str(_BACKLOG_RETRY_SECONDS)},
             )
@@ -199,7 +199,9 @@ def _check_roots(session: Session, wanted: NewBatch) -> None:
             reason = f"source_url: {error.detail}"
     if reason is not None:
         raise ApiError(
-            HTTPStatus.FORBIDDEN, "forbidden", f"{reason}. The server's LABELMILL_REFERENCE_ROOTS decides."
+            HTTPStatus.FORBIDDEN,
+            ProblemCode.FORBIDDEN,
+            f"{reason}. The server's LABELMILL_REFERENCE_ROOTS decides.",
         )
 
 
@@ -209,7 +211,7 @@ def _check_webhook(session: Session, wanted: NewBatch) -> None:
         try:
             check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
         except AddressForbidden as error:
-            raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"webhook_url: {error}") from None
+            raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, f"webhook_url: {error}") from None
 
 
 def _refuse_to_wait(job_id: str) -> None:

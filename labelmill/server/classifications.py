@@ -23,7 +23,7 @@ from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import IdempotencyKey, job_key, read_batch
 from labelmill.server.files import checked_name
-from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import BatchObject, Classification, Name, Result, TopK
 from labelmill.server.uploads import Upload, body_blocks
 from producer.follow import pauses
@@ -141,7 +141,7 @@ class _Images:
         """Begin the next image."""
         if len(self.names) == _MAX_IMAGES:
             detail = f"The form has more than {_MAX_IMAGES} images: upload them as a file, for a batch."
-            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail)
+            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, detail)
         self.names.append(checked_name(name))
         self.contents.append(bytearray())
 
@@ -165,13 +165,15 @@ async def _read_images(request: Request, max_bytes: int) -> list[SourceImage]:
         form = Upload(content_type, images.write, max_bytes=_MAX_BYTES, begin_file=images.begin)
     else:
         detail = "Send an image with its `Content-Type`, such as image/png, or a form with parts `file`."
-        raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail)
     async for block in body_blocks(request):
         await run_in_threadpool(form.write if form is not None else images.write, block)
     if form is not None:
         form.finish()
     elif not images.contents[0]:
-        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "The body is empty: send an image.")
+        raise ApiError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, "The body is empty: send an image."
+        )
     return [
         SourceImage(name, bytes(content), None)
         if len(content) <= max_bytes
@@ -184,4 +186,4 @@ def _check_size(size: int) -> None:
     """Raise ApiError, 413, if a request has more than _MAX_BYTES."""
     if size > _MAX_BYTES:
         detail = f"The images have more than {_MAX_BYTES:,} bytes: upload them as a file, for a batch."
-        raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
+        raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, ProblemCode.TOO_LARGE, detail)

@@ -22,7 +22,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from jobs.errors import LabelmillError
 from jobs.ledger.api.keys import Role
 from labelmill.server.access import Credentials, check_key
-from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import NO_NUL, BatchObject
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
@@ -130,7 +130,7 @@ class Streams:
         if self._open >= _MAX_STREAMS:
             raise ApiError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "unavailable",
+                ProblemCode.UNAVAILABLE,
                 f"{_MAX_STREAMS} clients follow batches already: try again, or poll the batch.",
                 {"Retry-After": "5"},
             )

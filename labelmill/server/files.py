@@ -29,7 +29,7 @@ from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.problems import PROBLEMS, ApiError
+from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileObject, Page, describe_result
 from labelmill.server.uploads import MAX_FORM_BYTES, Upload, body_blocks, too_large
 from producer.export import pages_of
@@ -87,7 +87,9 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
             await run_in_threadpool(upload.write, block)
         name = checked_name(upload.finish())
         if upload.fields.get("purpose") != "batch":
-            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "purpose: it must be `batch`.")
+            raise ApiError(
+                HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, "purpose: it must be `batch`."
+            )
 
     def add() -> File:
         digest = file.digest.hexdigest()
@@ -193,7 +195,7 @@ def checked_name(name: str) -> str:
     if not base or base in (".", "..") or len(base) > _MAX_NAME or not base.isprintable():
         raise ApiError(
             HTTPStatus.UNPROCESSABLE_ENTITY,
-            "invalid",
+            ProblemCode.INVALID,
             f"file: its name must have 1 to {_MAX_NAME} characters.",
         )
     return base

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.server.connections import MAX_CONNECTIONS, UPLOAD_PATHS
-from labelmill.server.problems import ApiError, problem
+from labelmill.server.problems import ApiError, ProblemCode, problem
 
 #: Maximum bytes of the head of a request. Uvicorn has the same limit, but only for one that comes in parts.
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -152,7 +152,7 @@ class Guard:
         head = len(path) + len(request.scope["query_string"])
         if head + sum(len(name) + len(value) for name, value in request.headers.raw) > MAX_HEAD_BYTES:
             detail = f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes."
-            raise ApiError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", detail)
+            raise ApiError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, ProblemCode.TOO_LARGE, detail)
         local = (request.scope.get("server") or ("127.0.0.1",))[0]
         check_host(request.headers.get("host", ""), local, self._hosts)
         scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
@@ -175,7 +175,9 @@ def check_host(host: str, local: str, names: Collection[str]) -> None:
     """
     found = _HOST.fullmatch(host)
     if found is None:
-        raise ApiError(HTTPStatus.BAD_REQUEST, "malformed", "Send the header `Host`, with a name or address.")
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST, ProblemCode.MALFORMED, "Send the header `Host`, with a name or address."
+        )
     name = (found["v6"] or found["name"]).lower()
     if name == "localhost" or name in names:
         return
@@ -187,7 +189,7 @@ def check_host(host: str, local: str, names: Collection[str]) -> None:
         pass
     raise ApiError(
         HTTPStatus.MISDIRECTED_REQUEST,
-        "misdirected",
+        ProblemCode.MISDIRECTED,
         f"This server is not {name}: LABELMILL_API_HOSTS must have the names under which it is served.",
     )
 
@@ -200,13 +202,13 @@ def _check_body(request: Request) -> None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if int(length) and kind != "application/json":
             detail = "Send the body as `Content-Type: application/json`."
-            raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+            raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail)
         if int(length) > _MAX_BODY_BYTES:
             detail = f"The body is larger than {_MAX_BODY_BYTES:,} bytes."
-            raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
+            raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, ProblemCode.TOO_LARGE, detail)
     elif "transfer-encoding" in request.headers:
         detail = "Send the length of the body: `Content-Length`."
-        raise ApiError(HTTPStatus.LENGTH_REQUIRED, "length_required", detail)
+        raise ApiError(HTTPStatus.LENGTH_REQUIRED, ProblemCode.LENGTH_REQUIRED, detail)
 
 
 def _in_time(receive: Receive) -> Receive:
@@ -238,7 +240,7 @@ def _digest(secret: str) -> str:
 def _too_many(detail: str, seconds: float) -> ApiError:
     return ApiError(
         HTTPStatus.TOO_MANY_REQUESTS,
-        "too_many_requests",
+        ProblemCode.TOO_MANY_REQUESTS,
         detail,
         {"Retry-After": str(math.ceil(seconds))},
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path, Response
 
-from jobs.errors import ImageError, NotFound
+from jobs.errors import ErrorCode, ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
 from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import read_images
@@ -115,4 +115,4 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
 
 def _no_thumbnail(code: str, detail: str | None) -> ApiError:
     reason = f": {detail}" if detail else ""
-    return ApiError(HTTPStatus.NOT_FOUND, str(code), f"The image has no thumbnail{reason}.")
+    return ApiError(HTTPStatus.NOT_FOUND, ErrorCode(code), f"The image has no thumbnail{reason}.")

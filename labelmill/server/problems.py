@@ -18,8 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
+from jobs.described import DescribedEnum
 from jobs.errors import (
     Conflict,
+    ErrorCode,
     LabelmillError,
     LedgerNotReady,
     NotFound,
@@ -48,11 +50,60 @@ class Problem(BaseModel):
     code: str
 
 
+class ProblemCode(DescribedEnum):
+    """Why a request failed, for programs."""
+
+    MALFORMED = "malformed", "400: the body is not valid JSON, or the form is incomplete"
+    UNAUTHORIZED = "unauthorized", "401: there is no key, or it is wrong, expired or revoked"
+    FORBIDDEN = (
+        "forbidden",
+        "403: the key's role may not do this; or the server's LABELMILL_REFERENCE_ROOTS do not contain "
+        "`source_url` or what `by_reference` names; or `webhook_url` is an address that may not receive "
+        "webhooks (LABELMILL_PRIVATE_HOSTS)",
+    )
+    NOT_FOUND = (
+        "not_found",
+        "404: there is no such file, batch, image or model. For a thumbnail, the code can be the image's "
+        "error code",
+    )
+    METHOD_NOT_ALLOWED = "method_not_allowed", "405: the header `Allow` lists the methods"
+    NOT_ACCEPTABLE = "not_acceptable", "406: `Accept` names no format in which results are offered"
+    TIMEOUT = "timeout", "408: the body or an upload arrives too slowly"
+    NOTHING_TO_RETRY = "nothing_to_retry", "409: no image of the batch can be submitted again"
+    CONFLICT = (
+        "conflict",
+        "409: the request does not fit: the label is not a class of the model, the batch has ended, or the "
+        "`Idempotency-Key` belongs to another body",
+    )
+    LENGTH_REQUIRED = "length_required", "411: the body has no `Content-Length`, and is not an upload"
+    TOO_LARGE = "too_large", "413: the body or the file is too large. 431: the head is too large"
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported_media_type",
+        "415: the body is not JSON, the upload is not multipart/form-data, or the image is not `image/*`",
+    )
+    MISDIRECTED = "misdirected", "421: the header `Host` names another server (LABELMILL_API_HOSTS)"
+    INVALID = "invalid", "422: a field has a value that it cannot have"
+    TOO_MANY_REQUESTS = (
+        "too_many_requests",
+        "429: a limit is reached; try again after `Retry-After` seconds",
+    )
+    INTERNAL = "internal", "500: the server is at fault; its log has the reason"
+    UNAVAILABLE = (
+        "unavailable",
+        "503: the ledger or the store cannot be reached or is full, or too many batches or streams are "
+        "waiting; try again after `Retry-After` seconds",
+    )
+
+
 class ApiError(LabelmillError):
     """A request that cannot be served, with its status and code."""
 
     def __init__(
-        self, status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None
+        self,
+        status: HTTPStatus,
+        code: ProblemCode | ErrorCode,
+        detail: str,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -66,26 +117,26 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     for status in (400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 421, 422, 429, 431, 500, 503)
 }
 
-_INVALID: Final = (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid")
+_INVALID: Final = (HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID)
 
 #: The status and the code of our own errors. The first class that fits counts.
-_OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, str], ...]] = (
-    (NotFound, HTTPStatus.NOT_FOUND, "not_found"),
-    (Conflict, HTTPStatus.CONFLICT, "conflict"),
-    (Stopped, HTTPStatus.CONFLICT, "conflict"),
-    (PayloadDamaged, HTTPStatus.CONFLICT, "conflict"),
-    (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
-    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
-    (SettingsError, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+_OWN: Final[tuple[tuple[type[LabelmillError], HTTPStatus, ProblemCode], ...]] = (
+    (NotFound, HTTPStatus.NOT_FOUND, ProblemCode.NOT_FOUND),
+    (Conflict, HTTPStatus.CONFLICT, ProblemCode.CONFLICT),
+    (Stopped, HTTPStatus.CONFLICT, ProblemCode.CONFLICT),
+    (PayloadDamaged, HTTPStatus.CONFLICT, ProblemCode.CONFLICT),
+    (LedgerNotReady, HTTPStatus.SERVICE_UNAVAILABLE, ProblemCode.UNAVAILABLE),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, ProblemCode.UNAVAILABLE),
+    (SettingsError, HTTPStatus.SERVICE_UNAVAILABLE, ProblemCode.UNAVAILABLE),
     (UserError, *_INVALID),
 )
 
 #: The codes of errors that the framework raises.
 _CODES: Final = {
-    HTTPStatus.BAD_REQUEST: "malformed",
-    HTTPStatus.NOT_FOUND: "not_found",
-    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
-    HTTPStatus.REQUEST_TIMEOUT: "timeout",
+    HTTPStatus.BAD_REQUEST: ProblemCode.MALFORMED,
+    HTTPStatus.NOT_FOUND: ProblemCode.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED: ProblemCode.METHOD_NOT_ALLOWED,
+    HTTPStatus.REQUEST_TIMEOUT: ProblemCode.TIMEOUT,
 }
 
 
@@ -105,10 +156,10 @@ def add_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         if first["type"] == "json_invalid":
-            return problem(HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid JSON.")
+            return problem(HTTPStatus.BAD_REQUEST, ProblemCode.MALFORMED, "The body is not valid JSON.")
         reason = str(first["msg"]).removeprefix("Value error, ")
         detail = f"{where}: {reason}" if where else reason
-        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail)
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, detail)
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
@@ -117,7 +168,7 @@ def add_handlers(app: FastAPI) -> None:
         if status is HTTPStatus.METHOD_NOT_ALLOWED:
             # The framework names the methods of the first route only.
             headers = {"Allow": ", ".join(_allowed_methods(app, request)) or headers.get("Allow", "GET")}
-        return problem(status, _CODES.get(status, "invalid"), str(error.detail), headers)
+        return problem(status, _CODES.get(status, ProblemCode.INVALID), str(error.detail), headers)
 
     @app.exception_handler(Exception)
     async def unexpected_error(_request: Request, _error: Exception) -> Response:
@@ -150,7 +201,7 @@ def _answer_to(error: LabelmillError) -> Response:
     return problem(status, code, detail, {"Retry-After": str(_RETRY_SECONDS)})
 
 
-def _status_and_code(error: LabelmillError) -> tuple[HTTPStatus, str] | None:
+def _status_and_code(error: LabelmillError) -> tuple[HTTPStatus, ProblemCode] | None:
     return next(((status, code) for kind, status, code in _OWN if isinstance(error, kind)), None)
 
 
@@ -164,7 +215,7 @@ def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
 
 
 def problem(
-    status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None
+    status: HTTPStatus, code: ProblemCode | ErrorCode, detail: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Return an error as a response."""
     body = Problem(title=status.phrase, status=status, detail=detail, code=code)
@@ -177,4 +228,4 @@ def problem(
 def unexpected() -> Response:
     """Return the response to an error that is our own mistake. The server logs its cause."""
     detail = "The server failed in a way that it should not: its log has the reason."
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ProblemCode.INTERNAL, detail)

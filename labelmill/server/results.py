@@ -17,7 +17,7 @@ from jobs.ledger.jobs.outcomes import Prediction
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.files import begun
-from labelmill.server.problems import PROBLEMS, ApiError, conflicts
+from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode, conflicts
 from labelmill.server.schemas import MAX_NUMBER, NO_NUL, Result
 from producer.export import pages_of, parquet_pages, write_csv
 
@@ -93,7 +93,9 @@ def list_results(
     media_type = choose_media_type(request.headers.get("accept"))
     if name is not None and name.count("*") > _MAX_STARS:
         raise ApiError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", f"name: it may have at most {_MAX_STARS} stars."
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            ProblemCode.INVALID,
+            f"name: it may have at most {_MAX_STARS} stars.",
         )
     stream = STREAMS.get(media_type)
     if stream is None and limit is None:
@@ -135,7 +137,7 @@ def choose_media_type(accept: str | None) -> str:
     detail = f"Accept: choose one of {', '.join(offered)}."
     if PARQUET not in offered:
         detail += " For Parquet, install pyarrow beside the server."
-    raise ApiError(HTTPStatus.NOT_ACCEPTABLE, "not_acceptable", detail)
+    raise ApiError(HTTPStatus.NOT_ACCEPTABLE, ProblemCode.NOT_ACCEPTABLE, detail)
 
 
 def _ranges(accept: str) -> dict[str, float]:

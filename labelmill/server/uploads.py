@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError, MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from labelmill.server.problems import ApiError
+from labelmill.server.problems import ApiError, ProblemCode
 
 #: Bytes of a body that are parsed and stored in one go.
 _BLOCK_BYTES: Final = 256 * 1024
@@ -48,7 +48,7 @@ class Upload:
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
             raise ApiError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
+                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
                 "Send the file as multipart/form-data, with the fields `file` and `purpose`.",
             )
         self.filename: str | None = None
@@ -93,7 +93,7 @@ class Upload:
         if self.filename is None:
             raise ApiError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
-                "invalid",
+                ProblemCode.INVALID,
                 "file: the form has none.",
             )
         return self.filename
@@ -161,19 +161,19 @@ async def body_blocks(request: Request) -> AsyncIterator[bytes]:
             detail = (
                 f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds."
             )
-            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "timeout", detail) from None
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ProblemCode.TIMEOUT, detail) from None
         if block:
             yield bytes(block)
 
 
 def _malformed(detail: str) -> ApiError:
-    return ApiError(HTTPStatus.BAD_REQUEST, "malformed", detail)
+    return ApiError(HTTPStatus.BAD_REQUEST, ProblemCode.MALFORMED, detail)
 
 
 def too_large() -> ApiError:
     """Return the error of a file that is larger than a job may be."""
     return ApiError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "too_large",
+        ProblemCode.TOO_LARGE,
         "The file is larger than a job may be: send it in parts, or raise LABELMILL_MAX_JOB_BYTES.",
     )

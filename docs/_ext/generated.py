@@ -1,0 +1,172 @@
+"""Sphinx extension: the lists of the reference, made from the code that they describe.
+
+A page names a list as `<!-- generated: errors -->`. The list replaces that line when Sphinx reads the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from inspect import cleandoc
+from typing import Any, Final, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from jobs.described import DescribedEnum
+from jobs.errors import ErrorCode
+from jobs.ledger.counters import AttemptEnd
+from jobs.schema import ChunkState, DeliveryState, JobState, RunState
+from jobs.settings import ENV_PREFIX, SECRETS, Settings, known_variables
+from labelmill.cli import COMMANDS
+from labelmill.server.problems import ProblemCode
+
+_MARKER: Final = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+
+#: The settings that have a chapter of their own; all others are in the general list.
+_LIMITS: Final = tuple(name for name in Settings.model_fields if name.startswith(("max_", "image_")))
+_API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register the extension."""
+    app.connect("source-read", _insert)
+    return {"parallel_read_safe": True}
+
+
+def _insert(_app: Any, _page: str, source: list[str]) -> None:
+    source[0] = _MARKER.sub(lambda found: "\n".join(LISTS[found[1]]()), source[0])
+
+
+# ---- text -------------------------------------------------------------------------------------------------
+
+
+def markdown(text: str) -> str:
+    """Return a text of the code as Markdown, with links to the settings and commands that it names."""
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(_code(part) if part.startswith("`") else _plain(part) for part in parts)
+
+
+def _code(span: str) -> str:
+    name = span.strip("`")
+    link = _link(name)
+    return f"[{span}]({link})" if link else span
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"([*<>|\[\]])", r"\\\1", text)
+    return re.sub(rf"\b{ENV_PREFIX}[A-Z_]*[A-Z]", lambda found: _code(f"`{found[0]}`"), text)
+
+
+def _link(name: str) -> str:
+    """Return the link to the setting or the command with this name; empty if it is neither."""
+    if name in known_variables():
+        return f"settings.md#{name.removesuffix('_FILE').lower()}"
+    words = name.removeprefix("labelmill ").split()
+    if name.startswith("labelmill ") and words and words[0] in COMMANDS:
+        return f"commands.md#{words[0]}"
+    return ""
+
+
+def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    titles = list(titles)
+    yield ""
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + " --- |" * len(titles)
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _members(kind: type[DescribedEnum], title: str) -> Iterator[str]:
+    return table([title, "meaning"], ([f"`{each}`", markdown(each.meaning)] for each in kind))
+
+
+# ---- the lists --------------------------------------------------------------------------------------------
+
+
+def errors() -> Iterator[str]:
+    """Yield the error codes of images."""
+    return _members(ErrorCode, "code")
+
+
+def problems() -> Iterator[str]:
+    """Yield the codes of the HTTP API's errors, by status."""
+    rows = []
+    for each in ProblemCode:
+        statuses = re.findall(r"\b(\d{3}): ", each.meaning)
+        rows.append([", ".join(statuses), f"`{each}`", markdown(re.sub(r"^\d{3}: ", "", each.meaning))])
+    return table(["status", "`code`", "why"], rows)
+
+
+def attempts() -> Iterator[str]:
+    """Yield how an attempt can end."""
+    return _members(AttemptEnd, "`end`")
+
+
+def states() -> Iterator[str]:
+    """Yield the states of jobs, chunks, training runs and webhook messages."""
+    kinds = {"job": JobState, "chunk": ChunkState, "training run": RunState, "webhook message": DeliveryState}
+    for title, kind in kinds.items():
+        yield from _members(kind, title)
+
+
+def settings() -> Iterator[str]:
+    """Yield the settings that have no chapter of their own."""
+    return _settings(name for name in Settings.model_fields if name not in (*_LIMITS, *_API))
+
+
+def limits() -> Iterator[str]:
+    """Yield the settings that limit images, jobs and archives."""
+    return _settings(_LIMITS)
+
+
+def api_settings() -> Iterator[str]:
+    """Yield the settings of the HTTP API."""
+    return _settings(_API)
+
+
+def _settings(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        field, variable = Settings.model_fields[name], ENV_PREFIX + name.upper()
+        text = cleandoc(field.description or "")
+        yield f"### {variable}\n"
+        if field.examples:
+            yield from ("```bash", *(f"{variable}={example}" for example in field.examples), "```\n")
+        first, *more = text.split("\n\n")
+        facts = []
+        if "Default:" not in text:
+            facts.append(f"Default: `{_written(field.default)}`.")
+        if allowed := _allowed(field):
+            facts.append(allowed)
+        yield "\n\n".join([" ".join([markdown(first), *facts]), *map(markdown, more)]) + "\n"
+        if name in SECRETS:
+            yield f"`{variable}_FILE` can name a file that holds the value instead.\n"
+
+
+def _written(default: Any) -> str:
+    """Return a default as it is written in the environment."""
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return f"{default:.15g}" if isinstance(default, float) else str(default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Return the values that a setting can have, if its type alone does not say so."""
+    choices = [each for kind in (field.annotation, *get_args(field.annotation)) for each in _choices(kind)]
+    if choices:
+        return f"Allowed: {', '.join(f'`{choice}`' for choice in choices)}."
+    least = next((each.ge for each in field.metadata if hasattr(each, "ge")), None)
+    most = next((each.le for each in field.metadata if hasattr(each, "le")), None)
+    if most is None:
+        return ""
+    return f"From {least:,g} to {most:,g}." if least is not None else f"More than 0, at most {most:,g}."
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+LISTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
+    each.__name__: each for each in (errors, problems, attempts, states, settings, limits, api_settings)
+}
