@@ -200,7 +200,7 @@ gate_limits = Table(
     Column("limits", _Json, nullable=False, doc="the limits as JSON; a limit that is null is off"),
     Column("changed_at", UtcTime, nullable=False, doc="when a person last changed them"),
     info={
-        "doc": "one row per dataset with limits of its own for the promotion gate; all others have the defaults"
+        "doc": "one row per dataset with its own limits for the promotion gate; all others have the defaults"
     },
 )
 

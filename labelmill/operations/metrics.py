@@ -1,9 +1,9 @@
 """Metrics for Prometheus, read from the ledger and the broker at each scrape.
 
 Nothing is counted here, so it does not matter when or how often an exporter is started. Past events come from
-the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`);
-docs/reference/metrics.md lists all metrics. Ledger and broker are read in parallel: if one cannot be reached
-or hangs, only its own metrics are missing. `labelmill.server.exporter` serves them.
+the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`).
+`labelmill.operations.families` lists all metrics. Ledger and broker are read in parallel: if one cannot be
+reached or hangs, only its own metrics are missing. `labelmill.server.exporter` serves them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import redis
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.engine import Connection
 
@@ -55,6 +49,7 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console.terminal import say
+from labelmill.operations.families import METRICS, PREFIX, counter, gauge
 from labelmill.operations.probes import (
     broker_client,
     check_ledger_exists,
@@ -81,6 +76,17 @@ _LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
     CounterName.STAGE_SECONDS: ("claim", "read", "fetch", "load", "decode", "predict", RECORD_STAGE),
 }
 
+#: The metrics that are counters of the ledger, each with one label.
+_COUNTERS: Final[Mapping[str, CounterName]] = {
+    "images": CounterName.IMAGES,
+    "attempts": CounterName.ATTEMPTS,
+    "jobs_finished": CounterName.JOBS,
+    "child_deaths": CounterName.CHILD_DEATHS,
+    "webhook_attempts": CounterName.WEBHOOKS,
+    "training_runs": CounterName.TRAINING_RUNS,
+    "chunk_stage_seconds": CounterName.STAGE_SECONDS,
+}
+
 Reading = Callable[[], list[Metric]]
 
 
@@ -105,9 +111,7 @@ class LabelmillCollector(Collector):
             part.begin()
         for part in self._parts:
             found = part.end(deadline)
-            yield GaugeMetricFamily(
-                f"labelmill_{part.name}_up", f"Whether the {part.name} answers.", value=found is not None
-            )
+            yield gauge(f"{part.name}_up", found is not None)
             yield from found or ()
         yield from self._certificates.end(deadline) or ()
 
@@ -192,21 +196,11 @@ class _LedgerMetrics:
             ]
 
     def _champions(self, connection: Connection) -> Iterator[Metric]:
-        labels = ["dataset"]
-        info = InfoMetricFamily("labelmill_champion", "The model that new jobs are pinned to.", labels=labels)
-        accuracy = _gauge(
-            "champion_accuracy_ratio", "Accuracy of the champion, from its evaluation.", labels=labels
-        )
-        live_ratio = _gauge(
-            "champion_live_accuracy_ratio",
-            "Share of the champion's corrected or confirmed predictions that were right.",
-            labels=labels,
-        )
-        labelled = _gauge(
-            "champion_corrections",
-            "Predictions of the champion that people corrected or confirmed.",
-            labels=labels,
-        )
+        declared = METRICS["champion"]
+        info = InfoMetricFamily(f"{PREFIX}champion", declared.text, labels=declared.labels[:1])
+        accuracy = gauge("champion_accuracy_ratio")
+        live_ratio = gauge("champion_live_accuracy_ratio")
+        labelled = gauge("champion_corrections")
         for champion in champions(connection):
             of = [champion.dataset]
             info.add_metric(of, {"model": champion.id, "architecture": champion.architecture})
@@ -229,61 +223,41 @@ class _LedgerMetrics:
 
 def _work(connection: Connection) -> Iterator[Metric]:
     now = backlog(connection)
-    yield _gauge("pending_images", "Images that wait for a worker.", now.pending_images)
-    yield _gauge("pending_chunks", "Chunks that wait for a worker.", now.pending_chunks)
-    yield _gauge(
-        "pending_chunk_oldest_age_seconds",
-        "Age of the oldest chunk that waits; 0 if none does.",
-        now.oldest_pending_seconds,
-    )
-    yield _gauge("held_images", "Waiting images of paused jobs.", now.held_images)
-    yield _gauge("held_chunks", "Waiting chunks of paused jobs.", now.held_chunks)
-    yield _gauge("claimed_images", "Images that a worker has claimed.", now.claimed_images)
-    yield _gauge("claimed_chunks", "Chunks that a worker has claimed.", now.claimed_chunks)
-    jobs = GaugeMetricFamily("labelmill_jobs", "Jobs that have not finished.", labels=["state"])
+    yield gauge("pending_images", now.pending_images)
+    yield gauge("pending_chunks", now.pending_chunks)
+    yield gauge("pending_chunk_oldest_age_seconds", now.oldest_pending_seconds)
+    yield gauge("held_images", now.held_images)
+    yield gauge("held_chunks", now.held_chunks)
+    yield gauge("claimed_images", now.claimed_images)
+    yield gauge("claimed_chunks", now.claimed_chunks)
+    jobs = gauge("jobs")
     for state, number in [*now.jobs.items(), ("paused", now.paused_jobs)]:
         jobs.add_metric([state], number)
     yield jobs
 
 
 def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
-    def counter(name: str, help_text: str, counted: CounterName, label: str) -> Metric:
-        family = CounterMetricFamily(f"labelmill_{name}", help_text, labels=[label])
-        for value in _LABELS[counted]:
-            family.add_metric([value], sums.get((counted, value), 0.0))
-        return family
-
-    yield counter("images", "Outcomes recorded.", CounterName.IMAGES, "outcome")
-    yield counter("attempts", "Claims on a chunk that ended.", CounterName.ATTEMPTS, "end")
-    yield counter("jobs_finished", "Jobs that finished.", CounterName.JOBS, "state")
-    yield counter("child_deaths", "Child processes of workers that died.", CounterName.CHILD_DEATHS, "signal")
-    yield counter("webhook_attempts", "Attempts to send a webhook.", CounterName.WEBHOOKS, "result")
-    yield counter("training_runs", "Training runs that ended.", CounterName.TRAINING_RUNS, "state")
-    yield counter(
-        "chunk_stage_seconds",
-        "Time spent on finished chunks, by stage.",
-        CounterName.STAGE_SECONDS,
-        "stage",
-    )
+    for name, counted in _COUNTERS.items():
+        family = counter(name)
+        for label in _LABELS[counted]:
+            family.add_metric([label], sums.get((counted, label), 0.0))
+        yield family
     buckets: list[tuple[str, float]] = []
     so_far = 0.0
     for bound in [*(f"{bound:g}" for bound in BUCKETS), INFINITE]:
         so_far += sums.get((CounterName.CHUNK_BUCKET, bound), 0.0)
         buckets.append((bound if bound == INFINITE else str(float(bound)), so_far))
     yield HistogramMetricFamily(
-        "labelmill_chunk_seconds",
-        "From the claim of a chunk to its outcomes.",
+        f"{PREFIX}chunk_seconds",
+        METRICS["chunk_seconds"].text,
         buckets=buckets,
         sum_value=sums.get((CounterName.CHUNK_SECONDS, ""), 0.0),
     )
 
 
 def _workers(connection: Connection) -> Iterator[Metric]:
-    labels = ["queue"]
-    alive = _gauge("workers", "Workers with a heartbeat within 30 seconds.", labels=labels)
-    processes = _gauge("worker_processes", "Their processes that have started.", labels=labels)
-    problems = _gauge("worker_problems", "Workers that report a problem.", labels=[*labels, "problem"])
-    lost = _gauge("lost_workers", "Workers that died or cannot reach the ledger.", labels=labels)
+    alive, processes = gauge("workers"), gauge("worker_processes")
+    problems, lost = gauge("worker_problems"), gauge("lost_workers")
     found, lost_by_queue = workers_by_queue(connection), Counter(lost_workers(connection).values())
     for queue in (*QUEUES.values(), BEAT):
         now = found.get(queue, QueueWorkers())
@@ -297,21 +271,15 @@ def _workers(connection: Connection) -> Iterator[Metric]:
 
 def _training(connection: Connection) -> Iterator[Metric]:
     pending = sum(run.state == RunState.PENDING for run in active_runs(connection))
-    yield _gauge("pending_training_runs", "Training runs that wait for a trainer.", pending)
-    last = _gauge(
-        "training_run_last_end_age_seconds", "Time since the latest training run ended.", labels=["dataset"]
-    )
+    yield gauge("pending_training_runs", pending)
+    last = gauge("training_run_last_end_age_seconds")
     for dataset, seconds in last_run_seconds(connection).items():
         last.add_metric([dataset], seconds)
     yield last
 
 
 def _schedules(connection: Connection) -> Iterator[Metric]:
-    overdue = _gauge(
-        "schedule_overdue_seconds",
-        "Time since a scheduled training for which no run was requested; 0 if none is overdue.",
-        labels=["dataset"],
-    )
+    overdue = gauge("schedule_overdue_seconds")
     schedules, now = list_schedules(connection), database_now(connection)
     slots = overdue_slots(connection, schedules)
     for schedule in schedules:
@@ -321,8 +289,7 @@ def _schedules(connection: Connection) -> Iterator[Metric]:
 
 
 def _disks(connection: Connection, ledger_file: Path | None) -> Iterator[Metric]:
-    free = _gauge("disk_free_bytes", "Free space of a disk.", labels=["disk"])
-    total = _gauge("disk_bytes", "Size of a disk.", labels=["disk"])
+    free, total = gauge("disk_free_bytes"), gauge("disk_bytes")
     disks = {disk.name: disk for disk in list_disks(connection)}
     if ledger_file is not None:  # on this machine; if its disk is full, no worker can report that
         disks["ledger"] = read_disk("ledger", ledger_file)
@@ -332,21 +299,13 @@ def _disks(connection: Connection, ledger_file: Path | None) -> Iterator[Metric]
     yield from (free, total)
 
 
-def _gauge(
-    name: str, help_text: str, value: float | None = None, labels: Sequence[str] | None = None
-) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"labelmill_{name}", help_text, value=value, labels=labels)
-
-
 # ---- the broker ---------------------------------------------------------------------------------------
 
 
 def _broker_metrics(settings: Settings) -> Iterator[Metric]:
     """Yield the broker's metrics. Raises kombu's OperationalError, redis.RedisError, OSError."""
     with broker_client(settings) as client:
-        messages = GaugeMetricFamily(
-            "labelmill_broker_messages", "Messages that wait on a queue.", labels=["queue"]
-        )
+        messages = gauge("broker_messages")
         for queue in QUEUES.values():
             waiting: Any = client.llen(KEY_PREFIX + queue)
             messages.add_metric([queue], waiting)
@@ -357,13 +316,9 @@ def _broker_metrics(settings: Settings) -> Iterator[Metric]:
 def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
     memory: Any = client.info("memory")
     stats: Any = client.info("stats")
-    yield _gauge("broker_memory_bytes", "Memory that the broker uses.", memory["used_memory"])
-    yield _gauge("broker_memory_max_bytes", "Memory that it can use; 0: no limit.", memory["maxmemory"])
-    yield CounterMetricFamily(
-        "labelmill_broker_evicted_keys",
-        "Keys that the broker evicted for lack of memory, messages among them.",
-        value=stats["evicted_keys"],
-    )
+    yield gauge("broker_memory_bytes", memory["used_memory"])
+    yield gauge("broker_memory_max_bytes", memory["maxmemory"])
+    yield counter("broker_evicted_keys", stats["evicted_keys"])
 
 
 # ---- the certificates ---------------------------------------------------------------------------------
@@ -371,11 +326,7 @@ def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
 
 def _certificates(settings: Settings) -> Iterator[Metric]:
     """Yield how long the certificates are valid, even if one has expired and its service cannot be used."""
-    left = _gauge(
-        "certificate_valid_seconds",
-        "Time until the certificate of a service expires; negative afterwards.",
-        labels=["service"],
-    )
+    left = gauge("certificate_valid_seconds")
     ends = {
         "ledger": ledger_certificate_end(settings.ledger),
         "broker": broker_certificate_end(settings.broker),

@@ -27,7 +27,7 @@ class Measured:
         self._app = app
         self._seconds = Histogram(
             "labelmill_api_request_seconds",
-            "Time until the answer begins.",
+            "Time until the answer begins, by 2xx, 3xx, 4xx and 5xx.",
             ["status"],
             buckets=_BUCKETS,
             registry=self.registry,

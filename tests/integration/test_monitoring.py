@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from labelmill.operations.families import METRICS, PREFIX, exported_name
 from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -24,11 +25,10 @@ NAME: Final = re.compile(r"labelmill_\w+")
 
 
 def documented() -> set[str]:
-    """Return every metric in docs/reference/metrics.md, which another test compares with the code."""
-    names = set(re.findall(r"^\| `(labelmill_\w+)`", METRICS_PAGE.read_text(), re.MULTILINE))
-    assert names
-    parts = ("bucket", "count")
-    return names | {f"labelmill_{name}_seconds_{part}" for name in ("chunk", "api_request") for part in parts}
+    """Return the name of every metric, as Prometheus shows it."""
+    names = {exported_name(name) for name in METRICS} | {f"{PREFIX}api_request_seconds"}
+    histograms = (f"{PREFIX}chunk_seconds", f"{PREFIX}api_request_seconds")
+    return names | {name + part for name in histograms for part in ("_bucket", "_count")}
 
 
 def test_the_dashboard_and_the_alerts_ask_for_what_there_is() -> None:
