@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -121,11 +122,14 @@ def load_command(name: str) -> Any:
 
 
 def _unwrap(text: str) -> str:
-    """Return a docstring with each paragraph on one line.
+    """Return a docstring with each paragraph, and each item of a list, on one line.
 
     Typer keeps line breaks in all paragraphs but the first, and terminals have other widths.
     """
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(text).split("\n\n"))
+    return "\n\n".join(
+        "\n".join(" ".join(line.split()) for line in re.split(r"\n(?=- )", paragraph))
+        for paragraph in cleandoc(text).split("\n\n")
+    )
 
 
 app = typer.Typer(

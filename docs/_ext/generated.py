@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from inspect import cleandoc
 from typing import Any, Final, Literal, get_args, get_origin
 
@@ -19,7 +20,7 @@ from jobs.errors import ErrorCode
 from jobs.ledger.counters import AttemptEnd
 from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, SECRETS, Settings, known_variables
-from labelmill.cli import COMMANDS
+from labelmill.cli import COMMANDS, load_command
 from labelmill.operations.families import METRICS, exported_name
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import ProblemCode
@@ -62,6 +63,7 @@ def _code(span: str) -> str:
 
 def _plain(text: str) -> str:
     text = re.sub(r"([*<>|\[\]])", r"\\\1", text)
+    text = re.sub(r"(?<!\S)--[a-z][a-z-]*", r"`\g<0>`", text)
     return re.sub(rf"\b{ENV_PREFIX}[A-Z_]*[A-Z]", lambda found: _code(f"`{found[0]}`"), text)
 
 
@@ -219,18 +221,65 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
+def commands() -> Iterator[str]:
+    """Yield the commands, with their help and their options."""
+    for name in COMMANDS:
+        yield from _command("##", name, load_command(name))
+
+
+def _command(heading: str, name: str, command: Any) -> Iterator[str]:
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option"]
+    below = getattr(command, "commands", {})
+    yield f"{heading} {name}\n"
+    if not below:
+        words = [name, *map(_usage, arguments), *["[OPTIONS]"][: len(options)]]
+        yield f"```text\nlabelmill {' '.join(words)}\n```\n"
+    yield markdown(command.help) + "\n"
+    if not below and command.params:
+        rows = ([_names(each), _meaning(each)] for each in (*arguments, *options))
+        yield from table(["option", "meaning"], rows)
+    if command.epilog and not below:
+        examples = [f"$ {line}" for line in command.epilog.splitlines()[1:] if line]
+        yield "\n".join(["```console", *examples, "```\n"])
+    for word, each in below.items():
+        yield from _command("###", f"{name} {word}", each)
+
+
+def _usage(argument: Any) -> str:
+    shown = argument.metavar or "|".join(_values(argument))
+    return shown if argument.required or shown.startswith("[") else f"[{shown}]"
+
+
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar or parameter.name.upper()}`"
+    kind = parameter.type_descriptor.annotation
+    metavar = parameter.metavar or {str: "TEXT", int: "N", float: "X"}.get(kind, "")
+    return f"`{', '.join(sorted(parameter.opts, key=len, reverse=True))} {metavar}`".replace(" `", "`")
+
+
+def _meaning(parameter: Any) -> str:
+    text, default = markdown(parameter.help or ""), parameter.default
+    if values := _values(parameter):
+        text += f" One of {', '.join(f'`{each}`' for each in values)}."
+    if isinstance(default, str | int | float) and default is not False and "Default:" not in text:
+        text += f" Default: `{default}`."
+    return text
+
+
+def _values(parameter: Any) -> list[str]:
+    """Return the values that an option can have, if there are only a few."""
+    kind = parameter.type_descriptor.annotation
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(each.value) for each in kind]
+    return [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
+
+
 LISTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     each.__name__: each
     for each in (
-        errors,
-        problems,
-        metrics,
-        api_metrics,
-        attempts,
-        states,
-        tables,
-        settings,
-        limits,
-        api_settings,
+        *(errors, problems, metrics, api_metrics, attempts, states, tables),
+        *(settings, limits, api_settings, commands),
     )
 }

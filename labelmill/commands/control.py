@@ -21,7 +21,8 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 def pause(job: JobId, as_json: AsJson = False) -> None:
     """Pause a job until it is resumed; other jobs continue.
 
-    Chunks that workers have begun are still recorded.
+    Workers claim no more of the job. Images that a worker has already claimed, about half a second of work,
+    are still recorded, and a submission in progress continues. A job that has finished is exit code 2.
     """
     with open_client() as client:
         job = client.job_id(job)
@@ -35,7 +36,7 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
 @app.command(epilog=examples("labelmill resume 06h0w4r0rf0dkckt"))
 @report_errors
 def resume(job: JobId, as_json: AsJson = False) -> None:
-    """Resume a paused job where it stopped."""
+    """Resume a paused job where it stopped. A job that is not paused is exit code 2."""
     with open_client() as client:
         job = client.job_id(job)
         status = client.resume(job)
@@ -49,10 +50,11 @@ def resume(job: JobId, as_json: AsJson = False) -> None:
 @app.command(epilog=examples("labelmill cancel 06h0w4r0rf0dkckt"))
 @report_errors
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Stop a job. Images that were classified keep their predictions.
+    """Stop a job, paused or not. Images that were classified keep their predictions.
 
-    Chunks that workers have begun are still recorded. A job with a key that was still being submitted stays
-    until the next submission under that key.
+    Images that a worker has already claimed are still recorded. If the job is still being submitted, the
+    submitting command ends with an error; if it has a key, it stays until the next submission under that key.
+    A job that has finished is exit code 2.
     """
     with open_client() as client:
         status = client.cancel(client.job_id(job))

@@ -71,8 +71,16 @@ def correct(
 ) -> None:
     """Store the true label of an image. The next training run learns from it.
 
-    A copy of the image is kept, even if the job is purged. Giving the predicted label confirms the
-    prediction. All rows of a file are stored, or none if one is wrong; rows with an empty label are skipped.
+    The label must be a class of the job's model; the predicted label confirms the prediction. A second
+    correction replaces the first. A copy of the image is kept in the store, so it outlives its job. Images
+    cannot be corrected if their job was purged, or if their error is `quarantined`, `timeout`,
+    `unidentified`, `format_not_allowed` or `corrupt`.
+
+    All rows of a file are stored, or none if one is wrong: each wrong row is reported with its line number.
+    Rows with an empty label are skipped and counted on stderr.
+
+    --undo removes the correction and the copy. If the store cannot be reached, the exit code is 1, and
+    `labelmill purge` removes the copy later.
     """
     with open_client() as client:
         is_one = not list_all and source is None and undo == (label is None)

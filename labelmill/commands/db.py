@@ -26,7 +26,11 @@ app = typer.Typer(
 @app.command(epilog=_EXAMPLE)
 @report_errors
 def upgrade() -> None:
-    """Run the missing migrations. It is safe to run this again, and before every start."""
+    """Run the missing migrations. It is safe to run this again, and before every start.
+
+    On PostgreSQL it also adds partitions for a year, and takes the secrets of webhooks from roles that can
+    only read. The embedded ledger is migrated automatically.
+    """
     ledger = Ledger(Settings.load().ledger)
     try:
         run_migrations(ledger)
@@ -41,8 +45,8 @@ def upgrade() -> None:
 def adopt_store() -> None:
     """Record that the ledger's files are in the store that LABELMILL_STORE_URL names.
 
-    Use this only after the store was moved or replaced: until then, submitting is refused. Copy the files
-    first, models above all: jobs cannot go on without their payloads and models.
+    Submitting to a store other than the recorded one is refused. Use this only after the store was moved or
+    replaced. Copy the files first, models above all: jobs cannot go on without their payloads and models.
     """
     settings = Settings.load()
     ledger = Ledger(settings.ledger)

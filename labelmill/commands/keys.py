@@ -48,10 +48,10 @@ def create(
         Role, typer.Option(help="What it may do: each role includes those before it.")
     ] = Role.SUBMIT,
     expires: Annotated[
-        float | None, typer.Option(min=0, metavar="DAYS", help="Days until it expires. Left out: never.")
+        float | None, typer.Option(min=0, metavar="DAYS", help="Days until it expires. Default: never.")
     ] = None,
 ) -> None:
-    """Create a key, and print it. It is shown only now: the ledger has its hash."""
+    """Create a key, and print it, the only word on stdout. It is shown only now: the ledger has its hash."""
     with Client() as client, client.ledger.transaction() as connection:
         key, secret = create_key(connection, name, role, days=expires)
     say(f"key {key.id} for {key.name}, role {key.role}; keep it safe, it is not shown again")
@@ -61,7 +61,7 @@ def create(
 @app.command(epilog=examples("labelmill keys revoke 06h0w4r0rf0dkckt"))
 @report_errors
 def revoke(key: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, from the list.")]) -> None:
-    """Revoke a key: requests with it are refused from now on."""
+    """Revoke a key: after at most a second, requests with it are refused."""
     with Client() as client, client.ledger.transaction() as connection:
         revoked: ApiKey = revoke_key(connection, key)
     say(f"key {revoked.id} of {revoked.name} is revoked")

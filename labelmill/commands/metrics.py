@@ -29,7 +29,7 @@ def metrics(
     """Serve metrics for Prometheus, at /metrics, until it is stopped.
 
     Each scrape reads the ledger and the broker, so one exporter is enough for a whole deployment. If one of
-    them cannot be reached, the metrics say so.
+    them cannot be reached, the metrics say so. The first line names the address.
     """
     from prometheus_client import CollectorRegistry
 

@@ -52,7 +52,7 @@ def predictions(
         Format | None,
         typer.Option(
             "--format",
-            help="The format. Left out: by the ending of --output (.csv, .jsonl, .ndjson, .parquet, .txt), "
+            help="The format. Default: by the ending of --output (.csv, .jsonl, .ndjson, .parquet, .txt), "
             "otherwise a table.",
         ),
     ] = None,
@@ -63,14 +63,25 @@ def predictions(
     after: Annotated[int, typer.Option(metavar="CURSOR", help="Continue after this index.")] = -1,
     output: Annotated[
         str | None,
-        output_option("Write into this file or URL, such as s3://bucket/job.parquet; - or left out: stdout."),
+        output_option(
+            "Write into this file or URL, such as s3://bucket/job.parquet; - (the default) is stdout."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Print or export a job's predictions, in the order of its images.
 
     Prints every row of the job unless --limit is given, and streams them, so memory stays small. If the job
-    has not finished, it prints the predictions so far, and stderr says how many images are done.
+    has not finished, it prints the predictions so far, and stderr says how many images are done. If several
+    filters are given, all must match. If --limit leaves rows out, stderr says how to get the next ones.
+
+    The columns are index, name, label, confidence, error, detail, model and alternatives. CSV has a header
+    row and empty fields for missing values; JSON lines and Parquet have null. The alternatives are filled for
+    jobs with --top: a list of labels with their confidences, in CSV as JSON. The table shows the classes
+    after the label.
+
+    The file of --output appears only when it is complete. If the job is purged during an export, the output
+    is incomplete, and the exit code is 2.
     """
     output = None if output == STDOUT else output
     chosen = choose_format(

@@ -63,10 +63,18 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove one job, or what old jobs no longer need.
+    """Remove one finished job, or what old jobs no longer need.
 
     Nothing else removes a submitted job. If LABELMILL_KEEP_PAYLOADS_DAYS or LABELMILL_KEEP_JOBS_DAYS is set,
-    beat runs this command every day. It is safe while workers run. If it is interrupted, run it again.
+    beat runs this command every day. It is safe while workers run. If it is interrupted, run it again. Each
+    purge is a row of the table `purges`.
+
+    After --payloads, predictions stay, but the jobs cannot be retried. After --jobs or JOB, the job is gone,
+    and its key is free again. On PostgreSQL, predictions that --jobs removes may stay on the disk for a
+    while, but no command shows them.
+
+    Without JOB, the command also removes payloads and image copies, older than a day, that an interrupted
+    command left behind, and the rows of webhooks that were sent or given up more than 30 days ago.
     """
     by_age = payloads is not None or jobs is not None
     if job is not None and by_age:

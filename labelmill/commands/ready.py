@@ -20,18 +20,24 @@ def ready(
     part: Annotated[Part, typer.Argument(help="The process to check.")],
     alive: Annotated[
         bool,
-        typer.Option("--alive", help="Check only that its main loop runs, for those who restart it if not."),
+        typer.Option("--alive", help="Check only that the main loop is running. For liveness probes."),
     ] = False,
 ) -> None:
-    """Say whether a process of a deployment is ready, in one line.
+    """Say whether a part of a deployment is ready, in one line, for container engines.
 
-    Every part needs a ledger and a broker that answer. All but a producer must have sent a heartbeat from
-    this host within 30 seconds. A worker, trainer or sender of webhooks must have started a process, and its
-    processes must not keep dying. A worker or trainer must be able to write to ledger and store. A worker
-    must have loaded the champions, if there are any. Exit code 0: ready. 1: not ready.
+    Exit code 0: ready. 1: not ready. A part is ready under these conditions:
 
-    With --alive, a worker, trainer, sender of webhooks or beat must only have run its main loop within 60
-    seconds, with the same LABELMILL_HOME: no restart brings back a ledger, broker or store.
+    - producer: ledger and broker answer, and this version can use the ledger;
+    - beat: also, the beat on this host sent a heartbeat within 30 seconds, and its clock agrees with the
+      database's;
+    - webhooks: as for beat; also, one of its processes has started, and they do not keep dying;
+    - trainer: as for webhooks; also, it can write one small object to the store and 4 MiB to the database's
+      disk;
+    - worker: as for trainer; also, it could load the champions, if there are any.
+
+    With --alive, the part's main loop must have run within the last 60 seconds, whatever it can reach: no
+    restart brings back a ledger, broker or store. The probe needs the part's LABELMILL_HOME, which two
+    processes of the same part must not share.
     """
     found = (liveness if alive else readiness)(Settings.load(), part)
     word = "alive" if alive else "ready"

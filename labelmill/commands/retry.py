@@ -30,7 +30,12 @@ def retry(
 ) -> None:
     """Resubmit the images of a job that got no label; prints the new job's id.
 
-    The new job uses the same model, so its predictions belong with those of the first job.
+    The job must have finished. The new job uses the same model, so its predictions belong with those of the
+    first job, and has no key and no error limits. Images by reference are read again. An image that the
+    producer could not read keeps its error, because its bytes were never stored.
+
+    If there is nothing to retry, nothing is printed (with --json, null), and the exit code is 0. If a worker
+    still has one of the job's chunks, or its payloads are purged, the exit code is 2.
     """
     with open_client() as client:
         job = client.job_id(job)

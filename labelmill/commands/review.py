@@ -65,20 +65,25 @@ def review(
         ReviewFormat | None,
         typer.Option(
             "--format",
-            help="The format; html is a contact sheet. Left out: by the ending of --output (.csv, .html, "
+            help="The format; html is a contact sheet. Default: by the ending of --output (.csv, .html, "
             ".json), otherwise a table.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
-        str | None, output_option("Write into this file or URL; - or left out: stdout.")
+        str | None, output_option("Write into this file or URL; - (the default) is stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """List the images of a job that are most worth checking: lowest confidence first, no near-duplicates.
 
-    Images with an error or a correction are left out. In CSV, the column label is empty: fill it in for the
-    images that you have looked at, and give the file to `labelmill correct --from`.
+    Images with an error or a correction are skipped. So are images that look the same as a less certain one
+    or as one of the job's 1,000 latest corrections. Four times --limit images are compared, so the list is
+    shorter if most of them look the same; stderr says how many were skipped, and how many cannot be read.
+    Needs Pillow (the extra `worker`). If the job's payloads are purged, the exit code is 2.
+
+    CSV has the columns job, index, label, predicted, confidence and name. The label is empty: fill it in for
+    the images that you have looked at, and give the file to `labelmill correct --from`.
     """
     output = None if output == STDOUT else output
     chosen = choose_format(

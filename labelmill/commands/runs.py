@@ -86,7 +86,10 @@ def show(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a training run: its data, its epochs, and the gate's verdict on its model."""
+    """Show a training run: its data, its epochs, and the gate's verdict on its model.
+
+    With --watch, the exit codes are those of `labelmill retrain --wait`.
+    """
     with Client() as client:
         run = client.run_id(run)
         found = watch_run(client, run) if watch_it else client.run(run)

@@ -33,9 +33,12 @@ def serve(
 ) -> None:
     """Serve the HTTP API until it is stopped.
 
-    Its resources are those of OpenAI's Batch API, below /v1; /openapi.json describes them. Requests need a
-    key, which `labelmill keys create` makes. Broker, ledger and store must be available, and workers
-    classify.
+    Its resources are those of OpenAI's Batch API, below /v1. Requests need a key, which `labelmill keys
+    create` makes. Broker, ledger and store must be available, and workers classify. Needs the extra `server`.
+
+    Two more processes read the images of new batches. Any number of servers may share a ledger, a store and a
+    broker. SIGTERM lets requests finish for up to 20 seconds. Server names other than localhost must be in
+    LABELMILL_API_HOSTS.
     """
     if not is_server_installed():
         raise UserError(f"The HTTP API needs its server: {install_hint('server')}.")

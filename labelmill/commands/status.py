@@ -30,7 +30,10 @@ def status(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the progress of a job: counts, rate, time left, and how long its oldest chunk has waited."""
+    """Show the progress of a job: counts, rate, time left, and how long its oldest chunk has waited.
+
+    With --watch, the command follows the job until it ends, even through ledger outages of up to two minutes.
+    """
     with open_client() as client:
         job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)

@@ -71,7 +71,7 @@ def submit(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
+        typer.Option(metavar="MODEL", help="The model that classifies them. Default: the champion."),
     ] = None,
     dataset: ChampionOfOption = None,
     by_reference: Annotated[
@@ -87,7 +87,7 @@ def submit(
             min=-100,
             max=100,
             metavar="N",
-            help="Classify this job before those of a lower priority. Left out: 10 for at most "
+            help="Classify this job before those of a lower priority. Default: 10 for at most "
             f"{SMALL_JOB_IMAGES} images, otherwise 0.",
         ),
     ] = None,
@@ -110,7 +110,7 @@ def submit(
         typer.Option(
             min=1,
             metavar="N",
-            help="Apply --max-error-rate only after this many images are done. Left out: "
+            help="Apply --max-error-rate only after this many images are done. Default: "
             f"{ErrorLimits().sample:,}.",
         ),
     ] = None,
@@ -119,9 +119,36 @@ def submit(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Submit images as one job; prints the job's id.
+    """Submit images as one job; prints the job's id, the only word on stdout.
 
-    The job runs whether or not you watch it. Ctrl-C while submitting stores nothing.
+    The job is then committed, whether or not the broker can be reached, and keeps the model that was the
+    champion. A refused or failed submission, or Ctrl-C while submitting, stores nothing. If the command is
+    killed or suspended, its job fails after 120 seconds. Workers start on the first images while the rest are
+    still being read.
+
+    A source is one of these:
+
+    - a file whose name has none of the endings below: an image, or one of MNIST's IDX files, gzip or not;
+    - a folder: all images below it, by extension or without one, except hidden and SVG files and symlinks
+      that lead out of it;
+    - a quoted glob: ** matches any number of folders, a backslash escapes a wildcard. Symlinks must stay in
+      the folder before the first wildcard;
+    - an archive on a disk, .zip, .tar, .tar.gz or .tgz: all images in it;
+    - a manifest, .csv, .jsonl, .ndjson or .parquet: all images that it names;
+    - a URL such as s3://bucket/photos/: the object, or all images below it. Buckets need an extra, here `s3`,
+      whose package also finds the credentials;
+    - a single - for paths and URLs on stdin, one per line, at most 64 KB each.
+
+    A source that does not exist, an archive that is encrypted, damaged or a bomb, and a job beyond its limits
+    are refused with exit code 2. If a file from a folder, glob, archive or stdin cannot be read, it becomes
+    that image's error, and stderr says how many there are.
+
+    A job that exceeds --max-errors or --max-error-rate is `failed`: its outcomes so far are kept, and waiting
+    chunks are dropped. Chunks in progress can add a few more errors.
+
+    With --dry-run, the command prints the number of images, of duplicates (the same bytes as an earlier
+    image), of unreadable images and of chunks, and the time that a job would take at the rate of the largest
+    recent job with this model.
     """
     if min_sample is not None and max_error_rate is None:
         raise UserError("--min-sample needs --max-error-rate: give both.")

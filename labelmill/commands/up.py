@@ -44,10 +44,19 @@ def up(
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, workers, trainer, beat and API. Ctrl-C stops everything.
+    """Run the local stack in the foreground: broker, workers, trainer, beat, a webhook sender and API.
 
-    Prints one line per event. The complete logs are in the state folder's logs/. A process that dies is
-    restarted. Unfinished jobs continue.
+    Prints one line per event; with LABELMILL_LOG_FORMAT=json, the JSON lines of the logs. The complete logs
+    are in the state folder's logs/. A process that dies is restarted. Unfinished jobs continue. Worker and
+    trainer run with niceness 10, so other programs come first if all cores are busy.
+
+    Ctrl-C or SIGTERM stops everything: workers finish their claims, for at most 30 seconds. A second Ctrl-C
+    stops immediately.
+
+    The API, which needs the extra `server`, listens on port 8000 of the loopback address, or on any free port
+    if that is taken; a line names it. If the ledger has no key yet, one is made and kept in the state
+    folder's file api-key. If LABELMILL_BROKER_URL is set, no broker is started; otherwise only one `up` can
+    run per home.
     """
     settings = settings_with(processes)
     require_tensorflow("A worker")

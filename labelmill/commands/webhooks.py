@@ -55,7 +55,7 @@ IdArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The webhook'
 SecretFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--secret-file", metavar="FILE", help="Use the secret in this file: `whsec_...`. Left out: a new one."
+        "--secret-file", metavar="FILE", help="Use the secret in this file: `whsec_...`. Default: a new one."
     ),
 ]
 
@@ -79,11 +79,11 @@ def list_all(as_json: AsJsonList = False) -> None:
 def add(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where to send them: https://...")],
     event: Annotated[
-        list[Event] | None, typer.Option(help="An event to send; repeatable. Left out: all.")
+        list[Event] | None, typer.Option(help="An event to send; repeatable. Default: all.")
     ] = None,
     secret_file: SecretFileOption = None,
 ) -> None:
-    """Add a receiver, and print the secret with which it verifies messages."""
+    """Add a receiver, and print the secret with which it verifies messages, the only word on stdout."""
     given = _secret_in(secret_file)
     with Client() as client:
         check_receiver(url, client.settings.private_hosts)
@@ -106,7 +106,10 @@ def remove(webhook: IdArgument) -> None:
 @app.command(epilog=examples("labelmill webhooks rotate 06h0w4r0rf0dkckt"))
 @report_errors
 def rotate(webhook: IdArgument, secret_file: SecretFileOption = None) -> None:
-    """Give a receiver a new secret, and print it. For a day, messages are signed with both."""
+    """Give a receiver a new secret, and print it, the only word on stdout.
+
+    For 24 hours, messages are signed with both secrets.
+    """
     given = _secret_in(secret_file)
     with Client() as client, client.ledger.transaction() as connection:
         secret = rotate_secret(connection, webhook, given)

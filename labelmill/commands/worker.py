@@ -38,10 +38,11 @@ def worker(
         typer.Option(case_sensitive=False, help="Log this level and above."),
     ] = "info",
 ) -> None:
-    """Run one Celery worker, for a deployment of your own.
+    """Run one Celery worker in the foreground, for a deployment of your own. Its log goes to stderr.
 
     The same as `celery -A worker.app worker` with suitable options. Broker, ledger and store must be
-    available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
+    available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL. A ledger that is not migrated
+    is exit code 2. Needs the extra `worker`, except with --webhooks.
     """
     if trainer and webhooks:
         raise UserError("Give --trainer or --webhooks, not both: start a worker for each.")

@@ -22,7 +22,12 @@ app = typer.Typer(add_completion=False)
 def workers(
     as_json: AsJsonList = False,
 ) -> None:
-    """List the workers, trainers, senders of webhooks and beats of the last day, and what they work on."""
+    """List the workers, trainers, webhook senders and beats of the last day, and what they work on.
+
+    A worker that was not seen for 30 seconds is `gone`; one that was stopped normally is not listed. If a
+    worker has a problem, the list shows it: its processes keep dying, its clock is wrong, or it could not
+    load a champion.
+    """
     with Client() as client:
         found = client.workers()
     print_rows(_COLUMNS, found, as_json=as_json, row=lambda worker: asdict(worker) | {"alive": worker.alive})

@@ -86,13 +86,9 @@ def _commands() -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "command"), list(_commands()), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_every_command_and_option_is_documented(name: str, command: Any) -> None:
-    text = read("docs/reference/commands.md")
-    assert f"labelmill {name}" in text.replace("[list]", "list")
-    for parameter in command.params:
-        for option in parameter.opts:
-            if option.startswith("--") and option != "--help":
-                assert option in text, f"{name} {option}"
+def test_every_command_and_option_has_a_text(name: str, command: Any) -> None:
+    assert command.help, name
+    assert [each.name for each in command.params if each.name != "help" and not each.help] == []
 
 
 @pytest.mark.parametrize("table", metadata.tables.values(), ids=lambda table: table.name)

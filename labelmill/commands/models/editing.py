@@ -29,9 +29,10 @@ def edit(
     classes_file: ClassesFileOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Correct the names of a model's classes, if no job used it and it was never the champion.
+    """Correct the names of a model's classes, in the order of its output.
 
-    Its evaluations are removed, because they use the old names.
+    Its evaluations are removed, because they use the old names. Refused once a job, a correction, a training
+    run, an alias or a promotion refers to the model.
     """
     names = class_names_given(classes, classes_file)
     if names is None:
@@ -53,7 +54,8 @@ def remove(
 ) -> None:
     """Remove a model that nothing refers to, with its file and its evaluations.
 
-    A model stays if a job, a correction, a training run, a verdict or a promotion names it.
+    Refused if a job, a correction, a training run, an alias or a promotion refers to the model, or if the
+    gate has judged it or compared another model with it. The message says what refers to it.
     """
     with Client() as client:
         removed = client.remove_model(model)

@@ -31,15 +31,19 @@ _BAR_WIDTH: Final = 40
 @report_errors
 def health(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The model's id; left out: the champion.")
+        str | None, typer.Argument(metavar="MODEL", help="The model's id. Default: the champion.")
     ] = None,
     dataset: ChampionOfOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how a model has performed since it was evaluated.
+    """Show how a model, or the champion, has performed since it was evaluated.
 
-    This is how often it was right, judged by people's corrections, and whether the labels and confidences of
-    recent jobs have the same distribution as on the evaluation images.
+    - accuracy is that of its evaluation, and live accuracy the share of corrected or confirmed predictions
+      that were right.
+    - recent counts the images of its latest 20 jobs of the last 30 days, at most 50,000 per job.
+    - labels and confidences say how much the distribution of the recent ones differs from that of the
+      evaluation, by the population stability index: below 0.1 `steady`, from 0.1 `moved`, above 0.25
+      `drifted`. They need 200 images and an evaluation.
     """
     with Client() as client:
         found = client.health(model, dataset=dataset)

@@ -47,11 +47,12 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Overrule the gate; this is recorded.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model its dataset's champion if it passes the gate.
+    """Make an evaluated model its dataset's champion if it passes the gate.
 
-    New jobs use it; running jobs keep their model.
-
-    The gate compares its recorded evaluation with the champion's on the same images.
+    New jobs use it; running jobs keep their model; no worker restarts. The gate compares its recorded
+    evaluation with the champion's on the same images. If it is refused, the exit code is 3. If there is no
+    champion, an evaluated model need not pass. --force promotes any model, evaluated or not; this is
+    recorded.
     """
     with Client() as client:
         model = client.model(model).id
@@ -72,7 +73,10 @@ def rollback(
     dataset: DatasetOption = MNIST,
     as_json: AsJson = False,
 ) -> None:
-    """Make the previous champion the champion again. Run it twice to go back two champions."""
+    """Make the previous champion the champion again, without the gate. Run it twice to go back two champions.
+
+    Like `promote`, it first checks the model's file in the store.
+    """
     with Client() as client:
         move = client.rollback(dataset=dataset)
     say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")
@@ -86,9 +90,9 @@ def pin(
     off: Annotated[bool, typer.Option("--off", help="Release the champion.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pin the champion: no training run replaces it until it is released.
+    """Pin the champion: no training run replaces it, even with `retrain --force`, until it is released.
 
-    A person can still replace it, with `promote --force`.
+    Until then, `promote` needs --force, and `rollback` is refused. A new champion is not pinned.
     """
     with Client() as client:
         champion = client.unpin(dataset=dataset) if off else client.pin(dataset=dataset)

@@ -26,13 +26,14 @@ def report(
     dataset: AliasOfOption = None,
     output: Annotated[
         str | None,
-        output_option("Write into this file or URL; - is stdout. Left out: model-MODEL.html in this folder."),
+        output_option("Write into this file or URL; - is stdout. Default: model-MODEL.html in this folder."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a report on a model, compared with the champion; prints the path of its file.
+    """Write a report on an evaluated model, compared with the champion; prints the path of its file.
 
-    The report is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
+    The report is one HTML file: accuracy, verdict, data, learning curves, confusion matrix, precision and
+    recall, calibration, and the worst mistakes as images.
     """
     with Client() as client:
         model = client.model(model, dataset=dataset).id

@@ -39,11 +39,11 @@ _COLUMNS: Final = (
 @report_errors
 def shadow(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The challenger. Left out: show how it compares.")
+        str | None, typer.Argument(metavar="MODEL", help="The challenger. Default: show how it compares.")
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The dataset. Left out: that of MODEL, or mnist."),
+        typer.Option(metavar="NAME", help="The dataset. Default: that of MODEL, or mnist."),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Stop the challenger.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most this many disagreements.")] = 20,
@@ -51,7 +51,11 @@ def shadow(
 ) -> None:
     """Let a challenger also classify a share of the chunks, or show where it disagrees with the champion.
 
-    Its labels are only compared, and its errors never affect a job. Each dataset can have one challenger.
+    With MODEL, this model becomes the challenger of its dataset. Its labels are only compared, and its errors
+    never affect a job. Each dataset can have one challenger. A promoted model is no longer a challenger.
+
+    Without MODEL, the command shows how many chunks and images were compared, the share of disagreements, and
+    the first of them. Results stay until their jobs are purged.
     """
     if off and model is not None:
         raise UserError("Give MODEL or --off, not both.")
