@@ -5,14 +5,19 @@ A page names a list as `<!-- generated: errors -->`. The list replaces that line
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from functools import cache
 from inspect import cleandoc
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from sqlalchemy import Column
+from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from jobs.described import DescribedEnum
@@ -22,8 +27,10 @@ from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, SECRETS, Settings, known_variables
 from labelmill.cli import COMMANDS, load_command
 from labelmill.operations.families import METRICS, exported_name
+from labelmill.server.application import create_app
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import ProblemCode
+from labelmill.server.schemas import MAX_NUMBER
 
 _MARKER: Final = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
@@ -31,6 +38,9 @@ _MARKER: Final = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _LIMITS: Final = tuple(name for name in Settings.model_fields if name.startswith(("max_", "image_")))
 _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
 
+
+#: The objects of the HTTP API that other pages describe.
+_ELSEWHERE: Final = {"JobStatus": "[job](commands.md#a-job)", "JobState": "[state](sql.md#states)"}
 
 #: The tables that people query most come first.
 _MAIN_TABLES: Final = ("jobs", "predictions", "chunks")
@@ -276,10 +286,110 @@ def _values(parameter: Any) -> list[str]:
     return [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
 
 
+def operations() -> Iterator[str]:
+    """Yield the calls of the HTTP API, from its OpenAPI description."""
+    tag = None
+    for path, methods in _openapi()["paths"].items():
+        for method, operation in methods.items():
+            if tag != (tag := operation["tags"][0]):
+                yield f"### {tag.capitalize()}\n"
+            yield f"#### {method.upper()} {path}\n"
+            yield markdown(operation["description"]) + "\n"
+            rows = [
+                [f"`{each['name']}`", each["in"], _kind(each["schema"]).removesuffix(" or null"), _text(each)]
+                for each in operation.get("parameters", ())
+                if not each["name"].endswith("_id")  # in the path, and named for what it is
+            ]
+            if rows:
+                yield from table(["parameter", "in", "type", "meaning"], rows)
+            yield " ".join(_facts(operation)) + "\n"
+
+
+def _facts(operation: dict[str, Any]) -> Iterator[str]:
+    """Yield what a call takes and returns, and who may make it."""
+    bodies = [_kind(each["schema"]) for each in operation.get("requestBody", {}).get("content", {}).values()]
+    if bodies:
+        yield f"Body: {' or '.join(bodies)}."
+    for status, answer in operation["responses"].items():
+        if status.startswith("2"):
+            content = answer.get("content", {})
+            shown = [
+                _kind(each["schema"]) if "schema" in each else f"`{kind}`" for kind, each in content.items()
+            ]
+            yield f"Answer {status}: {' or '.join(shown) or 'no body'}."
+    roles = {role for each in operation.get("security", ()) for scopes in each.values() for role in scopes}
+    if roles - {"submit"}:
+        yield f"Role: `{', '.join(sorted(roles))}`."
+
+
+def objects() -> Iterator[str]:
+    """Yield the objects of the HTTP API with their fields."""
+    for name, schema in sorted(_openapi()["components"]["schemas"].items()):
+        if "properties" not in schema or "_" in name or name in _ELSEWHERE:
+            continue
+        yield f"### {name}\n"
+        yield markdown(schema["description"].split("\n\n")[0]) + "\n"
+        rows = ([f"`{field}`", _kind(each), _text(each)] for field, each in schema["properties"].items())
+        yield from table(["field", "type", "meaning"], rows)
+
+
+def _text(described: dict[str, Any]) -> str:
+    if "const" in described:
+        return f"always `{described['const']}`"
+    text = markdown(described.get("description", ""))
+    default = described.get("schema", described).get("default")
+    if default is not None and "Default:" not in text:
+        text += f". Default: `{str(default).lower() if isinstance(default, bool) else default}`"
+    return text.replace("error code", "[error code](errors.md)")
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Return a type in words."""
+    if "$ref" in schema:
+        return _object(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_kind(each) for each in schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{each}`" for each in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}"
+    if "properties" in schema:
+        return "form with " + " and ".join(f"`{field}`" for field in schema["properties"])
+    if schema.get("format") == "binary":
+        return "bytes"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    kind: str = schema.get("type", "any")
+    if low is not None and high is not None:
+        return f"{kind}, {low:g} or more" if high >= MAX_NUMBER else f"{kind}, {low:g} to {high:g}"
+    return f"{kind}, at most {schema['maxLength']} characters" if "maxLength" in schema else kind
+
+
+def _object(name: str) -> str:
+    """Return a link to an object; the name of a list ends with that of its members."""
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    whole, _, part = name.rstrip("_").partition("_")
+    shown = f"[{part or whole}](#{(part or whole).lower()})"
+    return f"{whole.lower()} of {shown}" if part else shown
+
+
+@cache
+def _openapi() -> dict[str, Any]:
+    """Return the API's description of itself, from a server on a new ledger."""
+    logging.disable(logging.INFO)  # of the new ledger
+    with TemporaryDirectory() as home:
+        client = TestClient(create_app(Settings(home=Path(home))), base_url="http://localhost")
+        found: dict[str, Any] = client.get("/openapi.json").json()
+    logging.disable(logging.NOTSET)
+    return found
+
+
 LISTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     each.__name__: each
     for each in (
         *(errors, problems, metrics, api_metrics, attempts, states, tables),
-        *(settings, limits, api_settings, commands),
+        *(settings, limits, api_settings, commands, operations, objects),
     )
 }

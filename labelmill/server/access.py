@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 
-from fastapi import Depends, Request, Security
+from fastapi import Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.engine import Connection
@@ -108,7 +108,7 @@ def _allowed(key: ApiKey | None, credentials: Credentials, role: Role) -> ApiKey
     return key
 
 
-#: Every key may read, and submit.
-SubmitSession = Annotated[Session, Depends(requires(Role.SUBMIT))]
-ReviewSession = Annotated[Session, Depends(requires(Role.REVIEW))]
-AdminSession = Annotated[Session, Depends(requires(Role.ADMIN))]
+#: Every key may read, and submit. The scopes are the roles in the OpenAPI description.
+SubmitSession = Annotated[Session, Security(requires(Role.SUBMIT), scopes=[Role.SUBMIT])]
+ReviewSession = Annotated[Session, Security(requires(Role.REVIEW), scopes=[Role.REVIEW])]
+AdminSession = Annotated[Session, Security(requires(Role.ADMIN), scopes=[Role.ADMIN])]

@@ -9,7 +9,7 @@ from typing import Final
 
 import anyio.to_thread
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +39,7 @@ _POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
 class Health(BaseModel):
     """The answer of a health check."""
 
-    status: str
+    status: str = Field(description="always `ok`")
 
 
 def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> Measured:

@@ -42,7 +42,14 @@ from labelmill.server.schemas import (
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
-IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        description="the same key and body give the same batch, so the request can be repeated",
+    ),
+]
 
 #: Seconds after which a client may try again if too many batches wait.
 _BACKLOG_RETRY_SECONDS: Final = 60
@@ -83,9 +90,11 @@ def create_batch(
 @router.get("")
 def list_batches(
     session: SubmitSession,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
-    state: JobState | None = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="at most this many")] = 20,
+    after: Annotated[
+        str | None, Query(max_length=64, pattern=NO_NUL, description="continue after the batch with this id")
+    ] = None,
+    state: Annotated[JobState | None, Query(description="only batches whose job is in this state")] = None,
 ) -> Page[BatchObject]:
     """List the batches, newest first; with `state`, only those whose job is in this state."""
     if after is not None:
@@ -131,7 +140,7 @@ def retry_batch(
     batch_id: str,
     session: SubmitSession,
     *,
-    failed_only: bool = False,
+    failed_only: Annotated[bool, Query(description="skip images that a stopped batch never reached")] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> RetriedBatch:
     """Submit the images of a batch that got no label once more, as a new batch.

@@ -79,10 +79,16 @@ _BODY: Final[dict[str, Any]] = {
 async def classify(
     request: Request,
     session: SubmitSession,
-    wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS)] = 10.0,
-    model: Name | None = None,
-    dataset: Name | None = None,
-    top_k: TopK | None = None,
+    wait: Annotated[
+        float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="seconds to wait for the labels")
+    ] = 10.0,
+    model: Annotated[Name | None, Query(description="the model. Default: the champion")] = None,
+    dataset: Annotated[
+        Name | None, Query(description="the dataset whose champion classifies. Default: `mnist`")
+    ] = None,
+    top_k: Annotated[
+        TopK | None, Query(description="also return this many of the most probable classes")
+    ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Classify an image (the body), or up to 16 (a form with parts `file`), and wait for the labels.

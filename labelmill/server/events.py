@@ -148,7 +148,10 @@ async def follow_batch(
     batch_id: str,
     readings: SharedReadings,
     request: Request,
-    last_event_id: Annotated[str | None, Header(max_length=200, pattern=NO_NUL)] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(max_length=200, pattern=NO_NUL, description="the latest event that the client has seen"),
+    ] = None,
 ) -> Response:
     """Follow a batch: an event `progress` for each change, then `completed`, `failed` or `cancelled`.
 

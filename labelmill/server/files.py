@@ -111,10 +111,14 @@ def _check_store(session: Session) -> None:
 @router.get("")
 def list_all(
     session: SubmitSession,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-    after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
-    order: Literal["desc"] | None = None,  # noqa: ARG001 -- the only order, which OpenAI's clients may ask for
-    purpose: Annotated[str | None, Query(max_length=32, pattern=NO_NUL)] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="at most this many")] = 100,
+    after: Annotated[
+        str | None, Query(max_length=64, pattern=NO_NUL, description="continue after the file with this id")
+    ] = None,
+    order: Annotated[Literal["desc"] | None, Query(description="the only order: newest first")] = None,  # noqa: ARG001 -- the only order, which OpenAI's clients may ask for
+    purpose: Annotated[
+        str | None, Query(max_length=32, pattern=NO_NUL, description="only files with this purpose")
+    ] = None,
 ) -> Page[FileObject]:
     """List the uploaded files, newest first. The outputs of batches are left out."""
     below = None if after is None else id_in(after)

@@ -31,7 +31,7 @@ _MAX_PIXELS: Final = 16 * 1024 * 1024
 
 _one_at_a_time: Final = CapacityLimiter(1)
 
-Index = Annotated[int, Path(ge=0, le=MAX_NUMBER)]
+Index = Annotated[int, Path(ge=0, le=MAX_NUMBER, description="the image's index in the batch")]
 
 
 @router.get(

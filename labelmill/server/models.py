@@ -27,7 +27,14 @@ from labelmill.server.schemas import (
 
 router = APIRouter(tags=["models and training"], responses=PROBLEMS)
 
-DatasetName = Annotated[str | None, Query(max_length=64, pattern=NO_NUL)]
+DatasetName = Annotated[
+    str | None,
+    Query(
+        max_length=64,
+        pattern=NO_NUL,
+        description="the dataset, also that of an alias. Default: `mnist` for an alias, all for a list",
+    ),
+]
 
 
 @router.get("/models")
@@ -64,7 +71,9 @@ def roll_back(session: AdminSession, wanted: RollbackWanted | None = None) -> Mo
 
 
 @router.get("/runs")
-def list_runs(session: SubmitSession, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Listing[RunObject]:
+def list_runs(
+    session: SubmitSession, limit: Annotated[int, Query(ge=1, le=100, description="at most this many")] = 20
+) -> Listing[RunObject]:
     """List the latest training runs, newest first."""
     return Listing(data=list(map(RunObject.of, session.client.runs(limit=limit))))
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
@@ -43,11 +43,11 @@ _MEDIA_TYPE: Final = "application/problem+json"
 class Problem(BaseModel):
     """Why a request failed (RFC 9457)."""
 
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    code: str
+    type: str = Field(default="about:blank", description="always `about:blank`")
+    title: str = Field(description="the status in words")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong, and what to do")
+    code: str = Field(description="the error's code, for programs")
 
 
 class ProblemCode(DescribedEnum):

@@ -78,12 +78,23 @@ def list_results(
     batch_id: str,
     session: SubmitSession,
     request: Request,
-    label: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
-    below: Annotated[float | None, Query(ge=0, le=1)] = None,
-    errors: bool = False,
-    name: Annotated[str | None, Query(max_length=1024, pattern=NO_NUL)] = None,
-    after: Annotated[int, Query(ge=-1, le=MAX_NUMBER)] = -1,
-    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    label: Annotated[
+        str | None, Query(max_length=1024, pattern=NO_NUL, description="only images with this label")
+    ] = None,
+    below: Annotated[
+        float | None, Query(ge=0, le=1, description="only labels with a confidence below this")
+    ] = None,
+    errors: Annotated[bool, Query(description="only images with an error")] = False,
+    name: Annotated[
+        str | None,
+        Query(
+            max_length=1024,
+            pattern=NO_NUL,
+            description="only names that match this glob, with at most three stars",
+        ),
+    ] = None,
+    after: Annotated[int, Query(ge=-1, le=MAX_NUMBER, description="continue after this index")] = -1,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="a page of this many results")] = None,
 ) -> Response:
     """Return the results so far, in the order of the images, in the format that `Accept` names.
 

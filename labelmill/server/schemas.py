@@ -85,15 +85,15 @@ class Listing(BaseModel, Generic[T]):
     """A list, as OpenAI's clients expect it."""
 
     object: Literal["list"] = "list"
-    data: list[T]
+    data: list[T] = Field(description="the objects")
 
 
 class Page(Listing[T], Generic[T]):
     """A page of a list, newest first."""
 
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+    first_id: str | None = Field(description="the id of the first object; null if there is none")
+    last_id: str | None = Field(description="the id of the last object, for `after`")
+    has_more: bool = Field(description="whether there are more after `last_id`")
 
     @classmethod
     def of(cls, items: Sequence[Any], limit: int) -> Self:
@@ -110,20 +110,22 @@ class Page(Listing[T], Generic[T]):
 class FileObject(BaseModel):
     """An uploaded file, or the output of a batch."""
 
-    id: str
+    id: str = Field(description="the file's id, such as `file-06h2a6v1nbdtxp2r`")
     object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: Literal["batch", "batch_output"]
+    bytes: int = Field(
+        description="the size; counting that of an output takes seconds per million lines, the first time"
+    )
+    created_at: int = Field(description="when it was uploaded, or the batch ended")
+    filename: str = Field(description="the owner's name for it")
+    purpose: Literal["batch", "batch_output"] = Field(description="`batch_output` for the outputs of a batch")
     status: Literal["processed"] = "processed"
-    sha256: str | None = None
+    sha256: str | None = Field(default=None, description="SHA-256 of the bytes; null for an output")
 
 
 class FileDeleted(BaseModel):
     """The answer to a deletion."""
 
-    id: str
+    id: str = Field(description="the file's id")
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
 
@@ -148,26 +150,85 @@ class NewBatch(_Wanted):
         json_schema_extra={"oneOf": [{"required": [name]} for name in _SOURCES]},
     )
 
-    input_file_id: Name | None = Field(default=None, json_schema_extra=_never_null)
-    urls: Annotated[list[Url], AfterValidator(_limit_urls), Field(min_length=1)] | None = Field(
-        default=None, json_schema_extra=_never_null
+    input_file_id: Name | None = Field(
+        default=None,
+        json_schema_extra=_never_null,
+        description=(
+            "an uploaded file: an image, the members of an archive, or what a manifest names. Give exactly "
+            "one of `input_file_id`, `urls` and `source_url`"
+        ),
     )
-    source_url: Url | None = Field(default=None, json_schema_extra=_never_null)
-    by_reference: bool | None = None
-    model: Name | None = None
-    dataset: Name | None = None
-    metadata: Metadata | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), _WHOLE] | None = None
-    top_k: TopK | None = None
-    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE] | None = None
-    max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = None
-    delete_input: bool | None = None
-    #: Where to report the end of this batch, besides the receivers that `labelmill webhooks` lists.
-    webhook_url: Url | None = None
-    #: OpenAI's clients send these two. Both are returned as they came, and have no effect.
-    endpoint: Text = "/v1/classifications"
-    completion_window: Text = "24h"
+    urls: Annotated[list[Url], AfterValidator(_limit_urls), Field(min_length=1)] | None = Field(
+        default=None,
+        json_schema_extra=_never_null,
+        description=(
+            "up to 10,000 addresses: `http://`, `https://`, or below a root. The list is stored as a file, "
+            "and `input_file_id` names it"
+        ),
+    )
+    source_url: Url | None = Field(
+        default=None,
+        json_schema_extra=_never_null,
+        description=(
+            "everything below a prefix such as `s3://bucket/photos/` or `file:///photos/`, which must be "
+            "below a root. Names begin after the prefix. Do not change these files while the batch is "
+            "`validating`: it can fail"
+        ),
+    )
+    by_reference: bool | None = Field(
+        default=None,
+        description=(
+            "store where the images are instead of their bytes; all must be below LABELMILL_REFERENCE_ROOTS "
+            "of the server"
+        ),
+    )
+    model: Name | None = Field(
+        default=None, description="the model that classifies, by id or alias. Default: the champion"
+    )
+    dataset: Name | None = Field(
+        default=None, description="the dataset whose champion classifies. Default: `mnist`"
+    )
+    metadata: Metadata | None = Field(
+        default=None, description="up to 16 pairs of text, returned with the batch"
+    )
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), _WHOLE] | None = Field(
+        default=None,
+        description=(
+            "batches with a higher priority are classified first. Default: 10 for at most 64 images, "
+            "otherwise 0"
+        ),
+    )
+    top_k: TopK | None = Field(
+        default=None,
+        description="also return this many of the most probable classes of each image, with the label first",
+    )
+    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE] | None = Field(
+        default=None, description="stop the batch if more images than this get an error"
+    )
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="stop the batch if more than this share of its images so far got an error"
+    )
+    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = Field(
+        default=None,
+        description="apply `max_error_rate` only after this many images are done. Default: 1,000",
+    )
+    delete_input: bool | None = Field(
+        default=None, description="delete the uploaded file when its images have been read"
+    )
+    webhook_url: Url | None = Field(
+        default=None,
+        description=(
+            "send a webhook to this address when the batch ends, besides the receivers that `labelmill "
+            "webhooks` lists"
+        ),
+    )
+    endpoint: Text = Field(
+        default="/v1/classifications",
+        description="accepted because OpenAI's clients send it; it has no effect",
+    )
+    completion_window: Text = Field(
+        default="24h", description="accepted because OpenAI's clients send it; it has no effect"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -180,50 +241,65 @@ class NewBatch(_Wanted):
 class RequestCounts(BaseModel):
     """How many images a batch has, and how many of them are done."""
 
-    total: int
-    completed: int
-    failed: int
+    total: int = Field(description="images so far")
+    completed: int = Field(description="images with a label")
+    failed: int = Field(description="images with an error")
 
 
 class BatchError(BaseModel):
     """Why a batch failed."""
 
-    code: str
-    message: str
-    line: int | None = None
-    param: str | None = None
+    code: str = Field(description="for programs")
+    message: str = Field(description="for people")
+    line: int | None = Field(default=None, description="always null")
+    param: str | None = Field(default=None, description="always null")
 
 
 class BatchErrors(BaseModel):
     """Why a batch failed: a list, as OpenAI's clients expect it."""
 
     object: Literal["list"] = "list"
-    data: list[BatchError]
+    data: list[BatchError] = Field(description="the reasons")
 
 
 class BatchObject(BaseModel):
     """A batch: a job, whether it was submitted over HTTP or with the command."""
 
-    id: str
+    id: str = Field(description="the batch's id, which is the id of its job")
     object: Literal["batch"] = "batch"
-    status: Literal["validating", "in_progress", "completed", "failed", "cancelled"]
-    created_at: int
-    in_progress_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    cancelled_at: int | None
-    request_counts: RequestCounts
-    errors: BatchErrors | None
-    metadata: dict[str, str] | None
-    input_file_id: str | None
-    output_file_id: str | None
-    error_file_id: str | None
-    model: str
-    endpoint: str
-    completion_window: str
-    paused: bool
-    retry_of: str | None
-    job: JobStatus  # the same with exact times, as `labelmill status --json` prints it
+    status: Literal["validating", "in_progress", "completed", "failed", "cancelled"] = Field(
+        description=(
+            "`validating`: its images are still being read, and some may be classified already. "
+            "`in_progress`: all images are committed. `completed`: every image has a label or an error. "
+            "`failed`, `cancelled`: it was stopped; results so far stay, and workers may still add those of "
+            "chunks in progress"
+        )
+    )
+    created_at: int = Field(description="when it was created")
+    in_progress_at: int | None = Field(description="when all its images were committed")
+    completed_at: int | None = Field(description="when it was completed")
+    failed_at: int | None = Field(description="when it failed")
+    cancelled_at: int | None = Field(description="when it was cancelled")
+    request_counts: RequestCounts = Field(description="its images")
+    errors: BatchErrors | None = Field(description="why it failed")
+    metadata: dict[str, str] | None = Field(description="what the request gave")
+    input_file_id: str | None = Field(
+        description="the uploaded file; null for a job that was submitted with the command"
+    )
+    output_file_id: str | None = Field(
+        description="a file with the labels, once the batch has ended and if there are any"
+    )
+    error_file_id: str | None = Field(
+        description="a file with the errors, once the batch has ended and if there are any"
+    )
+    model: str = Field(description="the model that classifies")
+    endpoint: str = Field(description="what the request gave")
+    completion_window: str = Field(description="what the request gave")
+    paused: bool = Field(description="whether it is paused")
+    retry_of: str | None = Field(description="the batch whose images it retries")
+    job: JobStatus = Field(
+        description="the job with exact times, as `labelmill status` prints it with --json"
+    )
 
     @property
     def ended(self) -> bool:
@@ -234,34 +310,36 @@ class BatchObject(BaseModel):
 class RetriedBatch(BatchObject):
     """A batch of images that got no label in another one."""
 
-    unreadable: int  # images of the other one that have no bytes, so that they cannot be submitted again
+    unreadable: int = Field(description="images without bytes, which cannot be submitted again")
 
 
 class ResultError(BaseModel):
     """Why an image got no label."""
 
-    code: str
-    message: str | None
+    code: str = Field(description="the image's error code")
+    message: str | None = Field(description="more about it")
 
 
 class ResultClass(BaseModel):
     """One of the most probable classes of an image."""
 
-    label: str
-    confidence: float
+    label: str = Field(description="the class")
+    confidence: float = Field(description="its probability, 0 to 1")
 
 
 class Result(BaseModel):
     """The outcome of one image."""
 
-    custom_id: str
-    name: str
-    index: int
-    label: str | None
-    confidence: float | None
-    top: list[ResultClass] | None
-    error: ResultError | None
-    model: str
+    custom_id: str = Field(description="the manifest's `custom_id`, otherwise the image's name")
+    name: str = Field(description="the same; in an archive, the member's path")
+    index: int = Field(description="the image's index in the batch, from 0")
+    label: str | None = Field(description="the predicted class; null if there is an error")
+    confidence: float | None = Field(description="its probability, 0 to 1")
+    top: list[ResultClass] | None = Field(
+        description="with `top_k`, the most probable classes, with the label first"
+    )
+    error: ResultError | None = Field(description="why the image got no label")
+    model: str = Field(description="the model that classified it")
 
     @classmethod
     def of(cls, prediction: Prediction) -> Self:
@@ -281,10 +359,10 @@ def describe_result(prediction: Prediction) -> dict[str, Any]:
 class Classification(BaseModel):
     """The labels of a few images. The id is that of their batch."""
 
-    id: str
+    id: str = Field(description="the id of the batch that the images are")
     object: Literal["classification"] = "classification"
-    model: str
-    results: list[Result]
+    model: str = Field(description="the model that classified them")
+    results: list[Result] = Field(description="the images' results, in order")
 
 
 # ---- images and labels --------------------------------------------------------------------------------
@@ -293,36 +371,44 @@ class Classification(BaseModel):
 class NewLabel(_Wanted):
     """The true label of an image."""
 
-    label: Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)]
+    label: Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)] = Field(
+        description="the true label: a class of the model"
+    )
 
 
 class NewCorrection(NewLabel):
     """The true label of an image of a batch."""
 
-    batch_id: Name
-    index: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE]
-    line: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = None  # in the sender's file
+    batch_id: Name = Field(description="the image's batch")
+    index: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE] = Field(
+        description="the image's index in the batch"
+    )
+    line: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = Field(
+        default=None, description="its number in your file, which messages then name"
+    )
 
 
 class NewCorrections(_Wanted):
     """The true labels of many images."""
 
-    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)]
+    corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)] = Field(
+        description="the true labels: all are stored, or none if one is wrong"
+    )
 
 
 class CorrectionObject(_Described):
     """The true label of an image, given by a person."""
 
     object: Literal["correction"] = "correction"
-    batch_id: str = Field(validation_alias="job_id")
-    index: int
-    name: str
-    label: str
-    predicted: str | None
-    confidence: float | None
-    model: str = Field(validation_alias="model_id")
-    image_sha256: str
-    created_at: Seconds
+    batch_id: str = Field(validation_alias="job_id", description="the image's batch")
+    index: int = Field(description="the image's index in the batch")
+    name: str = Field(description="the image's name")
+    label: str = Field(description="the true label")
+    predicted: str | None = Field(description="the model's label; null if the image got an error")
+    confidence: float | None = Field(description="the model's confidence")
+    model: str = Field(validation_alias="model_id", description="the model that predicted")
+    image_sha256: str = Field(description="SHA-256 of the image, which names its copy in the store")
+    created_at: Seconds = Field(description="when it was stored")
 
 
 # ---- models and training ------------------------------------------------------------------------------
@@ -331,67 +417,69 @@ class CorrectionObject(_Described):
 class ModelObject(_Described):
     """A registered model."""
 
-    id: str
+    id: str = Field(description="the model's id")
     object: Literal["model"] = "model"
-    created: Seconds = Field(validation_alias="created_at")
+    created: Seconds = Field(validation_alias="created_at", description="when it was registered")
     owned_by: Literal["labelmill"] = "labelmill"
-    dataset: str
-    aliases: list[str]
-    architecture: str
-    accuracy: float | None
-    classes: list[str]
-    sha256: str
-    pinned_at: Seconds | None
+    dataset: str = Field(description="the dataset whose champion it can become")
+    aliases: list[str] = Field(description="the aliases that point to it, such as `champion`")
+    architecture: str = Field(description="the kind of network")
+    accuracy: float | None = Field(description="from its latest evaluation; null before the first")
+    classes: list[str] = Field(description="names of its classes, in the order of its output")
+    sha256: str = Field(description="SHA-256 of its file")
+    pinned_at: Seconds | None = Field(description="since when no training run replaces it; null if one may")
 
 
 class HealthObject(_Described):
     """How a model's recent results compare with its evaluation."""
 
-    model: str
-    dataset: str
-    accuracy: float | None
-    live: Annotated[dict[str, Any], BeforeValidator(asdict)]
-    jobs: int
-    images: int
-    warnings: list[str]
-    unknown: str | None
+    model: str = Field(description="the model's id")
+    dataset: str = Field(description="its dataset")
+    accuracy: float | None = Field(description="from its evaluation")
+    live: Annotated[dict[str, Any], BeforeValidator(asdict)] = Field(
+        description="its accuracy on corrected and confirmed images"
+    )
+    jobs: int = Field(description="number of recent jobs")
+    images: int = Field(description="number of images in these jobs")
+    warnings: list[str] = Field(description="what has changed, in sentences")
+    unknown: str | None = Field(description="why drift cannot be measured; null if it can")
 
 
 class PromotionWanted(_Wanted):
     """Whether to promote a model even if the gate refuses it."""
 
-    force: bool = False
+    force: bool = Field(default=False, description="promote the model even if the gate refuses it")
 
 
 class Decision(BaseModel):
     """The gate's decision about a model."""
 
-    model: str
-    promoted: bool
-    reason: str
+    model: str = Field(description="the model's id")
+    promoted: bool = Field(description="whether it is the champion now")
+    reason: str = Field(description="the gate's reason")
 
 
 class RollbackWanted(_Wanted):
     """The dataset whose champion is rolled back."""
 
-    dataset: Name = MNIST
+    dataset: Name = Field(default=MNIST, description="the dataset whose champion is rolled back")
 
 
 class RunObject(BaseModel):
     """A training run."""
 
-    id: str
+    id: str = Field(description="the run's id")
     object: Literal["run"] = "run"
-    status: str
-    dataset: str
-    created_at: int | None
-    started_at: int | None
-    finished_at: int | None
-    epochs_done: int
-    model: str | None
-    accuracy: float | None
-    verdict: str | None
-    error: str | None
+    status: str = Field(description="the state of the run, as in the ledger")
+    dataset: str = Field(description="the dataset that it trains on")
+    created_at: int | None = Field(description="when it was requested")
+    started_at: int | None = Field(description="when a trainer claimed it")
+    finished_at: int | None = Field(description="when it ended")
+    epochs_done: int = Field(description="finished epochs")
+    model: str | None = Field(description="the model that it produced")
+    accuracy: float | None = Field(description="the model's accuracy")
+    verdict: str | None = Field(description="whether the model became champion, and why")
+    error: str | None = Field(description="why the run produced no model")
 
     @classmethod
     def of(cls, run: Run) -> Self:
@@ -402,24 +490,26 @@ class RunObject(BaseModel):
 class DatasetObject(_Described):
     """The latest version of a dataset."""
 
-    id: str = Field(validation_alias="dataset")
+    id: str = Field(validation_alias="dataset", description="the dataset's name")
     object: Literal["dataset"] = "dataset"
-    version: int
-    classes: list[str]
-    images: Annotated[int, BeforeValidator(itemgetter("images"))] = Field(validation_alias="summary")
-    fingerprint: str
-    created_at: Seconds
+    version: int = Field(description="its latest version")
+    classes: list[str] = Field(description="names of its classes")
+    images: Annotated[int, BeforeValidator(itemgetter("images"))] = Field(
+        validation_alias="summary", description="number of images"
+    )
+    fingerprint: str = Field(description="SHA-256 of all images, their labels and splits")
+    created_at: Seconds = Field(description="when this version was added")
 
 
 class WorkerObject(_Described):
     """A worker or trainer."""
 
-    name: str
-    queue: str
-    processes: int
-    version: str
-    alive: bool
-    seen_at: Seconds
-    chunks: Annotated[int, BeforeValidator(len)]
-    run: str | None
-    problem: str | None
+    name: str = Field(description="host and process id")
+    queue: str = Field(description="the queue that it works on")
+    processes: int = Field(description="child processes that have started")
+    version: str = Field(description="of Labelmill")
+    alive: bool = Field(description="whether it was seen within 30 seconds")
+    seen_at: Seconds = Field(description="its latest heartbeat")
+    chunks: Annotated[int, BeforeValidator(len)] = Field(description="chunks that it has claimed")
+    run: str | None = Field(description="the training run that it executes")
+    problem: str | None = Field(description="what keeps it from working")

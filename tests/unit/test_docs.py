@@ -8,10 +8,11 @@ import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from sqlalchemy import Table
 
 from jobs.described import DescribedEnum
@@ -20,9 +21,11 @@ from jobs.ledger.counters import AttemptEnd
 from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, Settings, known_variables
 from labelmill.cli import COMMANDS, load_command
+from labelmill.server import application, problems, schemas
 from labelmill.server.problems import ProblemCode
 
 PROJECT = Path(__file__).parents[2]
+GENERATOR = PROJECT / "docs" / "_ext" / "generated.py"
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 
 
@@ -39,7 +42,7 @@ def test_every_setting_has_a_text(field: str) -> None:
 
 
 def test_every_generated_list_is_on_a_page() -> None:
-    lists = runpy.run_path(str(PROJECT / "docs" / "_ext" / "generated.py"))["LISTS"]
+    lists = runpy.run_path(str(GENERATOR))["LISTS"]
     pages = [page.read_text() for page in (PROJECT / "docs" / "reference").glob("*.md")]
     shown = [
         name for page in pages for name in re.findall(r"^<!-- generated: (\w+) -->$", page, re.MULTILINE)
@@ -57,6 +60,33 @@ def test_every_generated_list_is_on_a_page() -> None:
 )
 def test_every_code_and_state_has_a_meaning(member: DescribedEnum) -> None:
     assert member.meaning
+
+
+OBJECTS = [
+    kind
+    for module in (schemas, problems, application)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__ == module.__name__
+]
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_every_object_of_the_api_and_field_has_a_text(kind: type[BaseModel]) -> None:
+    assert kind.__doc__
+    if kind.__name__.startswith("_"):
+        return
+    for name, field in kind.model_fields.items():
+        is_fixed = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+        assert field.description or is_fixed, name
+
+
+def test_every_call_of_the_api_and_parameter_has_a_text() -> None:
+    api = runpy.run_path(str(GENERATOR))["_openapi"]()
+    for path, methods in api["paths"].items():
+        for operation in methods.values():
+            assert operation["description"], path
+            for each in operation.get("parameters", ()):
+                assert each.get("description") or each["name"].endswith("_id"), f"{path}: {each['name']}"
 
 
 def test_every_setting_that_a_document_names_exists() -> None:
