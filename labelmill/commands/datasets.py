@@ -92,10 +92,19 @@ def add(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add labelled images to a dataset as a new version; prints the version's number.
+    """Add labelled images to a dataset as a new version, and create the dataset if needed; prints the
+    version.
 
-    The dataset is created if it does not exist. A new version also has the images of the one before. Ctrl-C
-    while adding stores nothing.
+    The new version also has the images of the previous one. Each image is decoded once, and only new ones are
+    stored. If the sources hold nothing new, the command prints the latest version's number and stores
+    nothing. If it fails, is interrupted or is killed, the dataset stays as it was. If two commands add to one
+    dataset at the same time, the second ends with exit code 2. Needs the extra `worker`, and `parquet` for
+    Parquet files.
+
+    A name has at most 64 lower-case letters, digits, dots, hyphens and underscores. Refused with exit code 2:
+    fewer than two classes or more than 1,000; a class without images, with only one, or with none to train
+    on; a split without images; a manifest without the needed columns, with a label that is not text, or with
+    a path that leads out of its folder; an archive that is encrypted, damaged or a bomb.
     """
     with Client() as client, ProgressLine("adding") as progress:
         added = client.add_dataset(name, *sources, by_reference=by_reference, on_progress=progress.update)

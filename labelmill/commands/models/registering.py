@@ -73,11 +73,15 @@ def register(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a model that was trained elsewhere; prints its id. Only `promote` makes it the champion.
+    """Register a .keras file that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
     The size and the colours of its images are read from the file. Its input is bytes, 0 to 255, which it must
-    scale itself. It is loaded and run once, to check that workers can use it. Unless you name its classes,
-    they are those of the dataset: for mnist, the digits, if it takes MNIST's format, 28 x 28 grey.
+    scale itself. It is loaded and run once, to check that workers can use it. The same file again is the same
+    model. Needs TensorFlow.
+
+    Unless you name its classes, they are those of the dataset's latest version. Without one, the model must
+    take MNIST's format (28 x 28 grey) and have ten classes, which are then the digits. Images are inverted if
+    they are `dark_on_light`, that is, if they have a bright border.
     """
     with Client() as client:
         registered = client.register(
