@@ -21,6 +21,7 @@ from jobs.ledger.counters import AttemptEnd
 from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, Settings, known_variables
 from labelmill.cli import COMMANDS, load_command
+from labelmill.operations.families import METRICS
 from labelmill.server import application, problems, schemas
 from labelmill.server.problems import ProblemCode
 
@@ -60,6 +61,10 @@ def test_every_generated_list_is_on_a_page() -> None:
 )
 def test_every_code_and_state_has_a_meaning(member: DescribedEnum) -> None:
     assert member.meaning
+
+
+def test_every_metric_has_a_text() -> None:
+    assert [name for name, each in METRICS.items() if not each.text] == []
 
 
 OBJECTS = [
