@@ -32,6 +32,8 @@ from labelmill.server.metrics import Measured
 from labelmill.server.problems import ProblemCode
 from labelmill.server.schemas import MAX_NUMBER
 
+_PIPE: Final = r"\|"  # in a cell of a table
+
 _MARKER: Final = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 #: The settings that have a chapter of their own; all others are in the general list.
@@ -72,7 +74,7 @@ def _code(span: str) -> str:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"([*<>|\[\]])", r"\\\1", text)
+    text = re.sub(r"([*<>\[\]])", r"\\\1", text)
     text = re.sub(r"(?<!\S)--[a-z][a-z-]*", r"`\g<0>`", text)
     return re.sub(rf"\b{ENV_PREFIX}[A-Z_]*[A-Z]", lambda found: _code(f"`{found[0]}`"), text)
 
@@ -94,7 +96,7 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]
     yield f"| {' | '.join(titles)} |"
     yield "|" + " --- |" * len(titles)
     for row in rows:
-        yield f"| {' | '.join(row)} |"
+        yield f"| {' | '.join(cell.replace('|', _PIPE) for cell in row)} |"
     yield ""
 
 

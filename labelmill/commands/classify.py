@@ -36,7 +36,7 @@ def classify(
     ],
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
+        typer.Option(metavar="MODEL", help="The model that classifies them. Default: the champion."),
     ] = None,
     dataset: ChampionOfOption = None,
     top: TopOption = None,

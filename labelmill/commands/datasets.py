@@ -125,7 +125,7 @@ def add(
 def show(
     name: Name,
     version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="This version. Left out: the latest.")
+        int | None, typer.Option(min=1, metavar="N", help="This version. Default: the latest.")
     ] = None,
     output: Annotated[
         str | None,

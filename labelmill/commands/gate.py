@@ -44,7 +44,7 @@ def _limit_option(help_text: str) -> Any:
 @report_errors
 def gate(
     dataset: Annotated[
-        str | None, typer.Argument(metavar="DATASET", help="The dataset. Left out: list all.")
+        str | None, typer.Argument(metavar="DATASET", help="The dataset. Default: list all.")
     ] = None,
     min_accuracy: Annotated[Any, _limit_option("The minimum accuracy on the test set, 0 to 1.")] = None,
     min_class_recall: Annotated[Any, _limit_option("The minimum recall of each class, 0 to 1.")] = None,
@@ -71,8 +71,9 @@ def gate(
 ) -> None:
     """Set what a model must reach to become a dataset's champion, and list these limits.
 
-    The limits that you leave out stay as they are. New limits apply to the next training run and the next
-    `models promote`.
+    Limits that you do not give stay as they are. The word off switches a limit off, except --significance and
+    the margins. New limits apply to the next training run and the next `models promote`; earlier verdicts
+    stay.
     """
     given = {
         "min_accuracy": min_accuracy,

@@ -26,13 +26,13 @@ DatasetOption = Annotated[str, typer.Option("--dataset", metavar="NAME", help="T
 #: The same for commands that also take a model, which then must belong to the dataset.
 ChampionOfOption = Annotated[
     str | None,
-    typer.Option("--dataset", metavar="NAME", help="Use this dataset's champion. Left out: mnist."),
+    typer.Option("--dataset", metavar="NAME", help="Use this dataset's champion. Default: mnist."),
 ]
 
 #: The same for commands that need a model, which may be named by an alias.
 AliasOfOption = Annotated[
     str | None,
-    typer.Option("--dataset", metavar="NAME", help="The dataset of the alias. Left out: mnist."),
+    typer.Option("--dataset", metavar="NAME", help="The dataset of the alias. Default: mnist."),
 ]
 
 #: How many of the most probable classes a job's predictions keep.

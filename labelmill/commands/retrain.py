@@ -30,9 +30,13 @@ def retrain(
 ) -> None:
     """Request a training run; prints its id.
 
-    A trainer trains and evaluates a model, and promotes it if it is better than the dataset's champion. Each
-    dataset has one run at a time. If no stack is up on this machine, --wait executes the run in this process.
-    What you leave out is that of the dataset's schedule, otherwise chosen from the data.
+    A trainer trains and evaluates a model, and promotes it if it is better than the dataset's champion. A
+    trainer executes one run at a time, in the order of the requests. If a run of the same dataset is active,
+    the exit code is 2. Options that you do not give are those of the dataset's schedule, otherwise chosen
+    from the data.
+
+    With --wait, the exit code is 0 if the model was promoted, 3 if it was refused, and 1 if the run produced
+    no model. If no stack is up on this machine, the run is executed in this process; Ctrl-C then cancels it.
     """
     request = TrainingRequest.of(**how)
     with Client() as client:

@@ -31,13 +31,13 @@ app = typer.Typer(add_completion=False)
 def schedule(
     *,
     dataset: Annotated[
-        str | None, typer.Argument(metavar="DATASET", help="The dataset. Left out: list all schedules.")
+        str | None, typer.Argument(metavar="DATASET", help="The dataset. Default: list all schedules.")
     ] = None,
     cron: Annotated[
         str | None,
         typer.Option(
             metavar="LINE",
-            help="Train at these times: five cron fields, in UTC, or `never`. Left out: unchanged.",
+            help="Train at these times: five cron fields, in UTC, or `never`. Default: unchanged.",
         ),
     ] = None,
     after_corrections: Annotated[
@@ -46,7 +46,7 @@ def schedule(
             min=0,
             metavar="N",
             help="Train as soon as N corrections are new since the latest training run; 0 switches this off. "
-            "Left out: unchanged.",
+            "Default: unchanged.",
         ),
     ] = None,
     how: dict[str, Any],
@@ -55,9 +55,15 @@ def schedule(
 ) -> None:
     """Set when a dataset's model is trained, and list the schedules.
 
-    The options that say how to train are those of `retrain`: if you give none, they stay as they are;
-    otherwise the new ones replace them all. Beat follows a change within seconds. The new model becomes
-    champion only if it passes the gate.
+    A cron line has five fields in UTC: minute, hour, day of the month, month and day of the week (0 and 7 are
+    Sunday). All five must match. Beat follows a change within seconds. Each dataset gets one run per
+    scheduled time, however many beats run. If the dataset's previous run is still active, the new one is
+    `skipped`; so is a time that beat missed by ten minutes, and a run that no trainer claims within an hour,
+    except while trainers execute other runs. The new model becomes champion only if it passes the gate. When
+    the first training adds `mnist`, it gets the cron line `0 3 * * 0`: every Sunday at 03:00.
+
+    The options that say how to train are those of `labelmill retrain`: if you give none, they stay as they
+    are; otherwise the new ones replace them all.
     """
     times = {"cron": cron, "after_corrections": after_corrections}
     changes = {name: value for name, value in times.items() if value is not None} | how

@@ -31,7 +31,11 @@ def train(
 
     It learns from the training images and corrections, and is evaluated on the test images. The training runs
     in this process unless a trainer is running. MNIST is added if it is missing: from LABELMILL_MNIST_DIR,
-    the cache in the state folder, or a download; `labelmill datasets add` adds other datasets.
+    the cache in the state folder, or a download; `labelmill datasets add` adds other datasets. stderr says
+    what was chosen.
+
+    Ctrl-C ends the run and changes nothing. If another run on this dataset is active, the exit code is 2.
+    Needs the extra `worker`.
     """
     with Client() as client:
         request = TrainingRequest.of(**{"seed": 1, **how})

@@ -57,7 +57,7 @@ def register(
         typer.Option(
             metavar="NAME",
             help="The dataset that it belongs to, and on which it is evaluated at once. "
-            "Left out: mnist, without an evaluation.",
+            "Default: mnist, without an evaluation.",
         ),
     ] = None,
     architecture: Annotated[
@@ -67,7 +67,7 @@ def register(
     invert: Annotated[
         Invert | None,
         typer.Option(
-            help="Which images are inverted first. Left out: those with a bright border if the model takes "
+            help="Which images are inverted first. Default: those with a bright border if the model takes "
             "MNIST's format, 28 x 28 grey, otherwise none.",
         ),
     ] = None,
@@ -155,11 +155,16 @@ def evaluate(
 ) -> None:
     """Measure a model on its dataset's test images, and store the figures: `promote` judges by them.
 
-    The champion is measured as well, unless it was measured on these images before. MNIST is added if it is
-    missing, as by `train`.
+    These are accuracy, precision and recall per class, log loss, calibration error and time per image. The
+    champion is measured as well, unless it was measured on these images before. The model's classes must be
+    those of the dataset. MNIST is added if it is missing, as by `train`. Needs TensorFlow.
 
-    With --images, nothing is stored. Images with an error count as wrong, and images whose folder is not a
-    class of the model are left out.
+    The confusion matrix is printed if it fits the terminal, otherwise the most frequent confusions. If there
+    are more than 40 classes, only those with the lowest recall are printed.
+
+    With --images, nothing is stored, and the command prints what `labelmill evaluate` prints. Images with an
+    error count as wrong, and images whose folder is not a class of the model are skipped. Other sources than
+    folders work, too.
     """
     with Client() as client:
         found = client.model(model, dataset=dataset)
