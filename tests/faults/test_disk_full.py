@@ -30,7 +30,7 @@ from tests.small_disk import SmallDisk, small_disk
 #: How long the ledger's disk is full: several leases, enough for dozens of attempts if workers kept claiming.
 FULL_SECONDS = 15.0
 
-#: What the sources say of it (docs/reference/troubles.md).
+#: What the sources say of it (docs/how-to/troubleshoot.md).
 FULL = Signs(
     health="The ledger's disk is full",
     doctor="the database's disk is full",

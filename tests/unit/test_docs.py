@@ -146,7 +146,7 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 def test_the_tour_names_each_next_file() -> None:
-    tour = re.findall(r"^\d\. \[([\w/.]+)\]", read("README.md").partition("five files")[2], re.MULTILINE)
+    tour = re.findall(r"^\d\. \[([\w/.]+)\]", read("CONTRIBUTING.md").partition("five files")[2], re.MULTILINE)
     assert len(tour) == 5
     for here, following in pairwise(tour):
         module = following.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
