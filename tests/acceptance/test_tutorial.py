@@ -1,4 +1,4 @@
-"""The tutorial on own images runs as it stands, and prints what it says; so do the first one's lines of curl."""
+"""The tutorial on own images runs as it stands and prints what it says; so do the first one's curl lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prove the table of troubles in docs/how-to/troubleshoot.md: five sources name each trouble's cause within a minute.
+"""Prove the table of troubles in docs/how-to/troubleshoot.md: five sources name each cause within a minute.
 
 Each trouble is real. `test_disk_full.py` has the row of the full database.
 """

@@ -146,7 +146,8 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 def test_the_tour_names_each_next_file() -> None:
-    tour = re.findall(r"^\d\. \[([\w/.]+)\]", read("CONTRIBUTING.md").partition("five files")[2], re.MULTILINE)
+    chapter = read("CONTRIBUTING.md").partition("five files")[2]
+    tour = re.findall(r"^\d\. \[([\w/.]+)\]", chapter, re.MULTILINE)
     assert len(tour) == 5
     for here, following in pairwise(tour):
         module = following.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
