@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from jobs.errors import UserError
 from jobs.extras import require_tensorflow
 from jobs.files import private_umask
 from jobs.ledger.jobs.outcomes import Prediction
@@ -59,22 +60,34 @@ _NAME_LENGTH: Final = 40
     epilog=examples("labelmill demo", "LABELMILL_MNIST_DIR=mnist/ LABELMILL_HOME=/tmp/mill labelmill demo")
 )
 @report_errors
-def demo() -> None:
+def demo(
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Only write the test images into this new folder, as PNG files in a subfolder per class.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """See it work: train on MNIST, classify 10,000 digits, look at the results.
 
     Starts a broker and workers unless they run, trains a model unless the champion was evaluated on the same
     data, submits the test images as PNG files and shows the results. If MNIST cannot be downloaded, uses a
-    sample of it and says so. Writes only into the state folder (LABELMILL_HOME). Ends every process that it
-    has started.
+    sample of it and says so. Writes only into the state folder (LABELMILL_HOME) and FOLDER. Ends every
+    process that it has started.
     """
     require_tensorflow("The demo", "local")
     settings = Settings.load()
+    if pictures is not None:
+        _write_pictures(settings, pictures)
+        return
     _stack_unless_up(settings)  # fail now, not after a download and a training
     with Client(settings) as client:
         add_mnist(client, allow_sample=True)
         model_id = _champion(client) or _train(client)
         data = _test_data(client)
-        folder = _write_images(data, settings.home / "demo" / f"{MNIST}-{data.evaluation_fingerprint[:12]}")
+        folder = _write_images(data, settings)
         with _stack_unless_up(settings) as stack:
             say("starting the workers" if stack else f"using the stack that is up in {settings.home}")
             with ProgressLine("submitting") as progress:
@@ -84,6 +97,17 @@ def demo() -> None:
             status = watch(client, submitted.job_id, own_stack=stack)
         show_results(client, status, data.classes, Console(highlight=False))
     raise SystemExit(exit_code_of(status))
+
+
+def _write_pictures(settings: Settings, folder: Path) -> None:
+    """Write the test images into a new folder. Raises UserError if it exists."""
+    if folder.exists():
+        raise UserError(f"{folder} exists: name a new folder, or remove this one.")
+    with Client(settings) as client:
+        add_mnist(client, allow_sample=True)
+        data = _test_data(client)
+        shutil.copytree(_write_images(data, settings), folder)
+    say(f"{len(data.test):,} pictures are in {folder}")
 
 
 def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
@@ -128,10 +152,11 @@ def _class_folder(label: int, name: str) -> str:
     return str(label) if name == str(label) else f"{label}-{_NOT_IN_PATHS.sub('_', name)[:_NAME_LENGTH]}"
 
 
-def _write_images(data: Data, folder: Path) -> Path:
+def _write_images(data: Data, settings: Settings) -> Path:
     """Write the test images as PNG files, in a folder for each class. Return the folder of all."""
     from PIL import Image
 
+    folder = settings.home / "demo" / f"{MNIST}-{data.evaluation_fingerprint[:12]}"
     done = folder.with_suffix(".complete")
     if done.exists():
         return folder

@@ -55,6 +55,19 @@ def test_with_mnist_it_classifies_all_test_digits(short_folder: Path, digits: Pa
     assert len(home.json("models", "list")) == 1
 
 
+def test_it_writes_its_pictures_into_a_new_folder(trained: Home, tmp_path: Path) -> None:
+    done = trained.run("demo", "--pictures", tmp_path / "digits")
+
+    assert done.returncode == 0, done.stderr
+    classes = sorted(each.name for each in (tmp_path / "digits").iterdir())
+    assert classes == [str(digit) for digit in range(10)]
+    assert all(any((tmp_path / "digits" / name).glob("*.png")) for name in classes)
+    # And never into one that exists
+    again = trained.run("demo", "--pictures", tmp_path / "digits")
+    assert again.returncode == 2
+    assert "name a new folder" in again.stderr
+
+
 def test_without_mnist_and_network_it_takes_the_sample_and_says_so(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
