@@ -44,7 +44,8 @@ def classify(
 ) -> None:
     """Submit images, wait, and print their labels.
 
-    If no broker is running, a broker and a worker are started, and stopped afterwards.
+    If the embedded broker is not running, this command starts it with a worker of one process (extras
+    `worker` and `local`), and stops them afterwards.
     """
     settings = Settings.load()
     with Client(settings) as client:

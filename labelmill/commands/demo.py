@@ -75,7 +75,7 @@ def demo(
     Starts a broker and workers unless they run, trains a model unless the champion was evaluated on the same
     data, submits the test images as PNG files and shows the results. If MNIST cannot be downloaded, uses a
     sample of it and says so. Writes only into the state folder (LABELMILL_HOME) and FOLDER. Ends every
-    process that it has started.
+    process that it has started. Needs the extras `worker` and `local`, and `demo` for the sample.
     """
     require_tensorflow("The demo", "local")
     settings = Settings.load()
