@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-all test-local test-compose mutants soak lint docs format bench lock alerts release clean
+.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock alerts release clean
 
 install: $(STAMP)
 
@@ -32,15 +32,11 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 test: install
 	$(PYTEST) --fast
 
-# Everything. The deployment can be tested only if a Docker engine runs; its tests mostly wait, so they run alongside.
+# Everything. The deployment can be tested only if a Docker engine runs.
 test-all: install
-	@if docker info >/dev/null 2>&1; then $(MAKE) --jobs 2 test-compose test-local; \
-	else $(MAKE) test-local && \
-	  echo "no Docker engine runs here: the tests of the deployment (make test-compose) were left out"; fi
-
-# Everything that needs no Docker engine.
-test-local: install
 	$(PYTEST)
+	@if docker info >/dev/null 2>&1; then $(MAKE) test-compose; \
+	else echo "no Docker engine runs here: the tests of the deployment (make test-compose) were left out"; fi
 
 # The deployed form, with real containers. Needs a Docker engine and some 15 minutes.
 test-compose: install
