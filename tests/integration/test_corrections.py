@@ -118,16 +118,10 @@ def test_a_correction_is_a_row_and_a_copy_of_the_image(client, store, finished, 
     assert made.image_sha256 == sha256(b"pixels 4")
     assert store.get(correction_key(made.image_sha256)) == b"pixels 4"
 
-
-def test_correcting_again_replaces_the_label(client, finished) -> None:
-    job = finished(1)
-    first = client.correct(job.id, 0, "1")
-
-    second = client.correct(job.id, 0, "2")
-
-    assert client.corrections() == [second]
-    assert second == replace(first, label="2", created_at=second.created_at)
-    assert second.created_at >= first.created_at
+    # and when it is corrected again, the label is replaced
+    again = client.correct(job.id, 4, "2")
+    assert client.corrections() == [again] == [replace(made, label="2", created_at=again.created_at)]
+    assert again.created_at >= made.created_at
 
 
 def test_undoing_removes_the_row_and_the_copy(client, store, finished) -> None:
@@ -147,24 +141,10 @@ def test_undoing_removes_the_row_and_the_copy(client, store, finished) -> None:
     with pytest.raises(NotFound, match=f"Image 1 of job '{job.id}' has no correction"):
         client.undo_correction(job.id, 1)
 
-
-def test_undoing_a_correction_of_no_job_says_so(client, ledger, store, finished) -> None:
-    # given a job with a correction
-    job = finished(2)
-    client.correct(job.id, 0, "1")
-
-    # then for an unknown job, the error is about the job and not the image
+    # and for an unknown job, the error is about the job and not the image
     for job_id in ("nosuch", new_id()):
         with pytest.raises(NotFound, match=f"There is no job '{job_id}'"):
             client.undo_correction(job_id, 1)
-
-    # and after the whole job is purged, its corrections are still there
-    purge(ledger, store, jobs_too=True)
-    with pytest.raises(NotFound, match=f"Image 1 of job '{job.id}' has no correction"):
-        client.undo_correction(job.id, 1)
-    client.undo_correction(job.id, 0)
-    with pytest.raises(NotFound, match=f"There is no job '{job.id}'"):
-        client.undo_correction(job.id, 0)
 
 
 def test_an_image_with_an_error_can_be_corrected(client, store, finished) -> None:
@@ -281,22 +261,6 @@ def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitt
 # ---- images that cannot be read -----------------------------------------------------------------------
 
 
-def test_a_purged_image_cannot_be_corrected(client, ledger, store, finished) -> None:
-    job = finished(2)
-    purge(ledger, store)
-
-    with pytest.raises(Conflict, match=rf"The images of job {job.id} were purged on \d\d\d\d-\d\d-\d\d"):
-        client.correct(job.id, 0, "1")
-
-
-def test_a_payload_that_is_gone_is_told_as_such(client, store, finished) -> None:
-    job = finished(2)
-    store.remove_folder(payload_folder(job.id))
-
-    with pytest.raises(Conflict, match=r"The payload .* is gone from the store"):
-        client.correct(job.id, 0, "1")
-
-
 def test_an_image_that_was_never_read_has_nothing_to_learn_from(client, finished) -> None:
     job = finished([failed("a.png", ErrorCode.SOURCE_MISSING, "it went away")], {0: ErrorCode.SOURCE_MISSING})
 
@@ -334,24 +298,12 @@ def test_purging_leaves_corrections_alone(client, ledger, store, finished) -> No
     assert client.corrections() == [made]
     assert store.get(correction_key(made.image_sha256)) == b"pixels 0"
     assert client.correct(job.id, 0, "2").label == "2"
+    with pytest.raises(NotFound, match=f"Image 1 of job '{job.id}' has no correction"):
+        client.undo_correction(job.id, 1)
     client.undo_correction(job.id, 0)
     assert copies(store) == set()
-
-
-def test_a_copy_comes_before_its_row(client, finished, monkeypatch) -> None:
-    # given a store that cannot be written, when an image is corrected
-    job = finished(1)
-
-    def full(_store: Store, _key: str, _data: bytes) -> None:
-        raise Unavailable("The store cannot be written: No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "put", full)
-        with pytest.raises(Unavailable):
-            client.correct(job.id, 0, "1")
-
-    # then there is no row without its image
-    assert client.corrections() == []
+    with pytest.raises(NotFound, match=f"There is no job '{job.id}'"):
+        client.undo_correction(job.id, 0)
 
 
 # ---- concurrency --------------------------------------------------------------------------------------
@@ -365,25 +317,31 @@ def twins(client, finished) -> Job:
     return job
 
 
-@pytest.mark.parametrize("image", [1, 0], ids=["the other image", "the same image"])
+@pytest.mark.parametrize(
+    ("image", "purged"),
+    [(1, False), (0, False), (1, True)],
+    ids=["the other image", "the same image", "a purge as well"],
+)
 def test_a_copy_that_goes_before_its_row_comes_is_put_there_again(
-    client, settings, store, twins, monkeypatch, image
+    client, ledger, settings, store, twins, monkeypatch, image, purged
 ) -> None:
     # given somebody who undoes the first image's correction while an image with the same bytes is being
-    # corrected: after its copy is found or made, and before its row is written
+    # corrected: after its copy is found or made, and before its row is written; and maybe a purge
     def slow(*args: Any) -> Any:
         with Client(settings) as another:
             another.undo_correction(twins.id, 0)
         assert copies(store) == set()
+        if purged:
+            purge(ledger, store)
         return original(*args)
 
     original = correcting._Batch.save
     monkeypatch.setattr(correcting._Batch, "save", slow)
     client.correct(twins.id, image, "2")
 
-    # then the row has its copy
+    # then the row has its copy, unless the image is gone: then a training run will report that
     assert [(each.index, each.label) for each in client.corrections()] == [(image, "2")]
-    assert store.get(correction_key(sha256(b"same"))) == b"same"
+    assert copies(store) == (set() if purged else {sha256(b"same")})
 
 
 def test_a_copy_that_is_needed_again_while_it_is_removed_is_written_again(
@@ -411,24 +369,6 @@ def test_a_copy_that_is_needed_again_while_it_is_removed_is_written_again(
     # then the row has its copy
     assert [(each.index, each.label) for each in client.corrections()] == [(1, "2")]
     assert store.get(correction_key(sha256(b"same"))) == b"same"
-
-
-def test_a_copy_that_goes_together_with_its_image_is_no_error(
-    client, ledger, settings, store, twins, monkeypatch
-) -> None:
-    # given a purge at the same moment as well
-    def slow(*args: Any) -> Any:
-        with Client(settings) as another:
-            another.undo_correction(twins.id, 0)
-        purge(ledger, store)
-        return original(*args)
-
-    original = correcting._Batch.save
-    monkeypatch.setattr(correcting._Batch, "save", slow)
-
-    # then the correction is stored; a training run will report that its image is missing
-    assert client.correct(twins.id, 1, "2").label == "2"
-    assert copies(store) == set()
 
 
 # ---- leftover copies ----------------------------------------------------------------------------------
@@ -605,37 +545,6 @@ def test_corrections_on_stdin_are_read_as_those_of_a_file(
     assert "- is not UTF-8" in done.stderr
 
 
-def test_json_lines_are_read_too(client, finished) -> None:
-    job = finished(3)
-    lines = [
-        json.dumps({"job": job.id, "index": 1, "label": "1"}) + "\n",
-        "\n",
-        json.dumps({"job": job.id, "index": "2", "label": 2, "name": "2.png"}),
-    ]
-
-    stored = client.correct_from(lines, jsonl=True)
-
-    assert [(each.index, each.label) for each in stored] == [(1, "1"), (2, "2")]
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_rows_with_an_empty_label_are_skipped(client, finished, correct, tmp_path: Path, ending: str) -> None:
-    # given a file in which two of three rows have no label
-    job = finished(3)
-    file = tmp_path / f"review.{ending}"
-    rows = [{"job": job.id, "index": index, "label": label} for index, label in enumerate(["", "4", None])]
-    if ending == "csv":
-        file.write_text("index,label\n" + "".join(f"{row['index']},{row['label'] or ''}\n" for row in rows))
-    else:
-        file.write_text("\n".join(map(json.dumps, rows)))
-
-    # when it is read, then the other row is stored, and the number of skipped rows is printed
-    said = correct(job.id, "--from", file)
-    assert "skipped 2 rows without a label" in said
-    assert "1 correction stored" in said
-    assert {each.index: each.label for each in client.corrections()} == {1: "4"}
-
-
 def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, finished) -> None:
     # given a file in which most rows are wrong
     job = finished(4, {3: ErrorCode.QUARANTINED})
@@ -715,13 +624,19 @@ def test_what_is_no_file_of_corrections_says_why(client, text: str, jsonl: bool,
 def test_a_file_is_read_by_its_name_and_a_header_in_any_case(
     client, correct, finished, tmp_path, name: str
 ) -> None:
-    job = finished([SourceImage("0.png", b"one", None)])
+    # given a file with a correction and a row without a label; in JSON a number is as good as its text
+    job = finished(2)
     file = tmp_path / name
-    row = {"job": job.id, "index": 0, "label": "3"}
-    file.write_text(f"Job, Index ,LABEL\n{job.id},0,3\n" if name == "a.csv" else json.dumps(row))
+    if name == "a.csv":
+        file.write_text(f"Job, Index ,LABEL\n{job.id},0,3\n{job.id},1,\n")
+    else:
+        rows = [{"job": job.id, "index": "0", "label": 3}, {"job": job.id, "index": 1, "label": None}]
+        file.write_text("\n\n".join(map(json.dumps, rows)))
 
-    correct("--from", file)
-
+    # when it is read, then the correction is stored, and the other row is skipped and counted
+    said = correct("--from", file)
+    assert "skipped 1 row without a label" in said
+    assert "1 correction stored" in said
     assert [(each.index, each.label) for each in client.corrections()] == [(0, "3")]
 
 
@@ -742,6 +657,7 @@ def test_nothing_is_copied_before_all_rows_are_checked(client, store, finished, 
         "line 9",
         "line 10",
     ]
+    assert "is gone from the store" in str(told.value)
 
     # and no image was copied
     assert put == []
@@ -885,20 +801,6 @@ def test_the_same_corrections_are_the_same_data(data, learn, corrected, client) 
     assert learn(data).fingerprint == found.fingerprint
 
 
-def test_what_an_image_is_to_a_model_of_other_classes_takes_nothing_from_this_one(
-    data, learn, corrected
-) -> None:
-    # given two corrections of the same image, first 5, later 3
-    corrected((file_of(square(200)), "5"))
-    corrected((file_of(square(200)), "3"))
-    # if both labels are classes of the data, the latest counts
-    assert learn(data).train.labels[20:].tolist() == [3]
-    # and if only one of them is a class of the data, that one counts, and nothing is left out
-    without_three = replace(data, classes=(*"012", "drei", *"456789"))
-    found = learn(without_three)
-    assert (found.train.labels[20:].tolist(), found.corrections, found.left_out) == ([5], 1, 0)
-
-
 def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, corrected, caplog) -> None:
     # given corrected images of the evaluation set, in other formats
     job_id = corrected(
@@ -940,6 +842,11 @@ def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, clie
     # and when the first one is corrected again, its label counts
     client.correct(first, 0, "6")
     assert learn(data).train.labels[20:].tolist() == [6]
+
+    # and if the latest label is no class of the data, the one before counts, and nothing is left out
+    client.undo_correction(third, 0)
+    found = learn(replace(data, classes=(*"012345", "sechs", *"789")))
+    assert (found.corrections, found.left_out, found.train.labels[20:].tolist()) == (1, 0, [4])
 
 
 def test_a_correction_replaces_the_same_training_image(data, learn, corrected) -> None:
