@@ -54,6 +54,10 @@ def image(name: str, data: bytes = b"pixels") -> SourceImage:
     return SourceImage(name, data, None)
 
 
+def missing(name: str) -> SourceImage:
+    return SourceImage(name, None, ImageError(ErrorCode.SOURCE_MISSING, "permission denied"))
+
+
 def images(count: int, prefix: str = "") -> list[SourceImage]:
     return [image(f"{prefix}{number}.png", f"{number}".encode()) for number in range(count)]
 
@@ -142,7 +146,7 @@ def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
 ):
     # Given five images, one of which could not be read
     source = images(5)
-    source[3] = SourceImage("3.png", None, ImageError(ErrorCode.SOURCE_MISSING, "permission denied"))
+    source[3] = missing("3.png")
 
     # When they are submitted in chunks of two
     submitted = run(iter(source))
@@ -198,18 +202,20 @@ def test_a_small_job_goes_first_unless_a_priority_is_named(run, ledger):
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("top_k", [0, 11])
-def test_a_number_of_alternatives_out_of_range_is_refused(run, nothing_is_left, top_k):
-    with pytest.raises(UserError, match=f"from 1 to 10 classes, got {top_k}"):
-        run(images(1), top_k=top_k)
-    assert nothing_is_left()
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("priority", [-101, 101])
-def test_a_priority_out_of_range_is_refused(run, nothing_is_left, priority):
-    with pytest.raises(UserError, match="from -100 to 100"):
-        run(images(1), priority=priority)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"top_k": 0}, "from 1 to 10 classes, got 0"),
+        ({"top_k": 11}, "from 1 to 10 classes, got 11"),
+        ({"priority": -101}, "from -100 to 100"),
+        ({"priority": 101}, "from -100 to 100"),
+        ({"key": ""}, "A submission key has 1 to 256 characters"),
+        ({"key": "k" * 257}, "A submission key has 1 to 256 characters"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_and_nothing_is_stored(run, nothing_is_left, option, message):
+    with pytest.raises(UserError, match=message):
+        run(images(1), **option)
     assert nothing_is_left()
 
 
@@ -309,24 +315,6 @@ def test_by_reference_a_payload_says_where_images_are_and_holds_none_of_their_by
     assert file.stat().st_size < 2000
 
 
-def test_what_lies_outside_of_the_roots_is_refused_with_all_of_its_submission(run, nothing_is_left, photos):
-    # Given a job whose first chunks are below the root, and whose last image is not
-    inside = Sources([str(photos / "deep")] * 3)
-    outside = Sources([str(photos / "a.png")])
-
-    # When it is submitted, Then the error names file, setting and remedy, and nothing is stored
-    def source() -> Iterator[SourceImage]:
-        yield from inside
-        yield from outside
-
-    with pytest.raises(
-        SourceError, match=r"a\.png .*LABELMILL_REFERENCE_ROOTS is .*deep.* leave out"
-    ) as refused:
-        run(source(), by_reference=Roots([str(photos / "deep")]), chunk_images=1)
-    assert str(photos / "a.png") in str(refused.value)
-    assert nothing_is_left()
-
-
 def test_without_roots_nothing_is_read_or_submitted_by_reference(run, nothing_is_left):
     def source() -> Iterator[SourceImage]:
         pytest.fail("nobody needs these images")
@@ -398,19 +386,7 @@ class LookingStore(Store):
         super().put(key, *pieces)
 
 
-class LookingPublisher(Publisher):
-    """A publisher that calls `before` before it sends wake-ups."""
-
-    def __init__(self, app, before):
-        super().__init__(app)
-        self._before = before
-
-    def wake_up(self, count=1):
-        self._before()
-        return super().wake_up(count)
-
-
-def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settings, app, store):
+def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settings, store, monkeypatch):
     # Given an observer that reads ledger and store at every step
     onlooker = Ledger(ledger_url)
     steps = []
@@ -421,18 +397,19 @@ def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settin
             known = connection.scalar(sa.select(chunks.c.id).where(chunks.c.id == chunk_id))
         steps.append(("payload", known))
 
-    def before_message():
+    real = Publisher.wake_up
+
+    def look_and_wake_up(publisher, count=1):
         with onlooker.reading() as connection:
             row = connection.execute(sa.select(chunks).order_by(chunks.c.first_index.desc()).limit(1)).one()
         read_payload(store, row.payload, row.payload_digest)
         steps.append(("message", row.state))
+        return real(publisher, count)
+
+    monkeypatch.setattr(Publisher, "wake_up", look_and_wake_up)
 
     # When a job is submitted
-    run(
-        images(4),
-        store=LookingStore(settings.store, before_payload),
-        publisher=LookingPublisher(app, before_message),
-    )
+    run(images(4), store=LookingStore(settings.store, before_payload))
     onlooker.close()
 
     # Then the payload exists before its row, and the row is committed before its message
@@ -440,13 +417,6 @@ def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settin
 
 
 # ---- what is refused ----------------------------------------------------------------------------------
-
-
-def test_an_empty_job_is_refused_and_nothing_is_stored(run, nothing_is_left, broker):
-    with pytest.raises(SourceError, match="no image"):
-        run([])
-    assert nothing_is_left()
-    assert broker.waiting() == 0
 
 
 def test_without_a_model_nothing_is_read_or_stored(ledger, store, publisher, nothing_is_left, broker):
@@ -462,26 +432,9 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, publisher, not
     assert broker.waiting() == 0
 
 
-def test_a_job_may_have_as_many_images_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
-    # Given a limit of six images, and a seventh image after three stored chunks
-    stored = []
-    with pytest.raises(SourceError, match=r"more than 6 images.*LABELMILL_MAX_JOB_IMAGES higher"):
-        run(images(7), limits=JobLimits(max_images=6), on_progress=stored.append)
-
-    # Then the three chunks are removed again
-    assert stored == [2, 4, 6]
-    assert nothing_is_left()
-
-    # And six images, or a limit of seven, make a job
-    assert run(images(6), limits=JobLimits(max_images=6)).images == 6
-    assert run(images(7), limits=JobLimits(max_images=7)).images == 7
-    assert job_count() == 2
-
-
 def test_a_job_may_have_as_many_bytes_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
     # Given images of 1,000 bytes, and an error, which counts no bytes
-    missing = SourceImage("missing.png", None, ImageError(ErrorCode.SOURCE_MISSING))
-    four = [image("1.png", b"1" * 1000), image("2.png", b"2" * 1000), missing, image("3.png", b"3" * 1000)]
+    four = [image(f"{number}.png", b"1" * 1000) for number in range(3)] + [missing("3.png")]
     with pytest.raises(SourceError, match=r"more than 2,999 bytes.*LABELMILL_MAX_JOB_BYTES higher"):
         run(four, limits=JobLimits(max_bytes=2999))
     assert nothing_is_left()
@@ -559,33 +512,6 @@ def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, s
     assert (count_rows(ledger, jobs), count_rows(ledger, chunks)) == (0, 0)
 
 
-#: Make the database refuse a job's later chunks.
-REFUSE_LATER_CHUNKS = {
-    "sqlite": [
-        "CREATE TRIGGER refuse BEFORE INSERT ON chunks WHEN NEW.first_index > 2 "
-        "BEGIN SELECT RAISE(ABORT, 'refused'); END"
-    ],
-    "postgresql": [
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
-        "AS $$ BEGIN RAISE EXCEPTION 'refused'; END $$",
-        "CREATE TRIGGER refuse BEFORE INSERT ON chunks FOR EACH ROW WHEN (NEW.first_index > 2) "
-        "EXECUTE FUNCTION refuse()",
-    ],
-}
-
-
-def test_a_ledger_that_breaks_halfway_leaves_nothing(run, ledger, nothing_is_left):
-    # Given a database that accepts only two chunks
-    with ledger.transaction() as connection:
-        for statement in REFUSE_LATER_CHUNKS[connection.dialect.name]:
-            connection.exec_driver_sql(statement)
-
-    # When a job of three chunks is submitted, Then neither a row nor a payload is left
-    with pytest.raises(sa.exc.DBAPIError, match="refused"):
-        run(images(6))
-    assert nothing_is_left()
-
-
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("count", [2, 3], ids=["one chunk", "two"])
 def test_a_last_commit_that_breaks_off_is_read_back(
@@ -624,23 +550,6 @@ def test_a_last_commit_that_breaks_off_is_read_back(
             run(images(count))
         assert nothing_is_left()
     assert broken
-
-
-def test_a_job_cancelled_while_it_is_submitted(run, ledger):
-    # Given a job that is cancelled after its first chunk
-    def cancel():
-        with ledger.transaction() as connection:
-            [job] = latest_jobs(connection, limit=1)
-            end_job(connection, job.id, JobState.CANCELLED)
-
-    # When its producer goes on, Then it raises Stopped and ends its heartbeats, and the cancelled job keeps
-    # its first chunk
-    with pytest.raises(Stopped, match="stopped"):
-        run(breaks_after(3, cancel))
-    assert not signs_are_given()
-    with ledger.reading() as connection:
-        [job] = latest_jobs(connection, limit=1)
-    assert (job.state, job.total) == (JobState.CANCELLED, 2)
 
 
 # ---- a slow producer ----------------------------------------------------------------------------------
@@ -726,7 +635,7 @@ def test_signs_end_before_the_job_is_received_no_more(run, monkeypatch, step, ha
 
 
 @pytest.mark.usefixtures("signs_come_fast")
-def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
+def test_a_job_that_is_cancelled_while_it_is_submitted_keeps_what_it_has(run, ledger):
     # Given a job that is cancelled while its producer waits for its source
     def cancel():
         assert signs_are_given()
@@ -735,9 +644,13 @@ def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
             end_job(connection, job.id, JobState.CANCELLED)
         until(lambda: not signs_are_given(), "the last sign", seconds=30)
 
-    # When the source goes on, Then the producer raises Stopped as usual
+    # When the source goes on, Then the producer raises Stopped, without a further heartbeat
     with pytest.raises(Stopped, match="the results so far are kept"):
         run(breaks_after(3, cancel))
+    assert not signs_are_given()
+    with ledger.reading() as connection:
+        [job] = latest_jobs(connection, limit=1)
+    assert (job.state, job.total) == (JobState.CANCELLED, 2)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SourceError("the disk is gone")], ids=repr)
@@ -815,7 +728,7 @@ def job_count(ledger):
 def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, settings, broker):
     # Given a job with a key
     source = images(5)
-    source[2] = SourceImage("2.png", None, ImageError(ErrorCode.SOURCE_MISSING, "gone"))
+    source[2] = missing("2.png")
     first = run(source, key="mine")
     files, messages = files_of(settings), broker.waiting()
 
@@ -828,14 +741,6 @@ def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, set
     assert broker.waiting() == messages
 
 
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("key", ["", "k" * 257], ids=["empty", "long"])
-def test_what_is_no_key_is_refused_and_nothing_is_stored(run, nothing_is_left, key):
-    with pytest.raises(UserError, match="A submission key has 1 to 256 characters"):
-        run(images(3), key=key)
-    assert nothing_is_left()
-
-
 def test_the_longest_key_there_is_fits_the_index(run):
     key = "\U0001f5dd" * 256
     first = run(images(3), key=key)
@@ -844,22 +749,29 @@ def test_the_longest_key_there_is_fits_the_index(run):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    "other",
+    ("mine", "other"),
     [
-        images(4),
-        images(6),
-        [*images(4), image("4.png", b"other pixels")],
-        [*images(4), image("other name.png", b"4")],
-        [*images(4), SourceImage("4.png", None, ImageError(ErrorCode.SOURCE_MISSING))],
-        [*images(5), image("4.png", b"4")],
-        [*images(3), image("3.png", b"4"), image("4.png", b"3")],
-        [*images(4), image("4.pn", b"g4")],
+        (images(5), images(4)),
+        (images(5), images(6)),
+        (images(5), [*images(4), image("4.png", b"other pixels")]),
+        (images(5), [*images(4), image("other name.png", b"4")]),
+        (images(5), [*images(4), missing("4.png")]),
+        (images(5), [*images(5), image("4.png", b"4")]),
+        (images(5), [*images(3), image("3.png", b"4"), image("4.png", b"3")]),
+        (images(5), [*images(4), image("4.pn", b"g4")]),
+        ([missing("a.png")], [image("a.png", b"source_missing")]),
+        # A pair of the same images does not cancel itself
+        ([*images(1), *[image("x.png", b"x")] * 2], [*images(1), *[image("y.png", b"y")] * 2]),
+        ([*images(1), *[image("x.png", b"x")] * 2], images(1)),
     ],
-    ids=["fewer", "more", "pixels", "name", "error", "twice", "swapped", "border"],
+    ids=[
+        *("fewer", "more", "pixels", "name", "error", "twice", "swapped", "border", "spelt error"),
+        *("another pair", "no pair"),
+    ],
 )
-def test_other_content_under_the_same_key_is_refused(run, job_count, settings, other):
+def test_other_content_under_the_same_key_is_refused(run, job_count, settings, mine, other):
     # Given a job with a key
-    first = run(images(5), key="mine")
+    first = run(mine, key="mine")
     files = files_of(settings)
 
     # When other content is submitted under its key, Then the error names the job, and nothing is stored
@@ -867,24 +779,6 @@ def test_other_content_under_the_same_key_is_refused(run, job_count, settings, o
         run(other, key="mine")
     assert job_count() == 1
     assert files_of(settings) == files
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_an_error_is_not_an_image_that_spells_it(run):
-    run([SourceImage("a.png", None, ImageError(ErrorCode.SOURCE_MISSING))], key="mine")
-    with pytest.raises(Conflict):
-        run([image("a.png", b"source_missing")], key="mine")
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_images_that_are_there_twice_do_not_cancel_each_other(run):
-    # Given a job that contains an image twice
-    run([*images(1), image("x.png", b"x"), image("x.png", b"x")], key="mine")
-
-    # When the pair is replaced by another pair or left out, Then that is other content
-    for twice in ([image("y.png", b"y")] * 2, []):
-        with pytest.raises(Conflict):
-            run([*images(1), *twice], key="mine")
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
