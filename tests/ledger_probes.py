@@ -1,6 +1,8 @@
-"""What many tests ask the ledger about a job, and what they do to it."""
+"""What many tests ask the ledger about a job or a training run, and what they do to it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -9,7 +11,8 @@ from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.ledger.jobs.submission import NewChunk
 from jobs.ledger.learning.models import find_champion
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+from jobs.ledger.learning.runs import Run, get_run
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions, training_runs
 from tests.conftest import Job
 
 
@@ -65,3 +68,14 @@ def age_heartbeat(ledger: Ledger, job: Job, seconds: float) -> None:
     """Let the last heartbeat of the job's producer be that old."""
     with ledger.transaction() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(touched_at=db_now(-seconds)))
+
+
+def run_of(ledger: Ledger, run_id: str) -> Run:
+    with ledger.reading() as connection:
+        return get_run(connection, run_id)
+
+
+def change_run(ledger: Ledger, run_id: str, **values: Any) -> None:
+    """Change columns of a training run's row."""
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().where(training_runs.c.id == run_id).values(**values))

@@ -24,14 +24,12 @@ from jobs.ledger.learning.runs import (
     RUN_GRACE_SECONDS,
     SLOT_PATIENCE_SECONDS,
     FailureDetector,
-    Run,
     active_runs,
     claim_run,
     clear_expired_run,
     end_lost_runs,
     fail_run,
     find_active_run,
-    get_run,
     interrupt_runs_of,
     request_run,
 )
@@ -39,12 +37,13 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.models.evaluation import GateLimits, Part
 from jobs.models.model import Model
 from jobs.queue import Publisher
-from jobs.schema import RunState, aliases, db_now, jobs, training_runs
+from jobs.schema import RunState, aliases, db_now, jobs
 from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.datasets.mnist import GATE
 from tests.conftest import Broker, JobMaker, ModelMaker
 from tests.evaluations import made_evaluation
+from tests.ledger_probes import change_run, run_of
 from worker.reconciler import Reconciler
 
 MNIST, BIRDS = "mnist", "birds"
@@ -64,18 +63,8 @@ def ask(ledger: Ledger, dataset: str, *, slot: datetime | None = None, minutes_a
     run_id = new_id()
     with ledger.transaction() as connection:
         assert request_run(connection, run_id, recipe={}, dataset=dataset, slot=slot) == RunState.PENDING
-    change(ledger, run_id, requested_at=db_now(-60 * minutes_ago))
+    change_run(ledger, run_id, requested_at=db_now(-60 * minutes_ago))
     return run_id
-
-
-def change(ledger: Ledger, run_id: str, **values: object) -> None:
-    with ledger.transaction() as connection:
-        connection.execute(training_runs.update().where(training_runs.c.id == run_id).values(**values))
-
-
-def look(ledger: Ledger, run_id: str) -> Run:
-    with ledger.reading() as connection:
-        return get_run(connection, run_id)
 
 
 def shadows_of(ledger: Ledger, job_id: str) -> list[str]:
@@ -127,11 +116,6 @@ def test_a_dataset_cannot_have_two_champions(ledger: Ledger, finch: Model, make_
         )
     with ledger.reading() as connection:
         assert {model.id for model in champions(connection)} >= {finch.id}
-
-
-def test_a_file_belongs_to_one_dataset(make_model: ModelMaker, finch: Model) -> None:
-    with pytest.raises(Conflict, match=f"as model {finch.id} of dataset birds: a model belongs to one"):
-        make_model(b"finch")
 
 
 def test_champions_come_in_the_order_of_the_latest_jobs(
@@ -255,7 +239,7 @@ def test_each_dataset_has_one_run_at_a_time(ledger: Ledger) -> None:
         with ledger.transaction() as connection:
             asked = request_run(connection, skipped, recipe={}, dataset=dataset, slot=SLOT)
         assert asked == RunState.SKIPPED  # the other dataset's run of this slot does not count
-        assert look(ledger, skipped).error == f"training run {other} was active"
+        assert run_of(ledger, skipped).error == f"training run {other} was active"
 
     # and the end of one frees its dataset only
     with ledger.transaction() as connection:
@@ -298,9 +282,9 @@ def test_lost_runs_of_several_datasets_are_ended_each_in_its_time(ledger: Ledger
         with ledger.transaction() as connection:
             return [run.id for run in end_lost_runs(connection, detector)]
 
-    change(ledger, digits, lease_until=db_now(-1))
+    change_run(ledger, digits, lease_until=db_now(-1))
     assert [looks(), looks()] == [[], []]
-    change(ledger, photos, lease_until=db_now(-1))
+    change_run(ledger, photos, lease_until=db_now(-1))
     found = [looks() for _ in range(int(RUN_GRACE_SECONDS))]
 
     # then each is interrupted once, after its own grace period
@@ -313,22 +297,24 @@ def test_a_request_waits_for_a_lost_run_of_its_dataset_only(ledger: Ledger) -> N
     run_id = ask(ledger, BIRDS)
     with ledger.transaction() as connection:
         assert claim_run(connection, run_id, owner="host/1") is not None
-    change(ledger, run_id, lease_until=db_now(-1))
+    change_run(ledger, run_id, lease_until=db_now(-1))
     clear_expired_run(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
     waited: list[str] = []
     clear_expired_run(ledger, BIRDS, on_wait=lambda run: waited.append(run.id))
     assert waited == [run_id]
-    assert look(ledger, run_id).state == RunState.INTERRUPTED
+    assert run_of(ledger, run_id).state == RunState.INTERRUPTED
 
 
-def test_trainers_that_stop_interrupt_all_their_runs(ledger: Ledger) -> None:
+def test_trainers_that_stop_interrupt_all_their_runs_and_no_others(ledger: Ledger) -> None:
     runs = {ask(ledger, dataset): dataset for dataset in (MNIST, BIRDS, "a-third")}
     with ledger.transaction() as connection:
-        for run_id, dataset in runs.items():
-            claim_run(connection, run_id, owner=f"host/{dataset}")
-        ended = interrupt_runs_of(connection, ["host/mnist", "host/birds"], error="stopped")
+        for run_id, owner in zip(runs, ("host/17", "host/18", "other/17"), strict=True):
+            claim_run(connection, run_id, owner=owner)
+        assert interrupt_runs_of(connection, ["host/1", "host/170", "other/1"], error="stopped") == []
+        ended = interrupt_runs_of(connection, ["host/1", "host/17", "host/18"], error="stopped")
     assert {runs[run.id] for run in ended} == {MNIST, BIRDS}
-    assert all(run.state == RunState.INTERRUPTED for run in ended)
+    assert {(run.state, run.error) for run in ended} == {(RunState.INTERRUPTED, "stopped")}
+    assert all(run == run_of(ledger, run.id) for run in ended)
 
 
 def test_a_scheduled_run_waits_while_the_trainer_is_busy(ledger: Ledger) -> None:
@@ -345,22 +331,35 @@ def test_a_scheduled_run_waits_while_the_trainer_is_busy(ledger: Ledger) -> None
         fail_run(connection, claim, "no data")
     with ledger.transaction() as connection:
         assert end_lost_runs(connection, FailureDetector()) == []
-    change(ledger, busy, finished_at=db_now(HOUR_AGO))
+    change_run(ledger, busy, finished_at=db_now(HOUR_AGO))
     with ledger.transaction() as connection:
         assert claim_run(connection, waiting, owner="host/1") is None
         [skipped] = end_lost_runs(connection, FailureDetector())
     assert (skipped.id, skipped.state) == (waiting, RunState.SKIPPED)
+    assert skipped.error == "no trainer claimed it within an hour"
 
 
 def test_a_broker_that_lost_the_messages_loses_no_run_of_any_dataset(
     ledger: Ledger, publisher: Publisher, broker: Broker
 ) -> None:
-    # given pending runs of two datasets whose messages are lost
+    # given pending runs of two datasets whose messages the broker loses
     reconciler = Reconciler(ledger, publisher, holder="anna")
     run_ids = [ask(ledger, MNIST), ask(ledger, BIRDS)]
+    for run_id in run_ids:
+        publisher.request_run(run_id)
+    assert broker.waiting(RETRAIN_QUEUE) == 2
+    broker.client.flushall()
 
-    # when the reconciler ticks repeatedly, then one message for each waits
+    # when the reconciler ticks repeatedly, then one message for each waits, as long as no trainer claims it
     for _ in range(3):
         reconciler.tick()
         messages = broker.messages(RETRAIN_QUEUE)
         assert len(messages) == len(run_ids)
+        assert all(b"labelmill.retrain" in message for message in messages)
+
+    # and none for a run that a trainer has claimed
+    with ledger.transaction() as connection:
+        claim_run(connection, run_ids[0], owner="host/1")
+    broker.client.flushall()
+    reconciler.tick()
+    assert broker.waiting(RETRAIN_QUEUE) == 1

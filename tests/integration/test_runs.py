@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,6 @@ from jobs.ledger.learning import runs
 from jobs.ledger.learning.runs import (
     RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
-    SLOT_PATIENCE_SECONDS,
     FailureDetector,
     Run,
     RunClaim,
@@ -31,7 +29,6 @@ from jobs.ledger.learning.runs import (
     find_active_run,
     finish_run,
     get_run,
-    interrupt_runs_of,
     latest_runs,
     renew_run,
     request_run,
@@ -42,7 +39,7 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
-from tests.conftest import Broker
+from tests.ledger_probes import change_run, run_of
 from tests.threads import at_once
 from worker.reconciler import Reconciler
 
@@ -64,7 +61,7 @@ def take(ledger: Ledger, run_id: str, *, owner: str = "host/1", lost: bool = Fal
         claim = claim_run(connection, run_id, owner=owner)
     assert claim is not None
     if lost:
-        change(ledger, run_id, lease_until=db_now(-1))
+        change_run(ledger, run_id, lease_until=db_now(-1))
     return claim
 
 
@@ -98,16 +95,6 @@ class Looker:
             self.clock.now += 2.0
 
 
-def look(ledger: Ledger, run_id: str) -> Run:
-    with ledger.reading() as connection:
-        return get_run(connection, run_id)
-
-
-def change(ledger: Ledger, run_id: str, **values: Any) -> None:
-    with ledger.transaction() as connection:
-        connection.execute(training_runs.update().where(training_runs.c.id == run_id).values(**values))
-
-
 def epoch(number: int) -> dict[str, float]:
     return {
         "epoch": number,
@@ -125,7 +112,7 @@ def epoch(number: int) -> dict[str, float]:
 def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
     # given a run that was requested
     run_id = ask(ledger)
-    asked = look(ledger, run_id)
+    asked = run_of(ledger, run_id)
     assert (asked.state, asked.recipe, asked.slot) == (RunState.PENDING, RECIPE, None)
     assert (asked.started_at, asked.owner, asked.data_source) == (None, None, "")
     assert asked.requested_at is not None
@@ -140,7 +127,7 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
             add_epoch(connection, claim, epoch(number))
 
     # then all of it can be seen while the run goes on
-    running = look(ledger, run_id)
+    running = run_of(ledger, run_id)
     assert (running.state, running.owner, running.epochs_done) == (RunState.RUNNING, "host/1", 2)
     assert (running.data_source, running.data_fingerprint) == ("mnist", "f" * 64)
     assert running.data == {"train_images": 9}
@@ -151,7 +138,7 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
     # and when it is done, it has its model and verdict, and another run can be requested
     with ledger.transaction() as connection:
         finish_run(connection, claim, model_id=champion.id, verdict="promoted")
-    done = look(ledger, run_id)
+    done = run_of(ledger, run_id)
     assert (done.state, done.model_id, done.verdict, done.error) == (
         RunState.DONE,
         champion.id,
@@ -166,17 +153,6 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
         assert was_finished_by(connection, claim)
         assert find_active_run(connection) is None
     ask(ledger)
-
-
-def test_an_epoch_is_recorded_once(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger))
-    with ledger.transaction() as connection:
-        add_epoch(connection, claim, epoch(1))
-    # Recorded again, as after a COMMIT whose answer was lost
-    with ledger.transaction() as connection:
-        add_epoch(connection, claim, epoch(1) | {"loss": 9.0})
-        [told] = epochs_of(connection, claim.run_id)
-    assert told.loss == epoch(1)["loss"]
 
 
 def test_the_latest_come_first(ledger: Ledger) -> None:
@@ -194,21 +170,6 @@ def test_the_latest_come_first(ledger: Ledger) -> None:
 
 
 # ---- one at a time ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("running", [False, True])
-def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) -> None:
-    # given a pending or running run
-    run_id = ask(ledger)
-    if running:
-        take(ledger, run_id)
-
-    # when another run is requested, then the error says what to do, and there is still only the first
-    state = RunState.RUNNING if running else RunState.PENDING
-    with pytest.raises(Conflict, match=f"{run_id} is already {state}.*labelmill runs cancel {run_id}"):
-        ask(ledger)
-    with ledger.reading() as connection:
-        assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
 
 
 def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger) -> None:
@@ -236,7 +197,7 @@ def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger)
 def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
     # given the run of a slot
     run_id = ask(ledger, slot=SLOT)
-    assert look(ledger, run_id).slot == SLOT
+    assert run_of(ledger, run_id).slot == SLOT
 
     # when a second beat opens the slot, during that run or after it, then nothing happens
     with ledger.transaction() as connection:
@@ -262,7 +223,7 @@ def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so
         assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
 
     # then the slot's run is recorded as skipped with the reason, and cannot be claimed
-    run = look(ledger, skipped)
+    run = run_of(ledger, skipped)
     assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was active")
     assert run.started_at is None
     assert run.finished_at is not None
@@ -322,9 +283,9 @@ def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model
             renew_run(connection, claim)
 
     # then none of the trainer's writes is accepted, and the run cannot be cancelled twice
-    before = look(ledger, claim.run_id)
+    before = run_of(ledger, claim.run_id)
     assert fenced(ledger, claim, champion) == []
-    assert look(ledger, claim.run_id) == before
+    assert run_of(ledger, claim.run_id) == before
     with (
         pytest.raises(Conflict, match="already finished: it is cancelled"),
         ledger.transaction() as connection,
@@ -338,20 +299,15 @@ def test_a_trainer_with_another_token_may_nothing(ledger: Ledger, champion: Mode
     claim = take(ledger, ask(ledger))
     stranger = RunClaim(claim.run_id, new_id(), RECIPE)
     assert fenced(ledger, stranger, champion) == []
-    assert look(ledger, claim.run_id).state == RunState.RUNNING
+    assert run_of(ledger, claim.run_id).state == RunState.RUNNING
 
 
-def test_a_lease_that_is_renewed_lasts(ledger: Ledger) -> None:
+def test_an_epoch_that_is_recorded_renews_the_lease(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger), lost=True)
-    with ledger.transaction() as connection:
-        renew_run(connection, claim)
-    assert Looker(ledger).looks(seconds=60) == []
-    # and an epoch that is recorded renews the lease too
-    change(ledger, claim.run_id, lease_until=db_now(-1))
     with ledger.transaction() as connection:
         add_epoch(connection, claim, epoch(1))
     assert Looker(ledger).looks(seconds=60) == []
-    assert look(ledger, claim.run_id).state == RunState.RUNNING
+    assert run_of(ledger, claim.run_id).state == RunState.RUNNING
 
 
 def test_a_lease_that_is_over_is_no_proof_that_the_trainer_is_dead(ledger: Ledger) -> None:
@@ -367,11 +323,11 @@ def test_a_lease_that_is_over_is_no_proof_that_the_trainer_is_dead(ledger: Ledge
     # nor does a process end it that looks repeatedly, if heartbeats come within the grace period
     looker = Looker(ledger)
     for _ in range(9):
-        change(ledger, claim.run_id, lease_until=db_now(-1))
+        change_run(ledger, claim.run_id, lease_until=db_now(-1))
         assert looker.looks(seconds=RUN_GRACE_SECONDS - 2) == []
         with ledger.transaction() as connection:
             renew_run(connection, claim)
-    assert look(ledger, claim.run_id).state == RunState.RUNNING
+    assert run_of(ledger, claim.run_id).state == RunState.RUNNING
 
 
 def test_who_was_away_as_well_has_not_seen_that_the_trainer_was(ledger: Ledger) -> None:
@@ -400,7 +356,7 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
         assert claim_run(connection, claim.run_id, owner="host/2") is None
         assert find_active_run(connection) is None
     assert Looker(ledger).looks(seconds=60) == []
-    assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
+    assert run_of(ledger, claim.run_id).state == RunState.INTERRUPTED
 
 
 def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_of(ledger: Ledger) -> None:
@@ -419,60 +375,15 @@ def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_o
     clear_expired_run(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
 
 
-def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger), owner="host/17")
-    with ledger.transaction() as connection:
-        assert interrupt_runs_of(connection, ["host/1", "host/170", "other/17"], error="stopped") == []
-        [run] = interrupt_runs_of(connection, ["host/1", "host/17"], error="stopped")
-    assert run == look(ledger, claim.run_id)
-    assert (run.state, run.error) == (RunState.INTERRUPTED, "stopped")
-
-
 # ---- a pending run ------------------------------------------------------------------------------------
-
-
-def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: Ledger) -> None:
-    # given a slot's run that has been pending for too long
-    run_id = ask(ledger, slot=SLOT)
-    change(ledger, run_id, requested_at=db_now(-SLOT_PATIENCE_SECONDS - 1))
-
-    # when a trainer starts at last, then it cannot claim the run, which is skipped with the reason
-    with ledger.transaction() as connection:
-        assert claim_run(connection, run_id, owner="host/1") is None
-        [skipped] = end_lost_runs(connection, FailureDetector())
-    assert (skipped.id, skipped.state) == (run_id, RunState.SKIPPED)
-    assert skipped.error == "no trainer claimed it within an hour"
 
 
 def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -> None:
     run_id = ask(ledger)
-    change(ledger, run_id, requested_at=db_now(-30 * 86_400))
+    change_run(ledger, run_id, requested_at=db_now(-30 * 86_400))
     with ledger.transaction() as connection:
         assert end_lost_runs(connection, FailureDetector()) == []
     take(ledger, run_id)
-
-
-def test_a_broker_that_lost_the_message_loses_no_run(
-    ledger: Ledger, publisher: Publisher, broker: Broker
-) -> None:
-    # given a run whose message is lost by the broker
-    reconciler = Reconciler(ledger, publisher, holder="anna")
-    run_id = ask(ledger)
-    publisher.request_run(run_id)
-    assert broker.waiting(RETRAIN_QUEUE) == 1
-    broker.client.flushall()
-
-    # when the reconciler ticks, then one message waits, as long as no trainer claims the run
-    for _ in range(3):
-        reconciler.tick()
-        [message] = broker.messages(RETRAIN_QUEUE)
-        assert b"labelmill.retrain" in message
-
-    # and none for a run that a trainer has claimed
-    take(ledger, run_id)
-    broker.client.flushall()
-    reconciler.tick()
-    assert broker.waiting(RETRAIN_QUEUE) == 0
 
 
 def test_the_reconciler_ends_what_nobody_will(
@@ -481,11 +392,11 @@ def test_the_reconciler_ends_what_nobody_will(
     reconciler = Reconciler(ledger, publisher, holder="anna")
     claim = take(ledger, ask(ledger), lost=True)
     reconciler.tick()
-    assert look(ledger, claim.run_id).state == RunState.RUNNING
+    assert run_of(ledger, claim.run_id).state == RunState.RUNNING
     # The same process must look twice.
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
-    assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
+    assert run_of(ledger, claim.run_id).state == RunState.INTERRUPTED
 
 
 def test_a_heartbeat_may_be_late_a_few_times() -> None:
