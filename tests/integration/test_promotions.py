@@ -123,24 +123,6 @@ def test_the_same_model_on_the_same_images_again_takes_the_place_of_the_one_befo
         assert find_evaluation(connection, model.id, DATA).evaluation.correct == 93
 
 
-def test_a_models_accuracy_is_that_of_its_latest_evaluation(ledger, make_model):
-    # Given two models, one registered without an accuracy
-    known, unknown = make_model(b"known"), make_model(b"unknown", champion=False)
-    with ledger.transaction() as connection:
-        connection.execute(models.update().where(models.c.id == unknown.id).values(accuracy=None))
-
-    # When both are evaluated, and one of them again on other images
-    evaluated(ledger, known, 40)
-    evaluated(ledger, unknown, 40)
-    evaluated(ledger, known, 30, data="e" * 64)
-
-    # Then a model's accuracy is that of its latest evaluation, as for the gate and the report
-    with ledger.reading() as connection:
-        assert get_model(connection, unknown.id).accuracy == 0.6
-        assert get_model(connection, known.id).accuracy == 0.7
-        assert find_evaluation(connection, known.id).evaluation.accuracy == 0.7
-
-
 def test_answers_to_other_than_all_images_are_a_mistake(ledger, make_model):
     model = make_model()
     evaluation, answers = made_evaluation(TRUTH, TRUTH)
@@ -354,27 +336,6 @@ def test_the_champion_itself_is_not_promoted_again(ledger, trained):
     verdict = judged(ledger, model, how="retrain", force=True)
     assert (verdict.promote, verdict.reason) == (False, "kept: it is already the champion")
     assert len(moves_of(ledger)) == 1
-
-
-def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledger, trained):
-    # Given a champion and a better model
-    old, new = trained("old", wrong=50), trained("new")
-    judged(ledger, old)
-
-    # When the promotion's transaction ends in an error
-    def break_off() -> None:
-        with ledger.transaction() as connection:
-            assert judge_and_promote(connection, LIMITS, new.id, how="promote").promote
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        break_off()
-
-    # Then nothing has changed
-    assert champion_of(ledger) == old.id
-    with ledger.reading() as connection:
-        assert find_verdict(connection, new.id) is None
-    assert moves_of(ledger) == [(None, old.id, "promote")]
 
 
 # ---- concurrency --------------------------------------------------------------------------------------
