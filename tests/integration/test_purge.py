@@ -19,7 +19,7 @@ from jobs.ledger import maintenance as retention_module
 from jobs.ledger.jobs import queries as progress
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import Filter, job_status, stream_predictions
-from jobs.ledger.maintenance import delete_job, mark_purged
+from jobs.ledger.maintenance import delete_job
 from jobs.schema import JOB_PLACES, ChunkState, JobState, chunks, corrections, db_now, jobs, metadata
 from jobs.settings import Settings
 from jobs.storage.payloads import payload_key
@@ -284,7 +284,7 @@ def test_a_dry_run_counts_the_same_and_removes_nothing(
 ):
     # Given jobs to be removed wholly or in part, one that a worker has, and a stray folder
     old, middle, held = finished(7, days=40), finished(4, days=10), submitted(3)
-    worker.must_claim(held.chunks[0])
+    claim = worker.must_claim(held.chunks[0])
     cancel(ledger, held)
     finished_ago(ledger, held, 40)
     stray_folder(store, 2, monkeypatch)
@@ -300,6 +300,13 @@ def test_a_dry_run_counts_the_same_and_removes_nothing(
     assert purge(payloads=7, jobs=30) == looked
     assert (looked.jobs, looked.payloads, looked.strays, looked.predictions) == (1, 2, 1, 7)
     assert looked.in_work == [held.id]
+
+    # And the job that a worker has is kept until that has finished
+    assert store.folders("payloads") == [held.id]
+    assert status_of(ledger, held).purged_at is None
+    worker.finish(claim)
+    assert purge(payloads=7, jobs=30).jobs == 1
+    assert rows_of(ledger, held) == (0, 0, 0)
 
 
 # ---- leftovers ----------------------------------------------------------------------------------------
@@ -319,37 +326,7 @@ def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkey
     assert store.get(f"models/{old}/x.keras") == b"x"
 
 
-def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(ledger, store, finished, purge):
-    # Given a purge that was killed after it marked a job and before it removed the files
-    job = finished(4)
-    with ledger.transaction() as connection:
-        assert mark_purged(connection, job.id)
-
-    # When another purge runs, Then the files are removed
-    assert purge(payloads=7).strays == 1
-    assert store.folders("payloads") == []
-
-
 # ---- while workers run --------------------------------------------------------------------------------
-
-
-def test_a_job_with_a_worker_at_it_is_kept(ledger, store, submitted, worker, purge):
-    # Given a job that was cancelled long ago, and a worker that still has a chunk of it
-    job = submitted(6)
-    claim = worker.must_claim(job.chunks[0])
-    cancel(ledger, job)
-    finished_ago(ledger, job, 40)
-
-    # When a purge runs, Then the job is kept and reported once
-    purged = purge(payloads=7, jobs=30)
-    assert (purged.jobs, purged.payloads, purged.in_work) == (0, 0, [job.id])
-    assert store.folders("payloads") == [job.id]
-    assert status_of(ledger, job).purged_at is None
-
-    # When the worker has finished, Then the job is removed
-    worker.finish(claim)
-    assert purge(payloads=7, jobs=30).jobs == 1
-    assert rows_of(ledger, job) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

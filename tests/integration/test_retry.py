@@ -13,7 +13,7 @@ from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, Pa
 from jobs.ledger import Ledger
 from jobs.ledger.jobs import queries as retries
 from jobs.ledger.jobs.queries import job_status
-from jobs.ledger.maintenance import mark_purged
+from jobs.ledger.jobs.submission import NewChunk
 from jobs.network.references import Roots
 from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX
@@ -239,15 +239,6 @@ def test_a_job_that_is_not_there_is_not_tried_again(again):
         again(Job("nonsense", []))
 
 
-def test_a_job_whose_payloads_were_purged_is_not_tried_again(ledger, submitted, again, worker):
-    job = submitted(2)
-    finish(worker, job, errors=[0])
-    with ledger.transaction() as connection:
-        assert mark_purged(connection, job.id)
-    with pytest.raises(Conflict, match="purged"):
-        again(job)
-
-
 def test_a_chunk_in_work_of_a_stopped_job_is_waited_for(ledger, submitted, again, worker, images_of):
     # Given a cancelled job with a claimed chunk, whose outcomes would still be accepted
     job = submitted(6)
@@ -319,9 +310,28 @@ def nothing_of_a_retry(ledger, store):
     return nothing_of_a_retry
 
 
+@pytest.fixture
+def purge_at(ledger, monkeypatch):
+    """Return a function: `purge_at(chunk)` purges all finished jobs when its payload is read."""
+    real = retry_module.read_payload
+
+    def purge_at(chunk: NewChunk, *, before: bool = False, payloads_only: bool = False) -> None:
+        def read_and_purge(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
+            if before and key == chunk.payload:
+                purge(ledger, store, payloads_only=payloads_only)
+            found = real(store, key, *arguments, **options)
+            if not before and key == chunk.payload:
+                purge(ledger, store)
+            return found
+
+        monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
+
+    return purge_at
+
+
 @pytest.mark.parametrize("errors", [9, 8, 3, 1], ids=lambda errors: f"{errors} errors")
 def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
-    ledger, store, submitted, again, worker, monkeypatch, nothing_of_a_retry, errors
+    submitted, again, worker, monkeypatch, purge_at, nothing_of_a_retry, errors
 ):
     # Given a job of three chunks, read one chunk per page, whose first images failed
     monkeypatch.setattr(retries, "_PAGE_CHUNKS", 1)
@@ -329,22 +339,11 @@ def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
     finish(worker, job, errors=range(errors))
 
     # And a purge as soon as the first payload has been read
-    real = retry_module.read_payload
-    purged: list[Job] = []
-
-    def read_and_purge(*arguments: Any, **options: Any) -> Payload:
-        found = real(*arguments, **options)
-        if not purged:
-            purged.append(job)
-            purge(ledger, store)
-        return found
-
-    monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
+    purge_at(job.chunks[0])
 
     # When it is retried, Then the error names the purge, and no job has a part of the images
     with pytest.raises(Conflict, match=f"{job.id} was purged while"):
         again(job, failed_only=True)
-    assert purged
     assert nothing_of_a_retry(job)
 
 
@@ -369,19 +368,12 @@ def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
 
 @pytest.mark.parametrize("payloads_only", [True, False])
 def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
-    ledger, submitted, again, worker, monkeypatch, nothing_of_a_retry, payloads_only
+    submitted, again, worker, purge_at, nothing_of_a_retry, payloads_only
 ):
     # Given a job whose payloads are purged before the second one is read
     job = submitted(9)
     finish(worker, job, errors=range(9))
-    real = retry_module.read_payload
-
-    def read_the_second_too_late(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
-        if key == job.chunks[1].payload:
-            purge(ledger, store, payloads_only=payloads_only)
-        return real(store, key, *arguments, **options)
-
-    monkeypatch.setattr(retry_module, "read_payload", read_the_second_too_late)
+    purge_at(job.chunks[1], before=True, payloads_only=payloads_only)
 
     # When it is retried, Then the error names the purge, not a damaged store
     with pytest.raises(Conflict, match="purged while"):
@@ -390,20 +382,12 @@ def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
 
 
 def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
-    ledger, submitted, again, worker, monkeypatch, images_of
+    submitted, again, worker, purge_at, images_of
 ):
     # Given a job that is purged after its last payload was read
     job = submitted(9)
     finish(worker, job, errors=range(9))
-    real = retry_module.read_payload
-
-    def read_and_purge(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
-        found = real(store, key, *arguments, **options)
-        if key == job.chunks[-1].payload:
-            purge(ledger, store)
-        return found
-
-    monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
+    purge_at(job.chunks[-1])
 
     # When it is retried, Then the new job is complete, because it needs nothing more of the first
     new = again(job).submitted
