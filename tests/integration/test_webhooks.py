@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +17,6 @@ from typer.testing import Result
 from jobs.errors import AddressForbidden, ErrorCode, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import add_batch
 from jobs.ledger.api.deliveries import (
     Delivery,
     claim_delivery,
@@ -34,7 +32,6 @@ from jobs.ledger.api.webhooks import (
     secret_of_batches,
 )
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.learning import health
 from jobs.ledger.learning.health import report_drift
 from jobs.ledger.learning.models import lock_champion, move_champion, roll_back
@@ -54,6 +51,7 @@ from tests.conftest import Broker, JobMaker, Worker
 from tests.console import Home, until
 from tests.outcomes import Outcome
 from tests.receiver import Receiver, receiving
+from tests.threads import at_once
 from worker.reconciler import Reconciler
 from worker.schedule import SlotScheduler
 from worker.webhook_sender import deliver_next
@@ -192,30 +190,6 @@ def test_only_those_who_want_an_event_get_it(ledger: Ledger, make_job: JobMaker,
     assert [(each.url, each.event) for each in sent(ledger)] == [("https://a.example/", "batch.completed")]
 
 
-def test_a_batch_may_name_an_address_of_its_own(
-    settings: Settings, ledger: Ledger, receiver: Receiver, champion: Model
-) -> None:
-    with ledger.transaction() as connection:
-        common = secret_of_batches(connection)
-        assert secret_of_batches(connection) == common
-        job_id = new_id()
-        open_job(connection, job_id, model_id=champion.id)
-        request = {"webhook_url": receiver.url, "metadata": {"album": "7"}}
-        add_batch(connection, job_id, request=request, file_id=None)
-    with ledger.transaction() as connection:
-        end_job(connection, job_id, JobState.FAILED, error="It has no images.")
-    assert deliver_next(ledger, settings)
-    data = receiver.verified(common)["data"]
-    assert (data["id"], data["metadata"]) == (job_id, {"album": "7"})
-    # Its 410 is about this batch only
-    receiver.answers = [410]
-    with ledger.transaction() as connection:
-        report_test(connection, BATCHES, receiver.url)
-    assert deliver_next(ledger, settings)
-    with ledger.reading() as connection:
-        assert [each.disabled_at for each in list_endpoints(connection)] == [None]
-
-
 @pytest.mark.usefixtures("secret")
 def test_promotions_and_rollbacks_are_reported(ledger: Ledger, make_model) -> None:
     first, second = make_model(b"1"), make_model(b"2", champion=False)
@@ -289,25 +263,6 @@ def test_drift_is_reported_once_a_week(
 # ---- how it is sent -----------------------------------------------------------------------------------
 
 
-def test_a_failure_is_retried_under_the_same_id(
-    settings: Settings, ledger: Ledger, receiver: Receiver, secret: str
-) -> None:
-    delivery_id = test(ledger)
-    receiver.answers = [500]
-    assert deliver_next(ledger, settings)
-    [delivery] = sent(ledger)
-    assert (delivery.state, delivery.status, delivery.error) == ("pending", 500, "it answered 500")
-    assert delivery.due_at is not None
-    assert 3 < (delivery.due_at - datetime.now(UTC)).total_seconds() < 7
-    # It is not due before its pause is over
-    assert not deliver_next(ledger, settings)
-    make_due(ledger)
-    assert deliver_next(ledger, settings)
-    assert receiver.ids == [delivery_id, delivery_id]
-    receiver.verified(secret, 1)
-    assert [each.state for each in sent(ledger)] == ["delivered"]
-
-
 def test_a_receiver_that_is_down_gets_it_when_it_is_back(
     settings: Settings, ledger: Ledger, receiver: Receiver
 ) -> None:
@@ -338,7 +293,7 @@ def test_a_receiver_that_is_down_gets_it_when_it_is_back(
 
 
 @pytest.mark.usefixtures("secret")
-def test_the_pauses_grow_for_a_day_and_then_it_has_failed(
+def test_a_failure_is_retried_under_the_same_id_for_a_day(
     settings: Settings, ledger: Ledger, receiver: Receiver
 ) -> None:
     test(ledger)
@@ -349,10 +304,13 @@ def test_the_pauses_grow_for_a_day_and_then_it_has_failed(
         assert deliver_next(ledger, settings)
         if (due_at := sent(ledger)[0].due_at) is not None:
             pauses.append((due_at - datetime.now(UTC)).total_seconds())
+            # It is not due before its pause is over
+            assert not deliver_next(ledger, settings)
     assert (delivery.state, delivery.attempts) == (DeliveryState.FAILED, len(pauses) + 1)
+    assert (delivery.status, delivery.error) == (503, "it answered 503")
     assert 0.8 * 80_000 < sum(pauses) < 1.2 * 90_000
     assert max(pauses) < 3 * 3600
-    assert pauses[0] < 8 < pauses[1] < 60 < pauses[2]
+    assert 3 < pauses[0] < 8 < pauses[1] < 60 < pauses[2]
     assert set(receiver.ids) == {delivery.id}
 
 
@@ -368,6 +326,19 @@ def test_410_disables_the_endpoint(settings: Settings, ledger: Ledger, receiver:
     ]
     with ledger.reading() as connection:
         assert [each.disabled_at is None for each in list_endpoints(connection)] == [False]
+
+
+def test_410_for_a_batch_is_about_that_batch_only(
+    settings: Settings, ledger: Ledger, receiver: Receiver
+) -> None:
+    receiver.answers = [410]
+    with ledger.transaction() as connection:
+        secret = secret_of_batches(connection)
+        report_test(connection, BATCHES, receiver.url)
+    assert deliver_next(ledger, settings)
+    receiver.verified(secret)
+    with ledger.reading() as connection:
+        assert [each.disabled_at for each in list_endpoints(connection)] == [None]
 
 
 @pytest.mark.usefixtures("secret")
@@ -434,15 +405,11 @@ def test_a_lost_claim_is_sent_again_and_cannot_be_recorded(
 def test_many_senders_send_each_once(settings: Settings, ledger: Ledger, receiver: Receiver) -> None:
     expected = {test(ledger) for _ in range(40)}
 
-    def send() -> None:
+    def send(_number: int = 0) -> None:
         while deliver_next(ledger, settings):
             pass
 
-    threads = [threading.Thread(target=send) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(send, range(4))
     # A sender that finds none due may have been too early by another's claim
     send()
     assert sorted(receiver.ids) == sorted(expected)
