@@ -21,10 +21,9 @@ import pytest
 from jobs import ids
 from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavailable, UserError
 from jobs.ledger import Ledger
-from jobs.ledger.learning.models import CHAMPION
+from jobs.ledger.learning.runs import request_run
 from jobs.models.dataset import MAX_CLASSES, Split
 from jobs.network.references import Reference, Roots
-from jobs.schema import aliases, db_now, models, training_runs
 from jobs.settings import Settings
 from jobs.storage.dataset_list import Manifest, read_manifest
 from jobs.storage.payloads import read_payload
@@ -32,6 +31,7 @@ from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.operations.purging import Purge
 from tests.labelled import picture, write_classes
+from tests.threads import at_once
 from tests.unit.test_reporting import Page
 
 
@@ -98,17 +98,6 @@ def test_adding_keeps_the_splits_and_files_of_the_images_before(client, store, t
     assert {Path(name).parent.name == label for name, label in labels.items()} == {True}
     # and the version before is still there
     assert client.dataset("pets", version=1).summary["images"] == 80
-
-
-def test_adding_the_same_images_again_makes_no_version(client, store, tmp_path) -> None:
-    folder = write_classes(tmp_path / "pets")
-    first = client.add_dataset("pets", folder).version
-    files = stored_files(store)
-
-    again = client.add_dataset("pets", folder)
-
-    assert (again.new, again.version) == (False, first)
-    assert stored_files(store) == files
 
 
 def test_made_splits_depend_on_the_pixels_only(client, store, tmp_path) -> None:
@@ -518,24 +507,16 @@ def test_of_two_at_the_same_time_the_second_is_refused_and_leaves_nothing(
             both.wait(30)
 
     monkeypatch.setattr(Store, "put", put_then_wait)
-    outcomes: list[object] = []
 
-    def add(folder: Path) -> None:
+    def add(folder: Path) -> str:
         with Client(settings) as mine:
             try:
-                outcomes.append(mine.add_dataset("pets", folder).version.version)
+                return str(mine.add_dataset("pets", folder).version.version)
             except Conflict as error:
-                outcomes.append(str(error))
+                return str(error)
 
-    # when both add their rows
-    threads = [threading.Thread(target=add, args=(folder,)) for folder in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    # then one of them is told, and only the other's images are stored
-    assert sorted(map(str, outcomes)) == [
+    # when both add their rows, then one of them is told, and only the other's images are stored
+    assert sorted(at_once(add, [first, second])) == [
         "1",
         "Dataset pets was added at the same time by another process: try again.",
     ]
@@ -615,33 +596,22 @@ def test_a_removed_dataset_is_gone_with_its_files(client, store, tmp_path) -> No
     assert client.add_dataset("pets", folder).version.version == 1
 
 
-def test_a_dataset_with_a_champion_or_an_active_run_stays(client, ledger, store, tmp_path, champion) -> None:
+def test_a_dataset_with_a_champion_or_an_active_run_stays(
+    client, ledger, store, tmp_path, make_model
+) -> None:
     client.add_dataset("pets", write_classes(tmp_path / "pets"))
     files = stored_files(store)
 
     # given a training run
+    run_id = ids.new_id()
     with ledger.transaction() as connection:
-        run_id = ids.new_id()
-        connection.execute(
-            training_runs.insert().values(
-                id=run_id,
-                dataset="pets",
-                state="waiting",
-                recipe={},
-                data_source="",
-                data_fingerprint="",
-                active=1,
-                requested_at=db_now(),
-            )
-        )
+        request_run(connection, run_id, recipe={}, dataset="pets")
     with pytest.raises(Conflict, match=f"training run {run_id} is active"):
         client.remove_dataset("pets")
 
     # given a champion
-    with ledger.transaction() as connection:
-        connection.execute(training_runs.update().values(active=None))
-        connection.execute(models.update().where(models.c.id == champion.id).values(dataset="pets"))
-        connection.execute(aliases.update().where(aliases.c.name == CHAMPION).values(dataset="pets"))
+    client.cancel_run(run_id)
+    champion = make_model(dataset="pets")
     with pytest.raises(Conflict, match=f"model {champion.id} is its champion"):
         client.remove_dataset("pets")
 

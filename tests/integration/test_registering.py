@@ -7,11 +7,9 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from keras.src.applications.convnext import ConvNeXt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -152,12 +150,13 @@ def test_a_model_belongs_to_its_dataset_and_has_its_classes(
 def test_the_champion_is_measured_as_well_where_it_was_not_yet(
     run: Run, make_file: Callable[..., Path], ledger: Ledger
 ) -> None:
-    # Given a champion that was never evaluated, and another model
-    champion = run("register", make_file("one", bias=1))[1].strip()
+    # Given a champion that was never evaluated and takes colour pictures of another size, and another model
+    large = make_file("large", bias=1, shape=(40, 36, 3))
+    champion = run("register", large, "--classes", DIGITS)[1].strip()
     assert run("promote", champion, "--force")[0] == 0
     other = run("register", make_file("two", bias=2))[1].strip()
 
-    # When the other model is evaluated, Then both are, on the same images
+    # When the other model is evaluated, Then both are, on the same images, each at its own size
     code, _, said = run("evaluate", other)
     assert (code, said.count("evaluating model")) == (0, 2)
     with ledger.reading() as connection:
@@ -246,16 +245,6 @@ def test_what_pictures_it_takes_is_read_from_the_file_and_said(
     code, printed, said = run("register", path, "--classes", DIGITS)
     assert (code, printed) == (2, "")
     assert "with another input: RGB bytes, 30 x 20, lanczos, all inverted" in said
-
-
-def test_a_model_of_another_size_is_measured_on_mnist(run: Run, make_file: Callable[..., Path]) -> None:
-    # Given the champion, which takes colour pictures of another size and has the digits as classes
-    large = make_file("large", bias=3, shape=(40, 36, 3))
-    champion = run("register", large, "--classes", DIGITS)[1].strip()
-    assert run("promote", champion, "--force")[0] == 0
-    # When another model is evaluated, Then both are, each at its own size
-    other = run("register", make_file("one", bias=1))[1].strip()
-    assert run("evaluate", other)[2].count("evaluating model") == 2
 
 
 def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
@@ -352,31 +341,6 @@ def test_a_model_that_answers_logits_is_served_and_evaluated_with_a_softmax(
 def test_probabilities_are_not_taken_for_logits(run: Run, make_file: Callable[..., Path]) -> None:
     code, _, said = run("register", make_file("soft"), "--logits")
     assert (code, "are probabilities already: leave out --logits" in said) == (2, True)
-
-
-def own_loss(truth: Any, answer: Any) -> Any:
-    return keras.ops.mean(keras.ops.abs(truth - answer))
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_convnext_that_scales_its_input_is_registered_and_classifies(
-    run: Run, tmp_path: Path, settings: Settings
-) -> None:
-    # Given a ConvNeXt with scaling in front, compiled with a schedule and a loss of the author's own
-    images = keras.Input((32, 32, 3))
-    network = ConvNeXt([1, 1, 1, 1], [8, 8, 8, 8], weights=None, classes=3, input_shape=(32, 32, 3))
-    model = keras.Model(images, network(images / 127.5 - 1))
-    rate = keras.optimizers.schedules.CosineDecay(0.1, 100)
-    model.compile(keras.optimizers.Adam(rate), loss=own_loss)
-    path = tmp_path / "convnext.keras"
-    model.save(path)
-    # When it is registered, Then a worker classifies with it
-    code, printed, _ = run("register", path, "--classes", "crow,magpie,jay")
-    assert code == 0
-    pictures = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    with WorkerContext(settings, processes=1) as context:
-        answers = context.classifier(printed.strip()).probabilities(pictures)
-    np.testing.assert_allclose(answers, model(pictures, training=False).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
