@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
-from jobs.errors import LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.claims import (
@@ -22,7 +21,6 @@ from jobs.ledger.jobs.claims import (
     Reason,
     claim_next,
 )
-from jobs.ledger.jobs.results import were_finished
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, chunks, db_now
 from tests.conftest import plans_of
@@ -170,31 +168,6 @@ def test_the_reconciler_does_not_wait_for_a_worker_that_records_late(ledger, sub
 
         # When the reconciler runs, Then it skips the chunk
         assert expire(ledger) == 0
-
-
-@pytest.mark.parametrize("reason", list(Reason))
-def test_a_worker_that_lost_the_chunk_does_no_harm(ledger, submit, new_worker, reason):
-    # Given a chunk that another worker has claimed
-    submit([LARGE])
-    slow, other = new_worker("anna"), new_worker("ben")
-    (lost,) = slow.claim_next(lease_seconds=-1)
-    expire(ledger)
-    (theirs,) = other.claim_next()
-    before = row_of(ledger, theirs.chunk_id)
-
-    # When the first worker records or releases, Then nothing changes
-    slow.release(lost, reason)
-    with pytest.raises(LeaseLost):
-        slow.finish(lost)
-    assert row_of(ledger, theirs.chunk_id) == before
-
-    # And when the other worker has finished, only its token counts as finished
-    other.finish(theirs)
-    slow.release(lost, reason)
-    with ledger.reading() as connection:
-        assert were_finished(connection, [theirs])
-        assert not were_finished(connection, [lost])
-    assert row_of(ledger, theirs.chunk_id).state == ChunkState.DONE
 
 
 # ---- time -------------------------------------------------------------------------------------------------

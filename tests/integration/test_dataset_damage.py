@@ -105,15 +105,6 @@ def test_a_dataset_is_not_removed_while_a_run_needs_it(
     check_it_fails(settings, ledger, run_id, NotFound, "There is no dataset 'shapes'")
 
 
-def test_removing_a_dataset_removes_its_decoded_images(
-    client: Client, settings: Settings, store: Store, version: DatasetVersion
-) -> None:
-    StoredDataset(settings, store, version).prepared(SPEC)
-    assert len(decoded(settings)) == 3
-    client.remove_dataset(SHAPES)
-    assert not decoded_folder(settings.cache_dir, SHAPES).exists()
-
-
 def test_a_version_that_is_added_during_a_training_is_for_the_next_one(
     begin: Callable[[], str],
     client: Client,

@@ -11,9 +11,9 @@ import pytest
 from jobs.errors import ErrorCode, UserError
 from jobs.ledger.jobs.control import drop_leftover_chunks
 from jobs.limits import ErrorLimits
-from jobs.schema import ChunkState, JobState, chunks, predictions
+from jobs.schema import ChunkState, JobState, chunks
 from tests.conftest import Job, JobMaker
-from tests.ledger_probes import chunk_states_of, count_rows, status_of
+from tests.ledger_probes import chunk_states_of, status_of
 from tests.outcomes import Outcome
 from tests.threads import at_once
 
@@ -43,28 +43,6 @@ def outcomes(images: int, *, errors: int) -> list[Outcome]:
 # ---- a number of errors -------------------------------------------------------------------------------
 
 
-def test_at_the_limit_the_job_goes_on_and_one_more_stops_it(ledger, limited, worker):
-    # Given a job that may have three errors
-    job = limited([5, 5, 5, 5], count=3)
-
-    # When it has three errors, in two chunks, Then it goes on
-    worker.work(job.chunks[0], outcomes(5, errors=2))
-    worker.work(job.chunks[1], outcomes(5, errors=1))
-    assert status_of(ledger, job).state == JobState.RUNNING
-
-    # When it has one more error
-    worker.work(job.chunks[2], outcomes(5, errors=1))
-
-    # Then it has failed with the reason, its pending chunk is dropped, and all outcomes so far are kept
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 11, 4)
-    assert status.error == "4 of 15 images got an error, more than its limit of 3."
-    assert status.finished_at is not None
-    assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 3 + [ChunkState.DROPPED]
-    assert worker.claim(job.chunks[3]) is None
-    assert count_rows(ledger, predictions) == 15
-
-
 # ---- a share of errors --------------------------------------------------------------------------------
 
 
@@ -92,21 +70,6 @@ def test_exactly_the_share_goes_on_and_one_more_stops(ledger, limited, worker, r
     # Then the one goes on and the other is stopped
     assert status_of(ledger, at).state == JobState.RUNNING
     assert status_of(ledger, over).state == JobState.FAILED
-
-
-def test_a_share_counts_from_its_sample_on(ledger, limited, worker):
-    # Given a job whose share of errors counts from ten images on
-    job = limited([9, 1, 1], rate=0.5, sample=10)
-
-    # When nine images are done, all of them errors, Then it goes on
-    worker.work(job.chunks[0], outcomes(9, errors=9))
-    assert status_of(ledger, job).state == JobState.RUNNING
-
-    # When the tenth image is done without an error, Then it has failed
-    worker.work(job.chunks[1], outcomes(1, errors=0))
-    status = status_of(ledger, job)
-    assert status.state == JobState.FAILED
-    assert status.error == "9 of 10 images got an error, more than its limit of 50 %."
 
 
 def test_the_sample_is_a_thousand_where_nobody_says(ledger, limited, worker):

@@ -41,13 +41,6 @@ def due(ledger: Ledger, limit: int = 100) -> int:
 # ---- the lock -----------------------------------------------------------------------------------------
 
 
-def test_a_lock_has_one_holder_who_may_keep_it(ledger):
-    assert take(ledger, "reconcile", "anna")
-    assert not take(ledger, "reconcile", "ben")
-    assert take(ledger, "reconcile", "anna")
-    assert take(ledger, "something else", "ben")
-
-
 def test_keeping_a_lock_makes_it_last(ledger):
     assert take(ledger, "reconcile", "anna", seconds=-1)
     assert take(ledger, "reconcile", "anna", seconds=60)

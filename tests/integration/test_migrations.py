@@ -65,22 +65,6 @@ def definitions_of(ledger: Ledger) -> set[tuple[object, ...]]:
     return {row for row in found if not row[0].startswith(("predictions_", "alembic_", "sqlite_"))}
 
 
-ALL_TABLES = {table.name for table in metadata.sorted_tables} | {"alembic_version"}
-
-
-@pytest.mark.fast
-def test_a_ledger_is_made_from_nothing(empty_ledger):
-    # Given a database without tables
-    assert tables_of(empty_ledger) == set()
-    with pytest.raises(LedgerNotReady, match="labelmill db upgrade"):
-        empty_ledger.check()
-
-    # When it is migrated, Then it is ready
-    upgrade(empty_ledger)
-    empty_ledger.check()
-    assert tables_of(empty_ledger) == ALL_TABLES
-
-
 @pytest.mark.fast
 def test_the_migrations_make_what_the_code_declares(empty_ledger):
     # Given the definitions of the declared tables
@@ -161,15 +145,6 @@ def migrated_by_another(ledger, number, *, compatible_since):
     statement = "UPDATE alembic_version SET version_num = :number, compatible_since = :since"
     with contextlib.closing(ledger), ledger.transaction() as connection:
         connection.execute(sa.text(statement), {"number": number, "since": compatible_since})
-
-
-def test_a_ledger_of_an_older_version_is_refused(ledger):
-    # Given a ledger of an older version
-    migrated_by_another(ledger, "0000", compatible_since="0000")
-
-    # When it is opened, Then the error names both versions and the remedy
-    with pytest.raises(LedgerNotReady, match=rf"0000.*{REVISION}: run `labelmill db upgrade`"):
-        ledger.check()
 
 
 def test_an_incompatible_newer_ledger_is_refused_and_left_as_it_is(ledger, tmp_path):

@@ -15,7 +15,6 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs.submission import open_job
 from jobs.ledger.learning.model_changes import remove_row, rename_classes
 from jobs.ledger.learning.models import (
-    CHAMPION,
     add_model,
     add_verdict,
     find_evaluation,
@@ -27,7 +26,7 @@ from jobs.ledger.learning.models import (
 )
 from jobs.ledger.learning.schedules import set_schedule
 from jobs.models.model import MNIST_INPUT, Model
-from jobs.schema import corrections, db_now, metadata, models, training_runs
+from jobs.schema import corrections, db_now, metadata, training_runs
 from jobs.storage.registry import model_key, read_stored, remove_model
 from jobs.storage.store import Store
 from labelmill.commands.models import app as models_command
@@ -315,12 +314,3 @@ def test_a_file_that_is_registered_again_is_not_removed_before_that_is_committed
             assert again == model.id
             assert get_model(connection, again).classes == model.classes
         removed.result(30)
-
-
-def test_a_removed_champion_is_impossible(make_model: Callable[..., Model], ledger: Ledger) -> None:
-    champion = make_model()
-    with pytest.raises(Conflict, match=r"aliases \(1\)"), ledger.transaction() as connection:
-        remove_row(connection, champion.id)
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(models.c.id)) == champion.id
-        assert CHAMPION in get_model(connection, champion.id).aliases

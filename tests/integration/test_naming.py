@@ -64,13 +64,6 @@ def test_a_beginning_is_looked_up_by_the_index(ledger):
     assert "Seq Scan" not in plan
 
 
-def test_a_training_run_has_a_beginning_too(ledger):
-    with ledger.transaction() as connection:
-        request_run(connection, ONE, recipe={})
-    with ledger.reading() as connection:
-        assert full_id(connection, "training run", "06H0W9") == ONE
-
-
 def test_a_model_has_aliases_too(ledger, make_model):
     # Given a champion, and another model with an alias
     champion, other = make_model(b"champion"), make_model(b"other", champion=False)

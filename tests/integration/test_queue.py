@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
-
 import pytest
-from celery import Celery
 
 from jobs import queue
 from jobs.ids import new_id
@@ -16,24 +12,6 @@ from jobs.settings import Settings
 from tests.conftest import Broker
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-
-
-def arguments_of(message: bytes) -> tuple[list[object], dict[str, object]]:
-    args, kwargs, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
-    return args, kwargs
-
-
-def test_a_wake_up_names_nothing_and_a_runs_message_its_run(publisher: Publisher, broker: Broker) -> None:
-    # when both are sent
-    run_id = new_id()
-    assert publisher.wake_up() == 1
-    publisher.request_run(run_id)
-
-    # then each is on its own queue, in JSON, and has at most an id
-    [wake_up], [request] = broker.messages(CLASSIFY_QUEUE), broker.messages(RETRAIN_QUEUE)
-    assert (arguments_of(wake_up), arguments_of(request)) == (([], {}), ([run_id], {}))
-    assert json.loads(wake_up)["content-type"] == json.loads(request)["content-type"] == "application/json"
-    assert publisher.waiting() == publisher.waiting(RETRAIN_QUEUE) == 1
 
 
 def test_no_more_wake_ups_wait_than_may(
@@ -57,13 +35,6 @@ def test_foreign_items_on_the_queue_keep_no_wake_up_away(publisher: Publisher, b
         broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, foreign)
     assert publisher.wake_up() == 1
     assert broker.waiting() == 6
-
-
-def test_time_limits_end_before_the_lease_and_the_lease_before_redelivery(
-    app: Celery, settings: Settings
-) -> None:
-    visibility = app.conf.broker_transport_options["visibility_timeout"]
-    assert app.conf.task_soft_time_limit < app.conf.task_time_limit < settings.lease_seconds < visibility
 
 
 def test_an_unavailable_broker_raises_nothing_and_is_tried_again_after_a_reset(

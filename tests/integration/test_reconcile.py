@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from jobs.errors import LedgerFull
 from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
-from jobs.schema import chunks, db_now, locks
+from jobs.schema import chunks
 from jobs.settings import Settings
 from worker import reconciler as reconcile
 from worker.reconciler import Reconciler
@@ -22,35 +22,6 @@ from worker.reconciler import Reconciler
 @pytest.fixture
 def reconciler(ledger, publisher) -> Reconciler:
     return Reconciler(ledger, publisher, holder="anna")
-
-
-def test_only_as_many_are_sent_as_are_missing(make_job, publisher, broker, reconciler):
-    # Given five pending chunks, and two messages
-    make_job([1] * 5)
-    publisher.wake_up(2)
-
-    # When the reconciler ticks, Then there are as many messages as chunks, and the next tick sends none
-    assert [reconciler.tick(), reconciler.tick()] == [3, 0]
-    assert broker.waiting() == 5
-
-
-def test_one_looks_at_a_time(ledger, make_job, publisher, broker):
-    # Given the reconcilers of two workers, the first of which holds the lock
-    anna, ben = Reconciler(ledger, publisher, holder="anna"), Reconciler(ledger, publisher, holder="ben")
-    assert anna.tick() == 0
-
-    # When a chunk is due, Then the second reconciler leaves it to the first
-    make_job([1])
-    assert ben.tick() == 0
-    assert broker.waiting() == 0
-    assert anna.tick() == 1
-
-    # And takes over once the first's lock has expired
-    broker.client.flushall()
-    with ledger.transaction() as connection:
-        connection.execute(locks.update().values(until=db_now(-1)))
-    assert ben.tick() == 1
-    assert anna.tick() == 0
 
 
 def test_nothing_to_do_needs_no_broker(ledger, make_job, worker, settings, short_folder):

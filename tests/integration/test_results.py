@@ -152,18 +152,6 @@ def test_a_chunk_is_recorded_whole_or_not_at_all(ledger, make_job, worker, count
 # ---- the fence ----------------------------------------------------------------------------------------
 
 
-def test_the_same_results_twice_are_recorded_once(ledger, make_job, worker):
-    # Given a worker that does not know whether its COMMIT took effect
-    job = make_job([2, 1])
-    claim = worker.must_claim(job.chunks[0])
-    worker.finish(claim)
-
-    # When it records again, Then nothing is stored or counted twice
-    worker.finish(claim)
-    assert [prediction.name for prediction in predictions_of(ledger, job)] == ["0.png", "1.png"]
-    assert counters_of(ledger, job) == (JobState.RUNNING, 3, 2, 0)
-
-
 def test_two_finish_the_same_chunk_at_the_same_moment(ledger, make_job, new_worker):
     # Given 10 chunks, each of which two workers try to record
     job = make_job([3] * 10)

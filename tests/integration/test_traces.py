@@ -23,7 +23,7 @@ from jobs.errors import SourceError
 from jobs.ledger import Ledger
 from jobs.queue import Publisher
 from jobs.schema import jobs
-from jobs.traces import CLOSE_SECONDS, ENDPOINT_VARIABLE, NO_TRACER, open_tracing, start_tracing
+from jobs.traces import CLOSE_SECONDS, ENDPOINT_VARIABLE, NO_TRACER, start_tracing
 from producer.resubmit import retry
 from producer.sources import SourceImage
 from producer.submit import Submitter, submit
@@ -237,11 +237,6 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
     first, second = traced.spans("submit")
     assert trace_of(first) != trace_of(second)
     assert f"{trace_of(second):032x}" in (traceparent_of(harness.ledger, retried.submitted.job_id) or "")
-
-
-def test_no_traces_are_made_unless_an_endpoint_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
-    assert open_tracing("labelmill-test").tracer is NO_TRACER
 
 
 _LOOK = """

@@ -51,20 +51,6 @@ def linear(kernel: np.ndarray, activation: str = "softmax") -> keras.Model:
     return model
 
 
-def test_answers_are_those_of_keras_itself(file: Path, model: keras.Model) -> None:
-    # Given a model that was saved and loaded
-    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
-    images = pixels(1500)
-    # When it classifies
-    predictions = classifier.predict(images)
-    # Then labels and confidences are those of the model that was saved.
-    expected = model.predict(images, verbose=0)
-    assert (predictions.class_index == expected.argmax(axis=1)).all()
-    assert abs(predictions.confidence - expected.max(axis=1)).max() < 1e-5
-    assert predictions.class_index.dtype == np.int64
-    assert predictions.confidence.dtype == np.float32
-
-
 @pytest.mark.parametrize("top_k", [1, 3, 10])
 def test_the_most_probable_classes_are_those_of_keras_itself(
     file: Path, model: keras.Model, top_k: int

@@ -393,12 +393,6 @@ def test_an_image_file_with_several_pictures_in_it_is_a_jpeg() -> None:
 # --- conversions
 
 
-def test_mnist_itself_comes_through_untouched() -> None:
-    assert decode(PNG, MNIST_INPUT).tolist() == digit().tolist()
-    assert decode(memoryview(PNG), MNIST_INPUT).tolist() == digit().tolist()
-    assert decode(PNG, MNIST_INPUT).dtype == np.uint8
-
-
 @pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "PPM"])
 def test_lossless_formats_agree_to_the_last_bit(format: str) -> None:  # noqa: A002
     assert decode(encode(Image.fromarray(digit()), format), GREY).tolist() == digit().tolist()

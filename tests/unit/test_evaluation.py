@@ -249,29 +249,6 @@ def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence()
     assert figures.log_loss == pytest.approx(-math.log(MIN_PROBABILITY))
 
 
-def test_a_class_that_the_images_lack_has_no_recall():
-    figures = evaluate(
-        reader(), Labelled(pictures(np.array([[9, 0, 0]], np.uint8)), np.zeros(1, np.uint16))
-    ).evaluation
-    assert (figures.recall, figures.precision) == ((1.0, None, None), (1.0, None, None))
-
-
-def test_probabilities_are_the_whole_of_what_predict_tells_the_best_of():
-    # Given more images than one batch
-    classifier = reader()
-    rows = np.random.default_rng(1).integers(0, 256, (600, 3), dtype=np.uint8)
-    predictions = classifier.predict(pictures(rows))
-    probabilities = classifier.probabilities(pictures(rows))
-    # Then each row is a distribution whose maximum is the predicted label
-    assert probabilities.dtype == np.float32
-    assert probabilities.shape == (600, 3)
-    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    assert (probabilities.argmax(axis=1) == predictions.class_index).all()
-    assert (probabilities.max(axis=1) == predictions.confidence).all()
-    # and a row without an answer is all zeros.
-    assert (reader(math.nan).probabilities(pictures(rows[:2])) == 0).all()
-
-
 def test_there_is_nothing_to_evaluate_without_images_or_with_foreign_labels():
     classifier, images = reader(), pictures(np.zeros((2, 3), np.uint8))
     with pytest.raises(ValueError, match="cannot be compared"):

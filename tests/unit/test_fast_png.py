@@ -113,16 +113,6 @@ def test_any_other_picture_is_left_to_be_opened(data: bytes) -> None:
     assert decode_one(data, GREY) is None
 
 
-def test_png_can_be_switched_off() -> None:
-    # Given PNG is not allowed
-    limits = ImageLimits(formats=tuple(name for name in DEFAULT_LIMITS.formats if name != "PNG"))
-    # then a plain PNG is refused, alone and among many
-    with pytest.raises(ImageError, match="PNG is switched off"):
-        decode(PLAIN, GREY, limits)
-    _, errors = decode_many([PLAIN] * 3, GREY, limits, image_seconds=5)
-    assert [error.code for error in errors.values()] == [ErrorCode.FORMAT_NOT_ALLOWED] * 3
-
-
 @settings(max_examples=500)
 @given(
     compressed=st.binary(max_size=40)

@@ -11,7 +11,6 @@ import re
 import shlex
 import subprocess
 import textwrap
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
@@ -345,14 +344,6 @@ def test_images_and_commands_are_those_of_the_compose_file(
     for name in set(workloads(objects)) - set(there):
         [container] = workloads(objects)[name]["spec"]["containers"]
         assert container["image"] == COMPOSE["services"][name]["image"]
-
-
-def test_our_images_are_of_this_version(objects: list[Object]) -> None:
-    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
-    for _, container in containers(objects):
-        name, _, tag = container["image"].partition(":")
-        assert tag == (version if name.startswith("labelmill-") else tag), container["image"]
-        assert tag not in ("", "latest")
 
 
 def test_every_setting_that_is_named_exists(objects: list[Object]) -> None:

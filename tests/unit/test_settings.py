@@ -214,11 +214,6 @@ def test_everything_that_is_wrong_is_named_at_once(setenv):
     assert named == {f"{ENV_PREFIX}{name}" for name in ("CHUNK_IMAGES", "BROKER_URL", "PROCESSES")}
 
 
-def test_a_setting_that_is_not_ours_is_left_alone(setenv):
-    setenv(NO_SUCH_THING="1")
-    assert Settings.load() == Settings()
-
-
 # ---- secrets ------------------------------------------------------------------------------------------
 
 
