@@ -1,9 +1,11 @@
-"""Programs that are no Python packages."""
+"""Programs that run in processes of their own."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -17,3 +19,17 @@ def need_program(name: str, *, package: str) -> str:
             pytest.fail(told)
         pytest.skip(told)
     return found
+
+
+def run_python(
+    code: str, *arguments: str, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, with these variables in addition to ours."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=check,
+    )

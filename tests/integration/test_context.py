@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +15,7 @@ from jobs.storage.registry import model_key
 from tests.faults import light
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
+from tests.programs import run_python
 from tests.registering import register_digits
 from worker.predicting.context import (
     CLAIM_SECONDS,
@@ -177,18 +176,7 @@ with WorkerContext(settings, processes=1) as context:
 '''
 
 
-def printed_by(program: str, home: Path) -> list[str]:
-    """Run a program in a process of its own, with an empty state folder, and return the lines it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"LABELMILL_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-    )
-    return done.stdout.splitlines()
-
-
 def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
     # Otherwise every later job in this process would fail, because its model "could not be loaded".
-    assert printed_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
+    done = run_python(_STRUCK, check=False, LABELMILL_HOME=str(tmp_path))
+    assert done.stdout.splitlines() == ["the time limit has struck", "and TensorFlow is whole"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +17,7 @@ from jobs.ledger import Ledger, database
 from jobs.ledger.sqlite import driver
 from jobs.schema import db_now, locks
 from tests.postgresql import PostgresqlServer
+from tests.programs import run_python
 from worker.retry import retry
 
 #: Another process that writes a row; SQLite takes it for the last one to close the file.
@@ -48,7 +47,7 @@ def test_a_second_door_in_a_process_leaves_the_first_its_locks(ledger: Ledger, l
     with contextlib.closing(Ledger(ledger_url)) as second, second.reading() as connection:
         connection.execute(sa.select(locks)).all()
     path = ledger_url.removeprefix("sqlite:///")
-    subprocess.run([sys.executable, "-c", WRITER, path], check=True, timeout=60)
+    run_python(WRITER, path)
 
     # then the ledger sees that row, and others see what it writes
     with ledger.transaction() as connection:
@@ -102,8 +101,7 @@ def test_a_second_sqlite_during_a_transaction_is_noticed(ledger: Ledger, ledger_
 
 def names_of_locks(path: str) -> list[str]:
     """Return the names that another process reads."""
-    command = [sys.executable, "-c", READER, path]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    return run_python(READER, path).stdout.split()
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

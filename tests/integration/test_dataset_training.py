@@ -7,8 +7,7 @@ import io
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +44,6 @@ pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 #: The input that is chosen for pictures of 24x24 pixels.
 OWN_SIZE = InputSpec(24, 24, "RGB")
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with closing(Client(settings)) as client:
-        yield client
 
 
 @pytest.fixture

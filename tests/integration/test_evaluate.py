@@ -12,7 +12,7 @@ from PIL import Image
 
 from jobs.ledger import Ledger
 from jobs.models.model import Model
-from jobs.schema import evaluations, models
+from jobs.schema import evaluations
 from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.commands.evaluate import app as evaluate_command
@@ -101,27 +101,6 @@ def test_a_job_without_labels_says_what_to_do(run_command, submitted, worker) ->
     done = run_command(evaluate_command, job.id)
     assert done.exit_code == 2
     assert "None of the 3 images is in a folder named after a class" in done.stderr
-
-
-def test_a_model_of_a_thousand_classes_is_evaluated(
-    client: Client, ledger: Ledger, submitted, worker
-) -> None:
-    # Given a job of a model with 1,000 classes: every third image is wrong
-    job = submitted((SourceImage(f"{n}.png", picture(n), None) for n in range(90)), chunk_images=90)
-    names = [f"class {n}" for n in range(1_000)]
-    with ledger.transaction() as connection:
-        connection.execute(models.update().values(classes=names))
-    outcomes = [
-        Outcome(f"pics/class {10 * n}/x.png", f"class {10 * n + (n % 3 == 0)}", 0.5) for n in range(90)
-    ]
-    worker.work(job.chunks[0], outcomes)
-
-    # Then its figures and its report are those of 90 classes, and the report is small
-    found = client.evaluate_job(job.id)
-    assert (found.figures.correct, found.figures.balanced_accuracy) == (60, pytest.approx(2 / 3))
-    page = client.job_report(job.id, found)
-    assert "The 40 of 1,000 classes with the lowest recall" in page
-    assert len(page) < 200_000
 
 
 def test_a_labelled_folder_is_evaluated_with_a_model(

@@ -173,8 +173,6 @@ def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, objec
     [
         ("http://example.invalid/", "must begin with https://"),
         ("https://169.254.169.254/latest/", "not on the public internet"),
-        ("https://[::1]/", "not on the public internet"),
-        ("https://2130706433/", "not on the public internet"),
         ("https://user:secret@example.org/", "a user or a password"),
         ("file:///etc/passwd", "http://"),
     ],

@@ -109,14 +109,6 @@ def test_a_manifest_is_a_batch_with_the_owners_ids(intake: Intake, photos: Path)
     ]
 
 
-def test_a_manifest_that_repeats_an_id_fails_before_an_image_is_taken(intake: Intake) -> None:
-    rows = [{"custom_id": f"{number % 40}", "url": "data:,x"} for number in range(41)]
-    batch = intake.create(input_file_id=intake.upload("list.jsonl", *rows))
-    assert batch["status"] == "failed"
-    assert batch["errors"]["data"][0]["message"].startswith("list.jsonl, line 41: its custom_id '0'")
-    assert intake.images(batch) == []
-
-
 def test_urls_are_a_batch_and_are_not_kept_in_the_ledger(
     intake: Intake, ledger: Ledger, photos: Path, bucket: MemoryFileSystem
 ) -> None:

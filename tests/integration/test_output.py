@@ -194,17 +194,8 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
     assert exported("--output", str(as_file)).returncode == 0
     assert path.read_bytes() == as_file.read_bytes()
 
-    # And an existing object is overwritten only with --force
-    path.write_text("mine")
-    refused = exported("--output", url)
-    assert (refused.returncode, path.read_text()) == (2, "mine")
-    assert f"{url} exists already: --force overwrites it" in refused.stderr
-    assert exported("--output", url, "--force").returncode == 0
-    assert path.read_bytes() == as_file.read_bytes()
-
     # And the error says why a URL cannot be written
     for arguments, words in [
-        (["--output", f"shelf://{tmp_path}/"], "cannot be written (Is a directory)"),
         (
             ["--output", "https://anna:sesame@host/job.csv?key=1"],
             "https://anna@host/job.csv cannot be written",

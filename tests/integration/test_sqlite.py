@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from jobs.ledger.sqlite import is_repaired
+from tests.programs import run_python
 
 PROJECT = Path(__file__).parents[2]
 
@@ -28,13 +26,7 @@ WITHOUT_PACKAGE = "import sys; sys.modules['pysqlite3'] = None"
 
 def run(code: str, *arguments: str, **environment: str) -> str:
     """Return what a process prints that runs this code."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python(code, *arguments, check=False, **environment)
     assert done.returncode in (0, 1), done.stderr  # 1: the doctor has found a problem
     return done.stdout
 

@@ -17,6 +17,7 @@ from labelmill.local import logs
 from labelmill.local.logs import Event, LogFile, PartLog
 from labelmill.local.niceness import NICENESS
 from labelmill.local.stack import Stack
+from tests.programs import run_python
 
 #: A stack that is told to stop during the fork of its first process.
 SCRIPT = """
@@ -61,13 +62,7 @@ print(session.read_text().split()[-1] if session.exists() else os.nice(0))
 
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_signal_in_the_middle_of_a_fork_is_not_lost(short_folder: Path, number: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(short_folder / "home"), str(number)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = run_python(SCRIPT, str(short_folder / "home"), str(number))
     assert done.stdout == "stopped\n", done.stderr
 
 

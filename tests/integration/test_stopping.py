@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from billiard.pool import EX_FAILURE, EX_RECYCLE
+
+from tests.programs import run_python
 
 #: A process in which Celery's cold shutdown never ends, with our limit on it.
 PROGRAM = """
@@ -41,9 +41,7 @@ time.sleep(60)
 @pytest.mark.parametrize("signal_name", ["SIGQUIT", "SIGINT"])
 def test_a_cold_shutdown_that_hangs_ends_all_the_same(signal_name: str) -> None:
     # Given a worker whose cold shutdown hangs, when it gets SIGQUIT, or a second SIGINT
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, signal_name], capture_output=True, text=True, timeout=30, check=False
-    )
+    done = run_python(PROGRAM, signal_name, check=False)
     # Then the shutdown had begun, and the process is gone.
     assert "stopping" in done.stdout, done.stderr
     assert done.returncode == -signal.SIGALRM
@@ -75,9 +73,7 @@ failing.start()
 
 
 def test_a_worker_that_failed_and_cannot_stop_ends_all_the_same() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=30, check=False
-    )
+    done = run_python(FAILING, check=False)
     assert "stopping" in done.stdout, done.stderr
     assert done.returncode == -signal.SIGALRM
 
@@ -114,9 +110,7 @@ except WorkerShutdown:
 
 
 def test_an_idle_worker_stops_at_once_when_it_is_told_to() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOOP], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = run_python(LOOP)
     # Without our patch, the loop would notice only after ten seconds.
     assert float(done.stdout.split()[-1]) < 5
 
@@ -138,12 +132,5 @@ print("and now Celery")
 def test_only_a_child_that_is_stopped_in_order_ends_at_once(
     exit_code: int, said: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(exit_code)],
-        env=os.environ | {"LABELMILL_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = run_python(CHILD, str(exit_code), check=False, LABELMILL_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, said), done.stderr

@@ -122,14 +122,6 @@ def test_the_documented_rights_are_not_for_anything_else(tls_broker: TlsBroker, 
         client.execute_command(*command.split())
 
 
-# ---- the ledger ---------------------------------------------------------------------------------------
-
-
-def test_the_ledger_is_reached_through_tls_with_a_password(tls_ledger: TlsLedger) -> None:
-    with contextlib.closing(Ledger(Settings.load(ledger_url=tls_ledger.url()).ledger)) as ledger:
-        ledger.check()
-
-
 # ---- a whole deployment -------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from producer.sources import SourceImage
 from producer.submit import Submitter, submit
 from tests.conftest import Broker
 from tests.harness import Harness, digits
+from tests.programs import run_python
 
 
 class Traced:
@@ -286,14 +287,7 @@ print(time.monotonic() - began)
 
 def _last_span(port: int, logging: str = "") -> tuple[float, str]:
     """Return how many seconds a process with one span takes to close its traces, and its stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", _LAST_SPAN.format(logging=logging)],
-        env=os.environ | {ENDPOINT_VARIABLE: f"http://127.0.0.1:{port}"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=180,
-    )
+    done = run_python(_LAST_SPAN.format(logging=logging), **{ENDPOINT_VARIABLE: f"http://127.0.0.1:{port}"})
     return float(done.stdout), done.stderr
 
 

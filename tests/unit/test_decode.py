@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
 import sys
 import warnings
 import zlib
@@ -19,6 +18,7 @@ from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.models.model import MNIST_INPUT, InputSpec
 from tests.faults.corpus import CASES, encode
 from tests.png import chunk, png
+from tests.programs import run_python
 from worker.predicting.decode import decode, prepare
 from worker.predicting.pictures import DEFAULT_LIMITS, thumbnail
 
@@ -89,9 +89,7 @@ for data in {inputs!r}:
         pass
 print(*(name for name in sys.modules if name.startswith("PIL.") and name.endswith("Plugin")))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = run_python(program)
     # Then Pillow has only loaded the plugins of the six allowed formats, without a warning.
     names = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
     assert names == {"Png", "Jpeg", "Gif", "Bmp", "WebP", "Ppm"}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import labelmill
 from jobs import errors
 from labelmill.client import Client
 from producer.follow import NotFinished
+from tests.programs import run_python
 
 
 @pytest.mark.parametrize("name", labelmill.__all__)
@@ -30,7 +28,4 @@ def test_its_errors_are_those_that_client_raises() -> None:
 
 def test_nothing_is_loaded_before_it_is_asked_for() -> None:
     code = "import labelmill, sys; print('jobs.errors' in sys.modules, 'sqlalchemy' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout == "False False\n"
+    assert run_python(code).stdout == "False False\n"

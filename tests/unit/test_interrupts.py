@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
+
+from tests.programs import run_python
 
 #: A program that gets a signal on the last line of an object's `__del__`, and then sleeps.
 PROGRAM = """
@@ -40,10 +41,4 @@ def test_other_losses_are_told_as_ever() -> None:
 
 
 def run(before: str, at_the_end: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(before=before, at_the_end=at_the_end)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_python(PROGRAM.format(before=before, at_the_end=at_the_end), check=False)

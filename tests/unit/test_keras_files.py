@@ -49,6 +49,7 @@ def test_each_layer_of_the_installed_keras_is_accepted_or_refused_for_a_reason()
     public = [each for _, each in inspect.getmembers(keras.layers, inspect.isclass) if issubclass(each, base)]
     names = {api_export.get_name_from_symbol(each).rpartition(".")[2] for each in public if each is not base}
     assert names == LAYERS | REFUSED_LAYERS.keys()
+    assert not LAYERS & REFUSED_LAYERS.keys()
     for module, classes in APPLICATION_LAYERS.items():
         assert all(issubclass(getattr(importlib.import_module(module), name), base) for name in classes)
 
@@ -60,7 +61,9 @@ def test_each_operation_of_the_installed_keras_is_accepted_or_calls_a_function(m
         for name, each in inspect.getmembers(importlib.import_module(module), inspect.isclass)
         if issubclass(each, Operation) and each.__module__ == module
     }
-    assert found == OPERATIONS[module] | REFUSED_OPERATIONS.get(module, set())
+    refused = REFUSED_OPERATIONS.get(module, set())
+    assert found == OPERATIONS[module] | refused
+    assert not OPERATIONS[module] & refused
 
 
 # ---- ordinary models ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from structlog.contextvars import bind_contextvars
 
 import worker.tasks
 from jobs.settings import ENV_PREFIX, Settings
+from tests.programs import run_python
 from worker.logs import FIELDS, JsonFormatter, _redactor
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -39,14 +40,7 @@ def parsed(line: logging.LogRecord) -> dict[str, Any]:
 def said(program: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own, with these arguments and settings."""
     environment = {ENV_PREFIX + name.upper(): value for name, value in settings.items()}
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    return run_python(program, *arguments, check=False, **environment)
 
 
 def test_a_line_says_when_how_bad_who_and_what() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
 from jobs.network.objects import local_path, shown_url
 from jobs.network.references import Reference, Roots
+from tests.memory import peak_of
 from tests.web import web_server
 
 LIMIT = 1_000_000
@@ -170,11 +170,10 @@ def test_of_a_file_that_grew_nothing_is_read(folder: Path) -> None:
     os.truncate(folder / "a.png", 100_000_000)
 
     # When it is read, Then its bytes were never in memory
-    tracemalloc.start()
-    assert code_of(Roots([str(folder)]).read, submitted, max_bytes=10**9) == ErrorCode.SOURCE_CHANGED
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100_000
+    def read() -> None:
+        assert code_of(Roots([str(folder)]).read, submitted, max_bytes=10**9) == ErrorCode.SOURCE_CHANGED
+
+    assert peak_of(read) < 100_000
 
 
 def test_a_file_at_the_limit_is_read_and_one_over_it_is_not_opened(folder: Path) -> None:

@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import sys
-import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from itertools import chain, islice, repeat
@@ -21,6 +20,7 @@ from jobs.errors import ErrorCode, SourceError
 from producer import sources as sources_module
 from producer.sources import SourceImage, SourceImages, Sources, files
 from producer.sources.lines import read_lines
+from tests.memory import peak_of
 from tests.sources import outcome, outcomes
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -228,11 +228,7 @@ def test_a_large_folder_takes_the_memory_of_one_window(monkeypatch: pytest.Monke
 
     def peak(window: int) -> int:
         monkeypatch.setattr(files, "WINDOW", window)
-        tracemalloc.start()
-        assert sum(1 for _ in Sources(["photos"])) == 2000
-        used = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return used
+        return peak_of(lambda: sum(1 for _ in Sources(["photos"])))
 
     peak(2000)  # the first run also imports and caches
     assert peak(100) < peak(2000) / 4

@@ -26,6 +26,20 @@ def names(sources: Sources) -> list[str]:
     return [image.name for image in sources]
 
 
+@pytest.fixture
+def opened(bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of the objects that are opened."""
+    paths: list[str] = []
+    open_it = bucket.open
+
+    def watched(path, *arguments, **options):
+        paths.append(path)
+        return open_it(path, *arguments, **options)
+
+    monkeypatch.setattr(bucket, "open", watched)
+    return paths
+
+
 def test_one_object_is_taken_whatever_it_is_called(bucket: MemoryFileSystem) -> None:
     put(bucket, "notes.txt", data=b"notes")
     [image] = Sources(["memory://bucket/notes.txt"])
@@ -99,19 +113,10 @@ def test_a_listing_that_fails_half_way_is_no_error_of_the_folder() -> None:
         next(entries)
 
 
-def test_images_that_are_skipped_are_not_read(
-    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given images below a prefix, and a record of those that are opened
+def test_images_that_are_skipped_are_not_read(bucket: MemoryFileSystem, opened: list[str]) -> None:
+    # Given images below a prefix
     put(bucket, "photos/a/1.png", "photos/a/2.png", "photos/b.png", "photos/c.png", "photos/c.txt")
-    opened = []
-    open_it = bucket.open
-
-    def watched(path, *arguments, **options):
-        opened.append(path)
-        return open_it(path, *arguments, **options)
-
-    monkeypatch.setattr(bucket, "open", watched)
+    opened.clear()
 
     # When the first three are skipped, then only the last one is read
     [image] = read_remote("memory://bucket/photos/", Reading(10, ArchiveLimits()), skip=3)
@@ -131,19 +136,12 @@ def test_below_a_prefix_names_rule_as_in_a_folder(bucket: MemoryFileSystem) -> N
 
 
 def test_an_object_at_the_limit_is_read_and_one_over_it_is_not_opened(
-    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+    bucket: MemoryFileSystem, opened: list[str]
 ) -> None:
     # Given two objects in a folder, the larger of which is also named by itself
     put(bucket, "photos/at.png", data=b"x" * 10)
     put(bucket, "photos/over.png", data=b"x" * 11)
-    opened = []
-    open_it = bucket.open
-
-    def watched(path, *arguments, **options):
-        opened.append(path)
-        return open_it(path, *arguments, **options)
-
-    monkeypatch.setattr(bucket, "open", watched)
+    opened.clear()
 
     # When they are read
     sources = Sources(["memory://bucket/photos", "memory://bucket/photos/over.png"], max_bytes=10)
