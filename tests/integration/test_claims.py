@@ -1,7 +1,7 @@
-"""The ledger decides which chunk is next, one worker gets it, and a fence keeps earlier owners out.
+"""The ledger decides which chunk is next, and one worker gets it.
 
-The order of claims, cuts, crashes and releases is proven by the state machine in
-`tests/faults/test_ledger_machine.py`.
+The order of claims, cuts, crashes and releases, and the fence that keeps earlier owners out, are proven by
+the state machine in `tests/faults/test_ledger_machine.py`.
 """
 
 from __future__ import annotations

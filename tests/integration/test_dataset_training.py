@@ -37,7 +37,6 @@ from tests.colours import COLOURS, picture, write_pictures
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
 from worker.learning.stored import StoredDataset
-from worker.predicting.decode import content_hash
 
 #: On both databases, such trainings run in tests/faults/test_training.py.
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -325,10 +324,3 @@ def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
     assert (live.corrections, len(live.live), len(live.train)) == (0, 4, 35)
     assert live.evaluation_fingerprints == small.evaluation_fingerprints
     assert live.part(Part.LIVE, small.spec).images[:].tolist() == small.live.images[:].tolist()
-
-
-def test_the_manifest_knows_pictures_by_the_hash_of_corrections(
-    shapes: str, load: Callable[..., Data]
-) -> None:
-    data = load(shapes)
-    assert data.train.pictures[0] == content_hash(png(data.train.take([0])[0]))

@@ -1,4 +1,7 @@
-"""A job with an error limit fails when it exceeds the limit, and not before."""
+"""A job with an error limit fails when it exceeds the limit, and not before.
+
+A limit on the number of errors is proven by the state machine in `tests/faults/test_ledger_machine.py`.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,6 @@ def outcomes(images: int, *, errors: int) -> list[Outcome]:
         else Outcome(f"{number}.png", "7", 0.75)
         for number in range(images)
     ]
-
-
-# ---- a number of errors -------------------------------------------------------------------------------
 
 
 # ---- a share of errors --------------------------------------------------------------------------------

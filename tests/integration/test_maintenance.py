@@ -41,12 +41,6 @@ def due(ledger: Ledger, limit: int = 100) -> int:
 # ---- the lock -----------------------------------------------------------------------------------------
 
 
-def test_keeping_a_lock_makes_it_last(ledger):
-    assert take(ledger, "reconcile", "anna", seconds=-1)
-    assert take(ledger, "reconcile", "anna", seconds=60)
-    assert not take(ledger, "reconcile", "ben")
-
-
 def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
     # Given eight workers that start at the same moment
     def come(name):

@@ -10,7 +10,6 @@ from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
 from jobs.ledger.jobs.queries import full_id, model_named
 from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.learning.models import point_alias
 from jobs.ledger.learning.runs import request_run
 from labelmill.cli import app
 from tests.conftest import plans_of
@@ -62,22 +61,6 @@ def test_a_beginning_is_looked_up_by_the_index(ledger):
     [(_, plan)] = plans_of(ledger, lambda connection: full_id(connection, "job", "07zzzz"))
     assert "SCAN jobs\n" not in plan + "\n"
     assert "Seq Scan" not in plan
-
-
-def test_a_model_has_aliases_too(ledger, make_model):
-    # Given a champion, and another model with an alias
-    champion, other = make_model(b"champion"), make_model(b"other", champion=False)
-    with ledger.transaction() as connection:
-        point_alias(connection, "spare", other.id)
-
-    # When a model is requested by name, by id, or not at all, Then the right one is found
-    with ledger.reading() as connection:
-        for typed in ("champion", None, champion.id.upper()):
-            assert model_named(connection, typed).id == champion.id
-        for typed in ("spare", other.id, f" {other.id}"):
-            assert model_named(connection, typed).id == other.id
-        with pytest.raises(NotFound, match="There is no model 'nothing'"):
-            model_named(connection, "nothing")
 
 
 def test_without_a_champion_its_alias_is_not_taken_for_an_id(ledger, make_model):

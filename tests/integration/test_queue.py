@@ -1,4 +1,4 @@
-"""Each task has its own queue, wake-ups name no chunk, and the number of messages is bounded."""
+"""The number of messages is bounded, and a broker that cannot be reached raises nothing."""
 
 from __future__ import annotations
 

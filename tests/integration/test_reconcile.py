@@ -1,4 +1,8 @@
-"""The reconciler makes the number of waiting messages match the number of due chunks, whatever happens."""
+"""The reconciler makes the number of waiting messages match the number of due chunks, whatever happens.
+
+How many it sends, and that one looks at a time, is proven by the state machine in
+`tests/faults/test_ledger_machine.py`.
+"""
 
 from __future__ import annotations
 

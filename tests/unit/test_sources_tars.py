@@ -1,4 +1,7 @@
-"""TAR archives as sources: one forward pass in constant memory, whatever the headers say."""
+"""TAR archives as sources: one forward pass in constant memory, whatever the headers say.
+
+What holds for ZIP archives as well is here, too.
+"""
 
 from __future__ import annotations
 
