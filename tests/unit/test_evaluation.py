@@ -168,6 +168,10 @@ def pictures(rows: np.ndarray) -> np.ndarray:
     return images
 
 
+def labelled(images: np.ndarray, labels: np.ndarray) -> Labelled:
+    return Labelled(images, labels, ("",) * len(labels))
+
+
 @pytest.fixture(scope="module")
 def case() -> tuple[np.ndarray, np.ndarray, Evaluated]:
     chance = np.random.default_rng(3)
@@ -175,7 +179,7 @@ def case() -> tuple[np.ndarray, np.ndarray, Evaluated]:
     # About two of three labels are what the model answers.
     labels = np.where(chance.random(700) < 2 / 3, rows.argmax(axis=1), chance.integers(0, 3, 700))
     labels = labels.astype(np.uint16)
-    return rows, labels, evaluate(reader(), Labelled(pictures(rows), labels))
+    return rows, labels, evaluate(reader(), labelled(pictures(rows), labels))
 
 
 def test_every_figure_is_the_one_of_the_models_answers(case):
@@ -235,7 +239,7 @@ def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence()
     # Given a model that only answers NaN
     classifier = reader(math.nan)
     evaluated = evaluate(
-        classifier, Labelled(pictures(np.eye(3, dtype=np.uint8)), np.arange(3, dtype=np.uint16))
+        classifier, labelled(pictures(np.eye(3, dtype=np.uint8)), np.arange(3, dtype=np.uint16))
     )
     figures = evaluated.evaluation
     # Then nothing is right, and the last column of the confusion matrix has all images
@@ -252,8 +256,8 @@ def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence()
 def test_there_is_nothing_to_evaluate_without_images_or_with_foreign_labels():
     classifier, images = reader(), pictures(np.zeros((2, 3), np.uint8))
     with pytest.raises(ValueError, match="cannot be compared"):
-        evaluate(classifier, Labelled(images[:0], np.zeros(0, np.uint16)))
+        evaluate(classifier, labelled(images[:0], np.zeros(0, np.uint16)))
     with pytest.raises(ValueError, match="cannot be compared"):
-        evaluate(classifier, Labelled(images, np.zeros(3, np.uint16)))
+        evaluate(classifier, labelled(images, np.zeros(3, np.uint16)))
     with pytest.raises(ValueError, match="not one of the model's 3 classes"):
-        evaluate(classifier, Labelled(images, np.array([0, 3], np.uint16)))
+        evaluate(classifier, labelled(images, np.array([0, 3], np.uint16)))
