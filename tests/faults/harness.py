@@ -209,7 +209,7 @@ class Harness:
         status = worker.retire(number)
         worker.clean_up()
         self.workers.remove(worker)
-        self._deaths_of_the_removed += worker.children + (status != 0)
+        self._deaths_of_the_removed += worker.deaths + (status != 0)
         return status
 
     def wait_for_broker(self) -> None:
@@ -324,7 +324,7 @@ class Harness:
 
     def _deaths(self) -> int:
         """How many workers were killed so far, each with as many messages as it had processes."""
-        return self._deaths_of_the_removed + sum(worker.children for worker in self.workers)
+        return self._deaths_of_the_removed + sum(worker.deaths for worker in self.workers)
 
     def _register_a_model(self) -> None:
         with self.ledger.reading() as connection:
