@@ -133,15 +133,6 @@ def test_what_needs_a_model_says_what_to_install(bare_python: Path, tmp_path: Pa
 
 
 @pytest.mark.fast
-def test_importing_the_face_the_producer_and_jobs_brings_in_no_tensorflow() -> None:
-    code = (
-        "import labelmill, producer, jobs, sys; from labelmill import Client; import producer.submit\n"
-        f"assert not set({WORKERS_ONLY}) & set(sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.fast
 def test_importing_the_workers_application_brings_in_no_tensorflow() -> None:
     code = f"import worker.app, sys; assert not set({WORKERS_ONLY}) & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -13,7 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.settings import ENV_PREFIX
 from labelmill.cli import COMMANDS, app
-from tests.console import LABELMILL, Home, killed_at_the_end, rows, until
+from tests.console import LABELMILL, Home, killed_at_the_end, until
 
 
 @pytest.fixture
@@ -135,42 +133,6 @@ def test_ctrl_c_while_watching_leaves_the_job_alone(idle: Home, few_digits: Path
     assert idle.json("status", job)["state"] == "running"
 
 
-def test_cancel_keeps_what_there_is(idle: Home, few_digits: Path) -> None:
-    # given a job that waits, when it is cancelled
-    job = idle.ok("submit", few_digits).strip()
-    idle.ok("cancel", job)
-
-    # then it stays, as cancelled, watching it fails, and it cannot be cancelled again
-    assert idle.json("status", job)["state"] == "cancelled"
-    assert idle.run("status", job, "--watch").returncode == 1
-    again = idle.run("cancel", job)
-    assert again.returncode == 2
-    assert "has already finished" in again.stderr
-
-
-def test_json_is_for_programs(stack: Home, few_digits: Path) -> None:
-    done = stack.run("submit", few_digits, "--watch", "--json")
-
-    submitted = json.loads(done.stdout)
-    assert {"id", "state", "total", "succeeded", "failed", "model", "created_at", "finished_at"} <= set(
-        submitted
-    )
-    assert submitted["state"] == "done"
-    assert submitted["id"] in {job["id"] for job in stack.json("jobs")}
-    [model, *_] = stack.json("models", "list")
-    assert {"id", "aliases", "architecture", "accuracy", "sha256", "created_at"} <= set(model)
-    assert model["aliases"] == ["champion"]
-    assert model["architecture"] == "mlp"
-
-
-def test_a_csv_has_the_promised_columns(stack: Home, few_digits: Path) -> None:
-    job = stack.ok("submit", few_digits, "--watch").strip()
-    header = stack.ok("predictions", job, "--format", "csv").splitlines()[0].split(",")
-
-    assert {"index", "name", "label", "confidence", "error", "model"} <= set(header)
-    assert len(rows(stack.ok("predictions", job, "--format", "csv", "--limit", "3"))) == 3
-
-
 def test_a_reader_that_has_seen_enough_is_no_error(stack: Home, digits: Path) -> None:
     job = stack.ok("submit", digits / "1", "--watch").strip()
 
@@ -185,16 +147,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(stack: Home, digits: Path) ->
         assert done.returncode == 0
         assert done.stdout.startswith(begins)
         assert done.stderr == ""
-
-
-def test_no_command_that_only_looks_brings_in_tensorflow(trained: Home) -> None:
-    code = (
-        "import sys; sys.argv = ['labelmill', 'jobs']\n"
-        "from labelmill.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "assert not {'tensorflow', 'keras', 'numpy', 'PIL'} & set(sys.modules)"
-    )
-    env = os.environ | trained.environment
-    done = subprocess.run([Path(LABELMILL).parent / "python", "-c", code], env=env, check=False)
-    assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""Correcting, health and shadow as a person types them: real commands, real files."""
+"""Correcting and health as a person types them: real commands, real files."""
 
 from __future__ import annotations
 
@@ -22,30 +22,20 @@ from worker.predicting.pipeline import classify_next
 IMAGES = 30
 
 
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Two untrained models: not what they answer matters here."""
+@pytest.fixture
+def home(short_folder: Path, tmp_path: Path) -> Home:
+    """A home with an untrained champion: not what it answers matters here."""
     from worker.learning.fit import save
     from worker.learning.networks import build
     from worker.predicting.tensorflow_runtime import keras
 
-    path = tmp_path_factory.mktemp("models") / "model.keras"
-    files = []
-    for seed in (1, 2):
-        keras.utils.set_random_seed(seed)
-        save(build("mlp", MNIST_INPUT, 10), path)
-        files.append(path.read_bytes())
-    return files
-
-
-@pytest.fixture
-def home(short_folder: Path, model_files: list[bytes]) -> Home:
-    """A home with a champion, and a second model."""
-    home = Home(short_folder / "home", {"LABELMILL_SHADOW_SHARE": "1"})
+    path = tmp_path / "model.keras"
+    keras.utils.set_random_seed(1)
+    save(build("mlp", MNIST_INPUT, 10), path)
+    home = Home(short_folder / "home")
     settings = Settings.load(home=home.path)
     with Client(settings) as client:
-        for data in model_files:
-            register_digits(client.ledger, Store(settings.store), data, champion=data is model_files[0])
+        register_digits(client.ledger, Store(settings.store), path.read_bytes(), champion=True)
     return home
 
 
@@ -63,9 +53,8 @@ def folder(tmp_path: Path) -> Path:
 def classified(home: Home, folder: Path) -> str:
     """A job of the folder's images, classified by the code that a worker runs."""
     job = home.ok("submit", folder).strip()
-    settings = Settings.load(home=home.path, shadow_share=1.0)
-    with WorkerContext(settings, processes=1) as context:
-        assert sum(iter(lambda: classify_next(context), 0)) >= IMAGES
+    with WorkerContext(Settings.load(home=home.path), processes=1) as context:
+        assert sum(iter(lambda: classify_next(context), 0)) == IMAGES
     return job
 
 
@@ -138,34 +127,3 @@ def test_what_is_typed_wrong_is_told_and_stores_nothing(home: Home) -> None:
         assert done.returncode == 2, arguments
         assert "Give JOB INDEX LABEL" in " ".join(done.stderr.split()), arguments
     assert home.json("correct", "--list") == []
-
-
-def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: Path) -> None:
-    # given a second model, when it is put into the shadow
-    [challenger] = [each["id"] for each in home.json("models", "list") if not each["aliases"]]
-    done = home.run("models", "shadow", challenger)
-    assert done.returncode == 0, done.stderr
-    assert f"model {challenger} is the challenger and also classifies 100 % of the chunks" in done.stderr
-
-    # and a job is classified
-    job = classified(home, folder)
-
-    # then what it took for something else is shown, beside what the job has
-    found = home.json("models", "shadow", "--limit", "5")
-    assert (found["model"], found["chunks"], found["images"]) == (challenger, 1, IMAGES)
-    assert found["share"] == pytest.approx(found["disagreements"] / IMAGES)
-    labels = {int(row["index"]): row["label"] for row in rows(home.ok("predictions", job, "--format", "csv"))}
-    assert len(found["first_disagreements"]) == min(5, found["disagreements"]) > 0
-    for each in found["first_disagreements"]:
-        assert each["job"] == job
-        assert each["label"] == labels[each["index"]] != each["challenger_label"]
-    said = home.ok("models", "shadow")
-    assert f"images          {IMAGES}\n" in said
-    assert f"{found['first_disagreements'][0]['index']:02}.png" in said
-
-    # and when it is let go, it is gone
-    assert home.json("models", "shadow", "--off") is None
-    done = home.run("models", "shadow")
-    assert done.returncode == 2
-    assert "Dataset mnist has no challenger" in done.stderr
-    assert home.run("models", "shadow", challenger, "--off").returncode == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.console import Home, until
+from tests.console import Home
 
 AREAS = ["settings", "home", "broker", "ledger", "store", "models", "training", "jobs", "api"]
 
@@ -46,21 +46,6 @@ def test_on_a_fresh_machine_it_says_what_to_type_first(fresh: Home) -> None:
     checks = sum(line.startswith(("ok ", "warning ", "problem ")) for line in lines)
     assert lines[-1] == f"{checks} checks; problems: 1, warnings: 1"
     assert list(dict.fromkeys(line.split()[1] for line in lines[:-1] if "fix:" not in line)) == AREAS
-
-
-def test_while_the_stack_runs_there_is_no_problem(stack: Home) -> None:
-    # Given a stack whose reconciler runs
-    until(
-        lambda: any("reconciler" in found["what"] for found in about(findings(stack, code=0), "jobs", "ok")),
-        "a reconciler runs",
-    )
-
-    # Then --json has every area, and no problem
-    said = findings(stack, code=0)
-    assert (said["well"], said["problems"], said["checks"]) == (True, 0, len(said["findings"]))
-    assert list(dict.fromkeys(finding["area"] for finding in said["findings"])) == AREAS
-    assert all(finding.keys() == {"area", "level", "what", "fix"} for finding in said["findings"])
-    assert not about(said, "broker", "warning")
 
 
 def test_a_state_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:

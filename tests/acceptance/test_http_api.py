@@ -124,25 +124,6 @@ def test_a_batch_can_be_cancelled(client: OpenAI, archive: Path) -> None:
     assert "cancelled" in str(refused.value.body)
 
 
-def test_the_same_idempotency_key_is_the_same_batch(client: OpenAI) -> None:
-    uploaded = client.files.create(file=("one.png", b"no image"), purpose="batch")
-    headers = {"Idempotency-Key": "monday"}
-    first, second = (create(client, uploaded.id, extra_headers=headers) for _ in range(2))
-    assert first.id == second.id
-    with pytest.raises(openai.ConflictError) as refused:
-        create(client, uploaded.id, metadata={"a": "b"}, extra_headers=headers)
-    assert "another body" in str(refused.value.body)
-
-
-def test_without_a_valid_key_nothing_is_answered(stack: Home, url: str) -> None:
-    revoked = make_key(stack)
-    [key_id] = [key["id"] for key in stack.json("keys", "list") if key["revoked_at"] is None][-1:]
-    stack.ok("keys", "revoke", key_id)
-    for key in (revoked, make_key(stack, "admin", "--expires", "0"), "labelmill_wrong"):
-        with openai_client(url, key) as client, pytest.raises(openai.AuthenticationError):
-            client.batches.list()
-
-
 def test_the_local_stack_serves_it_on_any_free_port(new_home: Home, tmp_path: Path) -> None:
     # Given that the default port is taken, at the latest by this test, when the stack is started
     with contextlib.ExitStack() as taken:

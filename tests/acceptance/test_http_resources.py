@@ -111,16 +111,6 @@ def test_a_few_images_are_classified_at_once(admin: httpx.Client, stack: Home, f
     assert (result["label"], result["top"][0]["label"], len(result["top"])) == (expected[0], expected[0], 2)
 
 
-def test_many_images_are_corrected_or_none(admin: httpx.Client, stack: Home, job: str) -> None:
-    wanted = [{"batch_id": job, "index": index, "label": "3"} for index in range(5)]
-    refused = admin.post("/corrections", json={"corrections": [*wanted, wanted[0] | {"index": 999}]})
-    assert refused.status_code == 409
-    assert corrected(stack, job) == []
-    assert len(admin.post("/corrections", json={"corrections": wanted}).json()["data"]) == 5
-    for index in range(5):
-        stack.ok("correct", job, str(index), "--undo")
-
-
 def test_models_runs_datasets_and_workers_are_listed(admin: httpx.Client, stack: Home, job: str) -> None:
     model = admin.get("/models/champion").json()
     assert model in admin.get("/models", params={"dataset": "mnist"}).json()["data"]

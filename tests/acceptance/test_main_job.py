@@ -13,28 +13,6 @@ from labelmill import Client
 from tests.console import Home, agreement, rows
 
 
-@pytest.mark.fast
-def test_ten_thousand_digits(stack: Home, digits: Path, accuracy: float) -> None:
-    # given the stack is up, when all test digits are submitted as PNG files and watched
-    done = stack.run("submit", digits, "--watch")
-
-    # then the job's id is the last word on stdout, and all is well
-    assert done.returncode == 0, done.stderr
-    job = done.stdout.split()[-1]
-    assert done.stdout == f"{job}\n"
-
-    # and there is one prediction for every file, right as often as the model was on the same digits
-    predictions = rows(stack.ok("predictions", job, "--format", "csv"))
-    assert sorted(row["name"] for row in predictions) == sorted(map(str, digits.rglob("*.png")))
-    assert [int(row["index"]) for row in predictions] == list(range(len(predictions)))
-    assert agreement(predictions) == accuracy
-
-    status = stack.json("status", job)
-    counts = status["state"], status["total"], status["succeeded"], status["failed"]
-    assert counts == ("done", len(predictions), len(predictions), 0)
-    assert {row["model"] for row in predictions} == {status["model"]}
-
-
 @pytest.mark.usefixtures("published_mnist")
 def test_the_model_is_as_accurate_as_promised(accuracy: float) -> None:
     assert accuracy >= 0.967
@@ -69,41 +47,6 @@ def test_a_bad_image_costs_its_neighbours_nothing(stack: Home, few_digits: Path,
     assert len(everything) == 54
     assert sum(row["label"] != "" for row in everything) == 50
     assert agreement([row for row in everything if row["label"]]) >= 0.9
-
-
-def test_predictions_can_be_filtered_paged_and_exported(stack: Home, digits: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    job = stack.ok("submit", digits / "7", digits / "9", "--watch").split()[-1]
-    everything = rows(stack.ok("predictions", job, "--format", "csv"))
-
-    # by label, by confidence, by name
-    sevens = rows(stack.ok("predictions", job, "--label", "7", "--format", "csv"))
-    assert sevens == [row for row in everything if row["label"] == "7"]
-    unsure = rows(stack.ok("predictions", job, "--below", "0.6", "--format", "csv"))
-    assert unsure == [row for row in everything if float(row["confidence"]) < 0.6]
-    assert unsure
-    named = rows(stack.ok("predictions", job, "--name", "*/9/*1.png", "--format", "csv"))
-    assert named == [row for row in everything if "/9/" in row["name"] and row["name"].endswith("1.png")]
-
-    # page by page, by the cursor that is said on stderr
-    pages, cursor = [], ["--limit", "700"]
-    while True:
-        page = stack.run("predictions", job, "--format", "csv", *cursor)
-        pages += rows(page.stdout)
-        if "more: --after" not in page.stderr:
-            break
-        cursor = ["--limit", "700", "--after", page.stderr.split()[-1]]
-    assert pages == everything
-
-    # and in every format
-    stack.ok("predictions", job, "--format", "parquet", "--output", tmp_path / "job.parquet")
-    table = pq.read_table(tmp_path / "job.parquet").to_pylist()
-    assert [(row["name"], row["label"]) for row in table] == [
-        (row["name"], row["label"]) for row in everything
-    ]
-    assert len(stack.ok("predictions", job, "--format", "jsonl").splitlines()) == len(everything)
-    assert len(stack.ok("predictions", job).splitlines()) == len(everything) + 1
 
 
 @pytest.mark.fast

@@ -1,15 +1,12 @@
-"""Manifests, from the command line and over HTTP: the user's own ids are in all results."""
+"""A manifest from the command line: the user's own ids are in all results."""
 
 from __future__ import annotations
 
-import base64
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.console import Home, rows, until
-from tests.serving import lines_of, make_key, openai_client, served
+from tests.console import Home, rows
 
 
 @pytest.fixture(scope="module")
@@ -52,41 +49,3 @@ def test_a_manifest_is_submitted_with_the_users_own_ids(
     refused = stack.run("submit", tmp_path / "digits.csv")
     assert refused.returncode == 2
     assert "line 54: its custom_id 'again' is that of line 52, too" in refused.stderr
-
-
-def test_request_lines_of_openai_are_classified(stack: Home, images: dict[str, Path], tmp_path: Path) -> None:
-    # Given a file as OpenAI's Batch API takes it, with an image that only the server could reach
-    lines = []
-    for custom_id, path in images.items():
-        link = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        lines.append(
-            {"custom_id": custom_id, "url": "/v1/responses", "method": "POST", "body": {"input": link}}
-        )
-    lines[7]["body"] = {"input": "http://127.0.0.1:6379/"}
-    (tmp_path / "batch.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-
-    # When OpenAI's client submits it
-    with (
-        served(stack, tmp_path / "serve.log") as url,
-        openai_client(url, make_key(stack)) as client,
-        (tmp_path / "batch.jsonl").open("rb") as file,
-    ):
-        uploaded = client.files.create(file=file, purpose="batch")
-        batch = client.batches.create(
-            input_file_id=uploaded.id, endpoint="/v1/responses", completion_window="24h"
-        )
-        until(lambda: client.batches.retrieve(batch.id).status == "completed", "the batch is done")
-        batch = client.batches.retrieve(batch.id)
-        output = lines_of(client.files.content(batch.output_file_id or "").text)
-        errors = lines_of(client.files.content(batch.error_file_id or "").text)
-
-    # Then each line is answered under its id, as the command classifies the same images
-    job = stack.ok("submit", *images.values(), "--watch").strip()
-    expected = {row["name"]: row["label"] for row in rows(stack.ok("predictions", job, "--format", "csv"))}
-    forbidden = list(images)[7]
-    assert [line["custom_id"] for line in errors] == [forbidden]
-    assert errors[0]["error"]["code"] == "source_forbidden"  # type: ignore[index]
-    labels = {line["custom_id"]: line["response"]["body"]["label"] for line in output}  # type: ignore[index]
-    assert labels == {
-        custom_id: expected[str(path)] for custom_id, path in images.items() if custom_id != forbidden
-    }

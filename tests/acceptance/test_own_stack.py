@@ -111,17 +111,6 @@ def test_classify_takes_a_model_that_is_named_and_needs_no_champion(
     assert [job["model"] for job in home.json("jobs")] == [model.id]
 
 
-def test_classify_says_that_a_broker_of_ones_own_is_away(home: Home, image: Path, tmp_path: Path) -> None:
-    # given a Redis of one's own that nobody answers for
-    home.extra = {ENV_PREFIX + "BROKER_URL": "redis://127.0.0.1:1/0"}
-
-    # when an image is classified, then it is said why nothing happens
-    log = tmp_path / "classify.log"
-    with home.started("classify", str(image), log=log):
-        until(lambda: "The broker cannot be used" in log.read_text(), "it is said that the broker is away")
-    assert "the job waits in the ledger" in log.read_text()
-
-
 def test_a_worker_that_dies_ends_the_command_that_started_it(home: Home, image: Path) -> None:
     # given a job whose worker was started for it, when the worker is killed
     ended = run_and_kill(home, "worker", "classify", str(image))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import signal
 import sys
 import time
 import zipfile
@@ -18,11 +15,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from jobs.ledger.api.files import FILES, file_key
 from jobs.ledger.api.keys import Role, create_key
-from jobs.ledger.jobs.queries import job_status
-from jobs.schema import batches, files
-from labelmill.operations.purging import Purge
+from jobs.schema import batches
 from labelmill.server.serving import listen_on
 from tests.console import until
 from tests.faults.checker import Verdict
@@ -34,8 +28,6 @@ CHUNK_IMAGES: Final = 10
 
 #: What a server answers that cannot serve now. A client tries again.
 _TRY_AGAIN: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-
-_DAY_SECONDS: Final = 24 * 3600
 
 
 class Api:
@@ -85,9 +77,9 @@ class Api:
                 pytest.fail(f"{method} {path} is not answered")
             time.sleep(0.1)
 
-    def upload(self, archive: bytes, *, pause: float = 0.0) -> str:
-        """Upload an archive, with pauses of so many seconds, until that is answered. Return the file's id."""
-        file = ("images.zip", _Slow(archive, pause))
+    def upload(self, archive: bytes) -> str:
+        """Upload an archive until that is answered. Return the file's id."""
+        file = ("images.zip", archive)
         return self.send("POST", "/files", data={"purpose": "batch"}, files={"file": file}).json()["id"]
 
     def submit(self, file_id: str, name: str) -> str:
@@ -103,11 +95,6 @@ class Api:
             found = connection.execute(sa.select(batches.c.job_id, batches.c.request)).all()
         return [row.job_id for row in found if row.request.get("metadata") == {"name": name}]
 
-    def taken_in(self, batch_id: str) -> int:
-        """Return how many images of a batch are in the ledger."""
-        with self.harness.ledger.reading() as connection:
-            return job_status(connection, batch_id).total
-
     def judge(self, name: str, batch_id: str, images: Sequence[Picture]) -> Verdict:
         """Wait for the end of a batch, and compare its images with those that were submitted."""
         verdict = self.harness.judge(batch_id, images)
@@ -116,23 +103,6 @@ class Api:
             verdict.doubled += len(images) * (len(found) - 1)
             verdict.problems.append(f"{batch_id} was answered, and there are {found}")
         return verdict
-
-    def check_files(self, *file_ids: str) -> None:
-        """Check that these files exist, that every file is complete, and that a purge removes all others."""
-        harness = self.harness
-        with harness.ledger.reading() as connection:
-            known = {row.id: row for row in connection.execute(sa.select(files))}
-        assert {file_id.removeprefix("file-") for file_id in file_ids} <= set(known)
-        for file in known.values():
-            stored = harness.store.get(file_key(file.id))
-            assert (len(stored), hashlib.sha256(stored).hexdigest()) == (file.size, file.sha256)
-        assert harness.store.folder is not None
-        folder = harness.store.folder / FILES
-        yesterday = time.time() - 2 * _DAY_SECONDS
-        for path in folder.iterdir():
-            os.utime(path, (yesterday, yesterday))
-        Purge(harness.ledger, harness.store, dry_run=False, on_progress=lambda _purged: None).strays()
-        assert {path.name for path in folder.iterdir()} == set(known)
 
     def check_sessions(self) -> None:
         """Check that nobody has left a transaction open. A SQLite that is locked would fail the rest."""
@@ -149,44 +119,11 @@ class Api:
 
         until(none_is_open, "no transaction is open", seconds=HEALED_SECONDS)
 
-    # ---- faults ---------------------------------------------------------------------------------------
 
-    def kill(self) -> None:
-        """Kill the server. Its intake processes are told by the system, and the harness starts it again."""
-        os.kill(self.process.pid, signal.SIGKILL)
-
-    def kill_intake(self, batch_id: str) -> bool:
-        """Kill the process that takes in a batch. Return False if there is none."""
-        with self.harness.ledger.reading() as connection:
-            owner = connection.scalar(
-                sa.select(batches.c.owner).where(batches.c.job_id == batch_id, batches.c.state == "claimed")
-            )
-        if owner is None:
-            return False
-        try:
-            os.kill(int(owner.rpartition("/")[2]), signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        return True
-
-
-def archive_of(images: Sequence[Picture], *, padding: int = 0) -> bytes:
-    """Return a ZIP of these pictures, in their order, and of so many bytes that are no picture."""
+def archive_of(images: Sequence[Picture]) -> bytes:
+    """Return a ZIP of these pictures, in their order."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
         for image in images:
             packed.writestr(image.name, image.data)
-        packed.writestr("padding.bin", bytes(padding))
     return file.getvalue()
-
-
-class _Slow(io.BytesIO):
-    """A file that is read slowly."""
-
-    def __init__(self, data: bytes, pause: float) -> None:
-        super().__init__(data)
-        self._pause = pause
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        time.sleep(self._pause)
-        return super().read(size)

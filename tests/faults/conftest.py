@@ -59,12 +59,6 @@ def harnesses(sqlite_harness: Harness, postgresql_harness: Harness) -> list[Harn
 
 
 @pytest.fixture(scope="session")
-def _sqlite_api(_sqlite_harness: Harness) -> Iterator[Api]:
-    with contextlib.closing(Api(_sqlite_harness)) as api:
-        yield api
-
-
-@pytest.fixture(scope="session")
 def _postgresql_api(_postgresql_harness: Harness) -> Iterator[Api]:
     with contextlib.closing(Api(_postgresql_harness)) as api:
         yield api
@@ -74,9 +68,3 @@ def _postgresql_api(_postgresql_harness: Harness) -> Iterator[Api]:
 def postgresql_api(postgresql_harness: Harness, _postgresql_api: Api) -> Api:  # noqa: ARG001 -- nothing broken
     """The HTTP API of the harness on PostgreSQL."""
     return _postgresql_api
-
-
-@pytest.fixture
-def apis(harnesses: list[Harness], _sqlite_api: Api, _postgresql_api: Api) -> list[Api]:  # noqa: ARG001
-    """The HTTP APIs of both harnesses."""
-    return [_sqlite_api, _postgresql_api]

@@ -13,11 +13,9 @@ seam, so that one worker serves many trials.
 | `writing` | a transaction is open for the outcomes; nothing is written |
 | `COPY` | the first outcomes are on their way to PostgreSQL, which waits for the next |
 | `before COMMIT` | the outcomes are written in an open transaction |
-| `COMMIT` | the same, and what happens next happens to the COMMIT |
 | `after COMMIT` | the outcomes are committed |
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
-| `claim` | the claim is written in an open transaction |
 | `run claimed` | a trainer's child has claimed a training run |
 | `to be cached` | a split of a dataset is about to be decoded into the cache |
 | `decoding` | an image is about to be decoded; those before it are in an unfinished file |
@@ -47,7 +45,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tests.faults.plan import FOLDER_VARIABLE, STACK_SIGNAL, Plan
 
@@ -56,11 +54,9 @@ if os.environ.get("FAULT_CLASSIFIER") != "keras":
 
     sys.modules["worker.predicting.classifier"] = light
 
-import psycopg
 from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
-import jobs.ledger.api.deliveries
 import jobs.ledger.jobs.claims
 import jobs.ledger.jobs.results
 import worker.celery_patches
@@ -68,7 +64,7 @@ import worker.learning.task
 import worker.predicting.context
 import worker.predicting.decode
 import worker.reconciler
-from jobs.errors import LeaseLost, Unavailable
+from jobs.errors import LeaseLost
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage.store import Store
@@ -85,9 +81,6 @@ faulthandler.register(STACK_SIGNAL)
 # how often Celery looks for children that died while it was not told. A test may do without the reconciler.
 worker.reconciler.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECONDS", "0.5"))  # type: ignore[misc]
 AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
-
-# A webhook that a killed sender had is due again as soon as an image.
-jobs.ledger.api.deliveries.LEASE_SECONDS = Settings.load().lease_seconds  # type: ignore[misc]
 
 # The light classifier is so fast that one claim would take a whole job: then no fault could meet its middle.
 worker.predicting.context.FIRST_CLAIM_IMAGES = worker.predicting.context.MAX_CLAIM_IMAGES = 32  # type: ignore[misc]
@@ -136,46 +129,6 @@ def _hang() -> None:
     time.sleep(600)
 
 
-class _Seam:
-    """Where a process is: the action may need the open transaction."""
-
-    connection: Any = None
-
-
-def _terminate_backend() -> None:
-    """PostgreSQL ends the session of the open transaction, as an administrator or a crash would."""
-    driver = _Seam.connection.connection.driver_connection
-    with psycopg.connect(driver.info.dsn, password=driver.info.password, autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(%s)", (driver.info.backend_pid,))
-    time.sleep(0.05)  # it has been told, and takes a moment to go
-
-
-def _fill_the_disk() -> None:
-    """The database has no room for what is about to be written. SQLite: a limit of pages, which `_room`
-    lifts again. PostgreSQL: the server's own error.
-    """
-    connection = _Seam.connection
-    if connection.dialect.name == "sqlite":
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-        # Pages that are free already would still take something.
-        connection.exec_driver_sql("CREATE TABLE filling (x)")
-        connection.exec_driver_sql("INSERT INTO filling VALUES (zeroblob(100000))")
-    else:
-        connection.exec_driver_sql(
-            "DO $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$"
-        )
-
-
-@contextmanager
-def _room(connection: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
-
-
 #: What a file may grow to on a disk that is full: less than any model takes.
 _FULL_BYTES = 10_000
 
@@ -201,26 +154,20 @@ _ACTIONS: _Actions = {
     "kill both": _kill_both,
     "stop both": _stop_both,
     "hang": _hang,
-    "terminate backend": _terminate_backend,
-    "fill the disk": _fill_the_disk,
     "limit files": _limit_files,
 }
 
 
-def passing(seam: str) -> bool:
-    """Does what the plan has for this seam; whether it asks for the transaction's answer to be lost."""
-    unanswered = False
+def passing(seam: str) -> None:
+    """Does what the plan has for this seam."""
     for rule in plan.due(seam):
-        if rule.action == "lose the answer":
-            unanswered = True
-        elif rule.action.startswith("SIG"):
+        if rule.action.startswith("SIG"):
             os.kill(PARENT, signal.Signals[rule.action])
             time.sleep(rule.value)
         elif rule.action == "sleep":
             time.sleep(rule.value)
         else:
             _ACTIONS[rule.action]()
-    return unanswered
 
 
 # ---- a picture's order --------------------------------------------------------------------------------
@@ -268,26 +215,12 @@ def _wrap(module: Any, name: str) -> Callable[[Callable[..., Any]], None]:
     return put
 
 
-class _Answer:
-    """Whether the answer to this process's next COMMIT gets lost."""
-
-    lost = False
-
-
 @_wrap(pipeline, "classify_next")
 def _task(original: Callable[..., int], *args: Any) -> int:
     passing("after pop")
     recorded = original(*args)
     passing("after task")
     return recorded
-
-
-@_wrap(pipeline, "claim_next")
-def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    claims = original(*args, **kwargs)
-    if claims:
-        _Answer.lost = passing("claim")
-    return claims
 
 
 @_wrap(pipeline, "_claim")
@@ -313,16 +246,13 @@ def _predicted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @_wrap(pipeline, "record_results")
 def _recording(original: Callable[..., Any], connection: Any, *args: Any) -> Any:
-    _Seam.connection = connection
-    with _room(connection):
-        passing("writing")
-        try:
-            recorded = original(connection, *args)
-        except LeaseLost:
-            plan.log("lease lost")
-            raise
+    passing("writing")
+    try:
+        recorded = original(connection, *args)
+    except LeaseLost:
+        plan.log("lease lost")
+        raise
     passing("before COMMIT")
-    _Answer.lost = passing("COMMIT")
     return recorded
 
 
@@ -441,22 +371,3 @@ def _set_up_decoding() -> None:
         path = original(*args)
         passing("cached")
         return path
-
-
-_transaction = Ledger.transaction
-
-
-@contextmanager
-def _losing_answers(ledger: Ledger, **named: Any) -> Iterator[Any]:
-    with _transaction(ledger, **named) as connection:
-        yield connection
-    if _Answer.lost:
-        _Answer.lost = False
-        _lose_the_answer()
-
-
-def _lose_the_answer() -> NoReturn:
-    raise Unavailable("a failpoint: committed, and the connection broke before the answer came")
-
-
-Ledger.transaction = _losing_answers  # type: ignore[method-assign, assignment]

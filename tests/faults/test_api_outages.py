@@ -1,4 +1,4 @@
-"""The HTTP API's broker is emptied, its database crashes: it answers 503 and goes on, and loses nothing."""
+"""The database of the HTTP API and of workers crashes: the API answers 503, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,32 +17,6 @@ from tests.faults.trials import Matrix
 
 #: People who use the API at the same time.
 USERS = 3
-
-
-def test_emptying_redis_loses_no_batch(apis: list[Api], matrix: Matrix) -> None:
-    with matrix.trials("FLUSHALL under the API", "I1-I3", short=6, long=50) as trials:
-        flushed = 0
-        while flushed < trials.wanted:
-            # given a batch on each harness whose images are about to be read
-            images, name = pictures(600), new_id()
-            batch_ids = [api.submit(api.upload(archive_of(images)), name) for api in apis]
-            times = [0 for _ in apis]
-
-            # when the broker loses everything, again and again
-            while flushed < trials.wanted and not all(
-                api.harness.is_over(batch_id) for api, batch_id in zip(apis, batch_ids, strict=True)
-            ):
-                time.sleep(random.uniform(0.1, 1.0))
-                for place, api in enumerate(apis):
-                    if not api.harness.is_over(batch_ids[place]):
-                        with api.harness.redis() as client:
-                            client.flushall()
-                        times[place] += 1
-                        flushed += 1
-
-            # then the batches end
-            for api, batch_id, count in zip(apis, batch_ids, times, strict=True):
-                trials.ran(count, api.judge(name, batch_id, images))
 
 
 def test_restarting_postgresql_loses_nothing_that_was_answered(

@@ -1,4 +1,4 @@
-"""No room left: a producer is told and leaves nothing behind, a worker gives back and goes on later."""
+"""No room left: a producer is told and leaves nothing behind, a worker waits for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tests.console import LABELMILL, Home, until
 from tests.faults.checker import Verdict, chunk_rows
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
-from tests.faults.plan import Rule
 from tests.faults.servers import FaultyPostgresql
 from tests.faults.signs import Signs, missing_signs, scrape
 from tests.faults.trials import Matrix
@@ -72,26 +71,6 @@ def test_a_producer_without_room_says_so_and_leaves_nothing(
         with Client(Settings.load(home=new_home.path)) as client:
             assert client.jobs() == []
         trials.ran(1)
-
-
-def test_a_worker_without_room_gives_back_and_goes_on_later(harnesses: list[Harness], matrix: Matrix) -> None:
-    with matrix.trials("disk full while recording", "I1-I4", short=6, long=30) as trials:
-        full = 0
-        while full < trials.wanted:
-            # given a database that has no room, now and then, for what a worker wants to record
-            images = pictures(800)
-            jobs = []
-            for harness in harnesses:
-                harness.plan.set(Rule("writing", "fill the disk", times=8, every=5))
-                jobs.append(harness.submit(images, chunk_images=20))
-
-            # when there is room again, then the job ends, and nothing counts as a crash
-            for harness, job in zip(harnesses, jobs, strict=True):
-                verdict = harness.judge(job, images)
-                times = len(harness.plan.events("fill the disk"))
-                trials.ran(times, verdict)
-                full += times
-                assert {chunk["crashes"] for chunk in chunk_rows(harness.url, job)} == {0}
 
 
 @pytest.fixture

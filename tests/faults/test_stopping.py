@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX
-from tests.console import folder_for_sockets, until
+from tests.console import folder_for_sockets
 from tests.faults.checker import chunk_rows
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
@@ -69,32 +67,3 @@ def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix)
             assert waiting + out == 1, (waiting, out)  # type: ignore[operator]
             harness.remove_worker(worker)
             trials.ran(1)
-
-
-def test_a_rolling_restart_is_not_noticed(harnesses: list[Harness], matrix: Matrix) -> None:
-    with matrix.trials("rolling restart, a worker replaced", "I1-I4", short=4, long=50) as trials:
-        replaced = 0
-        while replaced < trials.wanted:
-            # given a job that is under way
-            images = pictures(1_500)
-            jobs = [harness.submit(images, chunk_images=20) for harness in harnesses]
-            for harness, job in zip(harnesses, jobs, strict=True):
-                until(lambda harness=harness, job=job: harness.done(job) > 0, "the first chunk is done")
-
-            # when its worker is replaced by another, again and again
-            times = [0 for _ in harnesses]
-            while replaced < trials.wanted and not all(map(Harness.is_over, harnesses, jobs)):
-                for place, harness in enumerate(harnesses):
-                    [old] = harness.workers
-                    new = harness.add_worker(f"rolled{time.monotonic_ns()}")
-                    # before it has processes, it may not listen to SIGTERM yet, and it is the next to go
-                    until(new.children, "the new worker has processes")
-                    assert harness.remove_worker(old) == 0
-                    times[place] += 1
-                    replaced += 1
-
-            # then it ends, and nothing counts as a crash
-            for harness, job, count in zip(harnesses, jobs, times, strict=True):
-                trials.ran(count, harness.judge(job, images))
-                crashes = [chunk["error"] for chunk in chunk_rows(harness.url, job) if chunk["crashes"]]
-                assert not crashes, crashes
