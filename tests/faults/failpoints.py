@@ -8,7 +8,6 @@ seam, so that one worker serves many trials.
 | --- | --- |
 | `after pop` | a child has the message; nothing is claimed |
 | `after claim` | the claim is committed |
-| `reading` | the payload is about to be read |
 | `after predict` | the outcomes are computed; nothing is written |
 | `writing` | a transaction is open for the outcomes; nothing is written |
 | `COPY` | the first outcomes are on their way to PostgreSQL, which waits for the next |
@@ -124,11 +123,6 @@ def _stop_both() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _hang() -> None:
-    """In Python, as in a package that waits for its server: the soft time limit ends it."""
-    time.sleep(600)
-
-
 #: What a file may grow to on a disk that is full: less than any model takes.
 _FULL_BYTES = 10_000
 
@@ -153,7 +147,6 @@ _ACTIONS: _Actions = {
     "kill": _kill,
     "kill both": _kill_both,
     "stop both": _stop_both,
-    "hang": _hang,
     "limit files": _limit_files,
 }
 
@@ -229,12 +222,6 @@ def _claimed(original: Callable[..., Any], *args: Any) -> Any:
     if claims:
         passing("after claim")
     return claims
-
-
-@_wrap(worker.predicting.context, "read_payload")
-def _reading(original: Callable[..., Any], *args: Any) -> Any:
-    passing("reading")
-    return original(*args)
 
 
 @_wrap(pipeline, "classify_images")

@@ -7,7 +7,6 @@ answers is written in the picture: an outcome that is another image's shows at o
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from tests.faults.pictures import GREY_STEP, LABEL_PIXEL
 BATCH = 16
 
 #: Seconds a batch takes: without it a chunk would be over before a fault could meet it.
-PACE_SECONDS = float(os.environ.get("FAULT_PACE_SECONDS", "0.02"))
+PACE_SECONDS = 0.02
 
 
 class Predictions(NamedTuple):
