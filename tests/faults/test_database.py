@@ -1,67 +1,21 @@
-"""The database goes away or is locked: followers and workers wait, and no image is blamed."""
+"""The database is locked: workers wait, and no image is blamed."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import re
-import subprocess
 import time
 
 import psycopg
 
-from jobs.ids import new_id
-from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.submission import open_job
-from jobs.ledger.learning.models import model_or_champion
 from jobs.ledger.sqlite import driver
-from jobs.models.dataset import MNIST
-from jobs.schema import JobState
-from tests.console import LABELMILL, killed_at_the_end, until
+from tests.console import until
 from tests.faults.checker import attempts_are_bounded
-from tests.faults.harness import HEALED_SECONDS, Harness
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
-from tests.faults.servers import FaultyPostgresql
 from tests.faults.trials import Matrix
 from tests.secured import conninfo
-
-
-def test_watching_goes_on_when_postgresql_is_back(
-    postgresql_harness: Harness, faulty_postgresql: FaultyPostgresql
-) -> None:
-    # given a job that is followed and does not end
-    harness, job = postgresql_harness, new_id()
-    with harness.ledger.transaction() as connection:
-        model = model_or_champion(connection, None, MNIST)
-        open_job(connection, job, model_id=model.id)
-    with killed_at_the_end(
-        subprocess.Popen(
-            [LABELMILL, "status", job, "--watch"],
-            env=os.environ | harness.settings.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    ) as process:
-        assert process.stderr is not None
-        process.stderr.readline()
-
-        # when the server crashes, and comes back once that was noticed
-        faulty_postgresql.stop()
-        try:
-            said = process.stderr.readline()
-        finally:
-            faulty_postgresql.start()
-        assert "trying again for two minutes" in said
-
-        # then following goes on to the job's end
-        harness.ledger.engine.dispose()
-        with harness.ledger.transaction() as connection:
-            end_job(connection, job, JobState.CANCELLED)
-        out, _ = process.communicate(timeout=HEALED_SECONDS)
-    assert re.search(r"^state +cancelled$", out, re.MULTILINE)
 
 
 def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_harness: Harness, matrix: Matrix) -> None:
