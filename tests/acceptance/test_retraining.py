@@ -1,4 +1,4 @@
-"""Retraining as a person meets it: asked for, refused, cancelled, and stopped with the stack."""
+"""Retraining as a person meets it: asked for, watched, refused, cancelled, and stopped with the stack."""
 
 from __future__ import annotations
 
@@ -68,6 +68,28 @@ def test_from_nothing_to_a_champion_and_to_one_that_is_refused(home: Home) -> No
 
     # and nothing of it is left running
     assert not (home.path / "broker" / "valkey.sock").exists()
+
+
+def test_without_a_stack_the_run_waits_and_a_second_one_is_told_so(home: Home) -> None:
+    # given no stack, when somebody asks for a run
+    asked = home.run("retrain")
+    assert asked.returncode == 0, asked.stderr
+    assert "waits in the ledger. `labelmill up` starts it, and a trainer" in asked.stderr
+    run_id = asked.stdout.strip()
+
+    # then it waits, and another one is refused with what to do
+    second = home.run("retrain", "--wait")
+    assert second.returncode == 2
+    assert f"labelmill runs cancel {run_id}" in second.stderr
+    assert show(home, run_id)["state"] == "pending"
+
+    # and when it is cancelled it is over
+    home.ok("runs", "cancel", run_id)
+    assert home.run("runs", "cancel", run_id).returncode == 2
+    followed = home.run("runs", "show", run_id, "--watch")
+    assert followed.returncode == 1
+    assert "is cancelled" in followed.stderr
+    assert home.run("runs", "show", "nobody").returncode == 2
 
 
 def test_a_run_in_a_stack_can_be_cancelled_and_ends_with_the_stack(home: Home, tmp_path: Path) -> None:

@@ -17,10 +17,7 @@ The whole list, and who has its other rows (`test_the_other_rows_have_the_tests_
     members that lead out of an archive, links, devices             here
     bombs, overlaps, a million members, lies, encryption            here
     a FIFO, a device, a symlink that leaves its folder              here
-    an empty job, a job over its limits
-        tests/integration/test_submit.py::test_an_empty_job_is_refused_and_nothing_is_stored
-        tests/integration/test_submit.py::test_a_job_may_have_as_many_images_as_are_allowed_and_not_one_more
-        tests/integration/test_submit.py::test_a_job_may_have_as_many_bytes_as_are_allowed_and_not_one_more
+    an empty job, a job over its limits                             here
     an image that crashes its decoder
         tests/faults/test_poison.py::test_an_image_that_kills_its_process_costs_its_299_neighbours_nothing
     a legal image that takes too long
@@ -339,6 +336,30 @@ def test_a_bad_archive_is_refused_in_little_memory_and_nothing_is_left(
     [(grown, outcome)] = _appetites("archive", [str(tmp_path / name)]).values()
     assert outcome == "SourceError"
     assert grown < MOST_BYTES
+
+
+def test_an_empty_job_is_refused_and_nothing_is_left(refused: Home, tmp_path: Path) -> None:
+    done = refused.run("submit", tmp_path)
+    assert done.returncode == 2
+    assert "The sources contain no images" in done.stderr
+
+
+@pytest.mark.parametrize("limit", ["IMAGES", "BYTES"])
+def test_a_job_over_its_limits_is_refused_and_nothing_is_left(refused: Home, box: Box, limit: str) -> None:
+    # Given three good images, and room for one less, or for a byte less
+    refused.extra[ENV_PREFIX + "MAX_JOB_" + limit] = str({"IMAGES": 2, "BYTES": 3 * len(box.good) - 1}[limit])
+    three = ["images/000-a.png", "images/000-c.png", "images/001-a.png"]
+    done = refused.run("submit", *three, cwd=box.path)
+    assert done.returncode == 2
+    assert f"set LABELMILL_MAX_JOB_{limit} higher" in done.stderr
+
+
+def test_a_job_exactly_at_its_limits_is_accepted(stack: Home, box: Box) -> None:
+    exactly = {"MAX_JOB_IMAGES": "3", "MAX_JOB_BYTES": str(3 * len(box.good))}
+    home = Home(stack.path, {ENV_PREFIX + name: value for name, value in exactly.items()})
+    three = ["images/000-a.png", "images/000-c.png", "images/001-a.png"]
+    done = home.run("submit", *three, "--watch", cwd=box.path)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- the other rows -----------------------------------------------------------------------------------
