@@ -16,6 +16,7 @@ from jobs.ids import id_range, is_id, new_id
 from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction
 from jobs.ledger.jobs.queries import JobStatus, no_job
 from jobs.ledger.learning.corrections import Correction
+from jobs.ledger.learning.models import CHAMPION
 from jobs.options import JobKeywords, JobOptions
 from jobs.schema import JobState
 from jobs.settings import Settings
@@ -109,10 +110,7 @@ class RemoteClient(CommonMethods):
             )
         wanted = JobOptions(**options)
         # Before the upload, which may take long: an unknown model is an error now.
-        model_path = (
-            f"/models/{quote((wanted.model or 'champion').strip(), safe='', errors='surrogateescape')}"
-        )
-        model_id = self._api.request("GET", model_path, query={"dataset": wanted.dataset})["id"]
+        model_id = self.model_id(wanted.model, dataset=wanted.dataset)
         if wanted.model is not None:
             wanted = replace(wanted, model=model_id)
         count = 0
@@ -164,6 +162,15 @@ class RemoteClient(CommonMethods):
         if not text or id_range(text) is None:
             raise no_job(typed)
         found: str = self._api.request("GET", f"/batches/{text}")["id"]
+        return found
+
+    def model_id(self, typed: str | None = None, *, dataset: str | None = None) -> str:
+        """Return a model's full id, given the first characters of it or an alias; by default the champion's.
+
+        Raises NotFound; Conflict if several models match, or if it is not a model of `dataset`.
+        """
+        name = quote((typed or CHAMPION).strip(), safe="", errors="surrogateescape")
+        found: str = self._api.request("GET", f"/models/{name}", query={"dataset": dataset})["id"]
         return found
 
     def status(self, job_id: str) -> JobStatus:

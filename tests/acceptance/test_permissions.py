@@ -54,7 +54,7 @@ def test_all_that_lies_in_the_state_folder_is_its_owners_alone(
 
     home.ok("classify", few_digits / "7")
     assert home.run("demo").returncode == 0
-    expected = ["logs/worker.log", "logs/broker.log", "demo/folder-*", "cache/models", "store/models"]
+    expected = ["logs/worker.log", "logs/broker.log", "demo/mnist-*", "cache/models", "store/models"]
     expected += ["store/payloads"]
     assert all(any(home.path.glob(name)) for name in expected)
 

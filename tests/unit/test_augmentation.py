@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import UserError
 from worker.learning.augmentation import distorter
 from worker.learning.fit import shifted_views
 from worker.learning.recipes import Augmentation, Recipe, recipe_for
@@ -119,11 +118,6 @@ def test_a_recipe_goes_through_json_unchanged_and_knows_its_name(architecture, p
     recipe = recipe_for(architecture, profile, seed=7)
     assert (recipe.architecture, recipe.profile, recipe.seed) == (architecture, profile, 7)
     assert Recipe.from_json(recipe.to_json()) == recipe
-
-
-def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
-    with pytest.raises(UserError, match=r"no recipe mlp endless\. The recipes are: mlp quick, mlp long, cnn"):
-        recipe_for("mlp", "endless", seed=1)
 
 
 #: Fields of an `Augmentation` that are not amounts.
