@@ -123,17 +123,6 @@ def test_a_worker_that_dies_ends_the_command_that_started_it(home: Home, image: 
     assert job["state"] != "done"
 
 
-def test_a_trainer_that_dies_ends_the_command_that_started_it(home: Home) -> None:
-    # given a run whose trainer was started for it, when the trainer is killed
-    ended = run_and_kill(home, "trainer", "retrain", "--wait", "--profile", "long")
-
-    # then the command ends as well, and the run, which nobody would train, is cancelled
-    assert ended.returncode == 1, ended.stderr
-    assert f"The trainer ended with -9: see {home.path / 'logs' / 'trainer.log'}" in ended.stderr
-    [run] = home.json("runs")
-    assert run["state"] == "cancelled"
-
-
 def run_and_kill(home: Home, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs `labelmill ...`; kills that process of its stack as soon as it is there."""
     command = subprocess.Popen(
