@@ -1,6 +1,6 @@
 """A worker's child processes, for its main process: release what a dead one had claimed, and count deaths.
 
-A child that dies is replaced at once. So a worker whose children all die, for example for lack of memory,
+A child that dies is replaced immediately. So a worker whose children all die, for example for lack of memory,
 looks busy; only the number of deaths shows it.
 """
 

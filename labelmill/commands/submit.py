@@ -156,10 +156,10 @@ def submit(
         raise UserError("--dry-run submits nothing that --watch could follow: leave one of them out.")
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with open_client() as client:
-        if model is not None:
-            model = client.model_id(model, dataset=dataset)
         images = client.sources(sources, stdin=paths_on_stdin())
         if dry_run:
+            if model is not None:
+                model = client.model_id(model, dataset=dataset)
             _report_dry_run(client, images, model, dataset, by_reference=by_reference, as_json=as_json)
             return
         with ProgressLine("submitting") as progress:

@@ -16,7 +16,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.learning.corrections import COPIES, correction_key, lock_corrections, without_correction
 from jobs.storage.store import Store
 
-#: How many copies the ledger is asked about at once: that takes as long for one as for all of these.
+#: How many copies one query asks about: it takes as long for one copy as for all of these.
 _PAGE_COPIES: Final = 500
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")

@@ -1,7 +1,7 @@
 """The exporter: an HTTP server that answers Prometheus' scrapes.
 
-prometheus_client's own `start_http_server` lets each connection keep a thread for ever, accepts any number of
-them, and prints a traceback for each client that disconnects.
+prometheus_client's own `start_http_server` lets each connection keep a thread without end, accepts any number
+of them, and prints a traceback for each client that disconnects.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Exporter:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = IDLE_SECONDS  # without it, a client that sends nothing keeps its thread for ever
+    timeout = IDLE_SECONDS  # without it, a client that sends nothing keeps its thread without end
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""

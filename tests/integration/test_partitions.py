@@ -1,4 +1,4 @@
-"""On PostgreSQL a purge removes a week of predictions at once; readers do not wait for an upgrade."""
+"""On PostgreSQL a purge removes a whole week of predictions; readers do not wait for an upgrade."""
 
 from __future__ import annotations
 

@@ -103,16 +103,6 @@ class Recipe:
         return cls(**{**value, "augmentation": augmentation and Augmentation(**augmentation)})
 
 
-#: The baseline: constant learning rate, no augmentation, small batches, no averaging.
-PLAIN: Final = Recipe(
-    profile="plain",
-    epochs=3,
-    batch_size=32,
-    learning_rate=0.001,
-    schedule="constant",
-    augmentation=None,
-)
-
 #: A network without convolutions must learn from examples that a distorted digit is still the same digit.
 _STRONG_AUGMENTATION: Final = Augmentation(
     shift=1, rotation=12, zoom=0.12, shear=0.15, elastic=1.2, smoothness=4.0, at_the_end=0.5
