@@ -321,12 +321,10 @@ def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np
 
 
 def _learning_rate(recipe: Recipe, highest: float, steps: int, position: Any) -> Any:
-    """Return the learning rate, or its one-cycle schedule over all steps (Smith, Super-Convergence, 2017).
+    """Return the one-cycle schedule of the learning rate over all steps (Smith, Super-Convergence, 2017).
 
     `position`, a variable, is the step that the training is at. If the time is short, it skips steps.
     """
-    if recipe.schedule == "constant":
-        return highest
     warm_up = recipe.warm_up * steps
 
     class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]

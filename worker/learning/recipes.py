@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from jobs.errors import UserError
 from jobs.models.training_request import Architecture, Augment, TrainingRequest
@@ -53,10 +53,9 @@ class Recipe:
     #: Images per step.
     batch_size: int = 256
     seed: int = 1
-    #: Adam's highest learning rate.
+    #: Adam's highest learning rate. It rises during the share `warm_up` of all steps, then falls to 0 along a
+    #: cosine.
     learning_rate: float = 0.005
-    #: `one-cycle`: rises during the share `warm_up` of all steps, then falls to 0 along a cosine.
-    schedule: Literal["constant", "one-cycle"] = "one-cycle"
     warm_up: float = 0.3
     #: Decay of the weights, decoupled from the gradient (AdamW).
     weight_decay: float = 0.0
