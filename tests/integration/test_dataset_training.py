@@ -299,13 +299,8 @@ def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
     pictures = [picture("red", number) for number in (1001, 1002)]
     pictures += [each.take([0])[0] for each in (data.train, data.validation, data.test)]
     labels = ["blue", "green", "red", "red", "red"]
-    with ledger.transaction() as connection:
-        for index, (pixels, label) in enumerate(zip(pictures, labels, strict=True)):
-            content = png(pixels)
-            sha256 = hashlib.sha256(content).hexdigest()
-            store.put(correction_key(sha256), content)
-            new = NewCorrection("job", index, f"{index}.png", label, "red", 0.9, model.id, sha256)
-            save_corrections(connection, [new])
+    for index, (pixels, label) in enumerate(zip(pictures, labels, strict=True)):
+        _correct(ledger, store, model, index, png(pixels), label)
     # When the data of the next training are built
     found = add_corrections(data, ledger, store, Settings().image_limits)
     # Then the test image is left out, and the others are learnt once, with their new labels
@@ -324,3 +319,35 @@ def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
     assert (live.corrections, len(live.live), len(live.train)) == (0, 4, 35)
     assert live.evaluation_fingerprints == small.evaluation_fingerprints
     assert live.part(Part.LIVE, small.spec).images[:].tolist() == small.live.images[:].tolist()
+
+
+def test_the_latest_usable_correction_of_a_picture_counts(
+    shapes: str,
+    train: Callable[..., training.Trained],
+    load: Callable[..., Data],
+    ledger: Ledger,
+    store: Store,
+) -> None:
+    # Given a picture in two files: one was corrected to red, and last to what is no class; between the two,
+    # the other was corrected to green
+    model = train(shapes, **LIGHT).model
+    pixels = picture("red", 1001)
+    for index, (content, label) in enumerate(
+        [(png(pixels), "red"), (png(pixels) + b"\0", "green"), (png(pixels), "purple")]
+    ):
+        _correct(ledger, store, model, index, content, label)
+    # When the data of the next training are built
+    found = add_corrections(load(shapes), ledger, store, Settings().image_limits)
+    # Then the picture is learnt once, as green
+    learnt = found.train.take(slice(None))
+    rows = np.flatnonzero((learnt == pixels).all(axis=(1, 2, 3)))
+    assert [found.classes[found.train.labels[row]] for row in rows] == ["green"]
+
+
+def _correct(ledger: Ledger, store: Store, model: Model, index: int, content: bytes, label: str) -> None:
+    """Store the correction of an image of one job."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    store.put(correction_key(sha256), content)
+    new = NewCorrection("job", index, f"{index}.png", label, "red", 0.9, model.id, sha256)
+    with ledger.transaction() as connection:
+        save_corrections(connection, [new])

@@ -184,6 +184,8 @@ def _one_per_image(corrections: Iterable[Correction], classes: Sequence[str]) ->
     for correction in corrections:
         before = found.setdefault(correction.image_sha256, correction)
         if before.label not in classes and correction.label in classes:
+            # It comes after later corrections of other files, which may show the same picture.
+            del found[correction.image_sha256]
             found[correction.image_sha256] = correction
     return list(found.values())
 
