@@ -1,6 +1,6 @@
 """The evaluation of a model on labelled images: the measures, as they are stored and shown.
 
-`worker.learning.evaluation` computes them, and `jobs.ledger.learning.promotion` judges by them.
+`worker.learning.evaluation` computes them, and `jobs.models.promotion` judges by them.
 """
 
 from __future__ import annotations

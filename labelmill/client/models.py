@@ -19,7 +19,7 @@ from jobs.ledger.jobs.shadows import (
     require_challenger,
     require_champion,
 )
-from jobs.ledger.learning.gate import limits_of
+from jobs.ledger.learning.gate import Verdict, judge_and_promote, limits_of
 from jobs.ledger.learning.health import Health, model_health
 from jobs.ledger.learning.model_changes import rename_classes
 from jobs.ledger.learning.models import (
@@ -36,7 +36,6 @@ from jobs.ledger.learning.models import (
     pin_champion,
     roll_back,
 )
-from jobs.ledger.learning.promotion import Verdict, judge_and_promote
 from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Evaluation

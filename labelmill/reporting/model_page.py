@@ -15,9 +15,9 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.ledger.learning.models import StoredEvaluation
-from jobs.ledger.learning.promotion import LIVE_SET, TEST_SET
 from jobs.models.dataset import describe_version
 from jobs.models.evaluation import Evaluation
+from jobs.models.promotion import LIVE_SET, TEST_SET
 from labelmill.console.terminal import format_duration
 from labelmill.reporting import charts
 from labelmill.reporting import report_rows as tables

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from jobs.ledger.learning.models import StoredEvaluation
-from jobs.ledger.learning.promotion import Compared, compare_answers
 from jobs.models.evaluation import NO_ANSWER, Evaluation, Figures, Mistake, unpack_answers
+from jobs.models.promotion import Compared, compare_answers
 
 #: With more classes than this, no matrix is shown, only the most frequent confusions and the classes with the
 #: lowest recall.

@@ -19,7 +19,6 @@ from jobs.ledger.learning.models import (
     point_alias,
     save_evaluation,
 )
-from jobs.ledger.learning.promotion import check_limits
 from jobs.ledger.learning.runs import (
     RUN_GRACE_SECONDS,
     SLOT_PATIENCE_SECONDS,
@@ -36,6 +35,7 @@ from jobs.ledger.learning.runs import (
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.evaluation import GateLimits, Part
 from jobs.models.model import Model
+from jobs.models.promotion import check_limits
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs
 from jobs.storage.store import Store

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import Ledger
+from jobs.ledger.learning.gate import Verdict, judge_and_promote
 from jobs.ledger.learning.models import (
     champion_before,
     find_champion,
@@ -18,7 +19,6 @@ from jobs.ledger.learning.models import (
     roll_back,
     save_evaluation,
 )
-from jobs.ledger.learning.promotion import Verdict, judge_and_promote
 from jobs.models.evaluation import GateLimits
 from jobs.models.model import Model
 from jobs.storage.store import Store

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from jobs import ids
 from jobs.errors import Conflict, ModelRefused
 from jobs.ledger import Ledger
-from jobs.ledger.learning.gate import set_limits
+from jobs.ledger.learning.gate import Verdict, judge_and_promote, set_limits
 from jobs.ledger.learning.models import (
     CHAMPION,
     champion_before,
@@ -26,7 +26,6 @@ from jobs.ledger.learning.models import (
     roll_back,
     save_evaluation,
 )
-from jobs.ledger.learning.promotion import Verdict, judge_and_promote
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import GateLimits, Part
 from jobs.models.model import Model

@@ -8,9 +8,9 @@ from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.ledger.learning.corrections import NewCorrection, save_corrections
 from jobs.ledger.learning.models import add_model, add_verdict, move_champion, roll_back, save_evaluation
-from jobs.ledger.learning.promotion import Compared, compare_answers
 from jobs.ledger.learning.runs import add_epoch, claim_run, describe_data, finish_run, request_run
 from jobs.models.model import MNIST_INPUT
+from jobs.models.promotion import Compared, compare_answers
 from labelmill.cli import app
 from labelmill.console.terminal import ExitCode
 from labelmill.reporting.model_facts import load_facts

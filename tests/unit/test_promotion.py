@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ledger.learning.promotion import (
+from jobs.models.evaluation import NO_ANSWER, GateLimits
+from jobs.models.promotion import (
     MIN_LIVE_IMAGES,
     Compared,
     check_better,
@@ -20,7 +21,6 @@ from jobs.ledger.learning.promotion import (
     compare_answers,
     mcnemar,
 )
-from jobs.models.evaluation import NO_ANSWER, GateLimits
 from tests.evaluations import made_evaluation
 
 LIMITS = GateLimits(

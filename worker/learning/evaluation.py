@@ -1,7 +1,7 @@
 """Evaluate a model as it is served: with the same `prepare` and the same `Classifier`.
 
 `jobs.models.evaluation` declares the measures, `jobs.ledger.learning.models` stores them, and
-`jobs.ledger.learning.promotion` judges them.
+`jobs.models.promotion` judges them.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from jobs.ledger.learning.gate import limits_of
-from jobs.ledger.learning.promotion import judge_and_promote
+from jobs.ledger.learning.gate import judge_and_promote, limits_of
 from jobs.ledger.learning.runs import RunLost, finish_run, get_run, was_finished_by
 from jobs.models.evaluation import Part
 from jobs.models.model import Model

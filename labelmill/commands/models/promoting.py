@@ -24,7 +24,7 @@ from labelmill.console.terminal import (
 )
 
 if TYPE_CHECKING:
-    from jobs.ledger.learning.promotion import Verdict
+    from jobs.ledger.learning.gate import Verdict
 
 app = typer.Typer(add_completion=False)
 
