@@ -192,7 +192,7 @@ def _copy(
 
 
 def _counting() -> sa.Update:
-    """Return the statement that updates a job's counters, and its state if it ends., and maybe its state."""
+    """Return the statement that updates a job's counters, and its state if it ends."""
     new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
     new_succeeded = jobs.c.succeeded + sa.bindparam("succeeded_now", type_=sa.BigInteger())
     new_done = new_succeeded + new_failed
