@@ -43,9 +43,9 @@ on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=Tru
 LABELS = [str(number % 10) for number in range(3_000)]
 
 
-def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
-    """Return a list that grows by one item with each later call of a function."""
-    calls: list[object] = []
+def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """Return a list that gets the arguments of each later call of a function."""
+    calls: list[tuple[Any, ...]] = []
     real = getattr(owner, name)
 
     def counted(*arguments: Any, **named: Any) -> Any:
@@ -417,6 +417,20 @@ def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
     # when the chunk is tried again, then only about half a second of work is claimed
     assert 0 < harness.classify() <= 100
     assert [row.crashes for row in harness.chunks(job_id)] == [1, 1]
+
+
+@on_one_database
+def test_only_images_that_were_classified_count_for_the_speed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a chunk of images, of which a third has no label
+    contents: list[Content] = [*digits(40), *[b"no image"] * 19, ImageError(ErrorCode.SOURCE_MISSING, "")]
+    recorded = calls_of(monkeypatch, harness.context, "record_speed")
+    harness.submit(contents)
+
+    # when it is classified, then 40 images count: with the others, the process would seem faster than it is
+    assert harness.classify() == 60
+    assert [arguments[1] for arguments in recorded] == [40]
 
 
 def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import wait
 from typing import Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -17,13 +18,14 @@ from jobs.ledger.jobs.claims import Claim, Reason, claim_next, claimed_as, claim
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.jobs.results import Classified, record_results, split_outcomes
+from jobs.network.references import Reference
 from jobs.schema import JobState
 from jobs.storage.payloads import Content, Payload
 from worker.predicting import telemetry
 from worker.predicting.context import WorkerContext
 from worker.predicting.free_space import wait_for_room
 from worker.predicting.timings import Timings
-from worker.predicting.windows import classify_images, fetch_references
+from worker.predicting.windows import classify_images
 from worker.retry import retry
 from worker.time_limit import time_limit_unmasked
 
@@ -36,6 +38,9 @@ ATTEMPTS_TO_REACH: Final = 10
 #: The share of the soft time limit for fetching references. A server without an answer by then counts as
 #: unavailable, and time is left to decode the images that were fetched.
 FETCH_SHARE: Final = 0.4
+
+#: References that a thread fetches per task: each task costs as much as reading a small local file.
+_REFERENCES_PER_TASK: Final = 64
 
 #: Pauses before recording is retried, in seconds: a restarting database needs seconds, and giving up would
 #: waste the computed results.
@@ -136,7 +141,7 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         # Small jobs that are claimed together may ask for different numbers: each is given its own below.
         top_k = max((claim.top_k for claim in claims if claim.top_k is not None), default=None)
         outcomes = classify_images(names, fetched, classifier, context.settings, timings, top_k=top_k)
-        classified = len(fetched) - len(errors)
+        classified = len(outcomes) - outcomes.failed
         context.record_speed(model_id, classified, timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
@@ -176,16 +181,8 @@ def _fetch(contents: list[Content], context: WorkerContext, *, is_last: bool) ->
 
     Raises Unavailable if an image cannot be reached now; in the last attempt, it gets an error instead.
     """
-    fetched = fetch_references(
-        contents,
-        context.roots,
-        context.fetchers,
-        max_bytes=context.settings.max_image_bytes,
-        seconds=FETCH_SHARE * context.settings.soft_time_limit,
-        one_per_task=is_last,
-    )
     found: list[bytes | ImageError] = []
-    for content in fetched:
+    for content in _fetch_references(contents, context, one_per_task=is_last):
         if isinstance(content, Unavailable):
             context.drop_fetchers()  # one of them may wait for ever
             if not is_last:
@@ -194,6 +191,34 @@ def _fetch(contents: list[Content], context: WorkerContext, *, is_last: bool) ->
         else:
             found.append(content)
     return found
+
+
+def _fetch_references(
+    contents: list[Content], context: WorkerContext, *, one_per_task: bool
+) -> list[bytes | ImageError | Unavailable]:
+    """Return each image's bytes or error, in order; references are fetched concurrently.
+
+    An image that cannot be reached now is represented by an Unavailable. With `one_per_task`, a reference
+    without an answer does not delay others.
+    """
+    seconds = FETCH_SHARE * context.settings.soft_time_limit
+    no_answer = Unavailable(f"There was no answer within {seconds:.3g} s.")
+    found = [no_answer if isinstance(each, Reference) else each for each in contents]
+
+    def fetch(part: list[tuple[int, Reference]]) -> None:
+        for place, reference in part:
+            try:
+                found[place] = context.roots.read(reference, max_bytes=context.settings.max_image_bytes)
+            except (ImageError, Unavailable) as error:
+                found[place] = error
+
+    references = [(place, each) for place, each in enumerate(contents) if isinstance(each, Reference)]
+    step = 1 if one_per_task else min(_REFERENCES_PER_TASK, 1 + len(references) // 16)
+    parts = [references[start : start + step] for start in range(0, len(references), step)]
+    done, _ = wait([context.fetchers.submit(fetch, part) for part in parts], timeout=seconds)
+    for each in done:
+        each.result()  # raises unexpected errors, such as MemoryError
+    return list(found)  # a copy, because a thread may still write to `found`
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""Turn images into outcomes: fetch references, decode many images at a time, predict in batches.
+"""Turn images into outcomes: decode many of them at a time, and predict in batches.
 
 `worker.predicting.pipeline` handles claims, leases and the database. `worker.predicting.decode` decodes one
 image, `worker.predicting.classifier` predicts one batch.
@@ -7,21 +7,18 @@ image, `worker.predicting.classifier` predicts one batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor, wait
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from jobs.errors import ErrorCode, ImageError, Unavailable
+from jobs.errors import ErrorCode, ImageError
 from jobs.ledger.jobs.outcomes import Alternative, Outcomes
 from jobs.ledger.jobs.results import CONFIDENCE_DIGITS
 from jobs.limits import ImageLimits
 from jobs.models.model import InputSpec
-from jobs.network.references import Reference, Roots
 from jobs.settings import Settings
-from jobs.storage.payloads import Content
 from worker.predicting import decode, fast_png
 from worker.predicting.deadline import Deadline
 from worker.predicting.timings import Timings
@@ -33,44 +30,6 @@ if TYPE_CHECKING:
 #: not grow with the size of a claim.
 _WINDOW_IMAGES: Final = 4_096
 _WINDOW_BYTES: Final = 64 * 1024 * 1024
-
-#: References that a thread fetches per task: each task costs as much as reading a small local file.
-_REFERENCES_PER_TASK: Final = 64
-
-Fetched = bytes | ImageError | Unavailable
-
-
-def fetch_references(
-    contents: Sequence[Content],
-    roots: Roots,
-    threads: Executor,
-    *,
-    max_bytes: int,
-    seconds: float,
-    one_per_task: bool = False,
-) -> list[Fetched]:
-    """Return each image's bytes or error, in order; references are fetched concurrently.
-
-    An image that cannot be reached now, or not within `seconds`, is represented by an Unavailable. With
-    `one_per_task`, a reference without an answer does not delay others.
-    """
-    no_answer = Unavailable(f"There was no answer within {seconds:.3g} s.")
-    found: list[Fetched] = [no_answer if isinstance(each, Reference) else each for each in contents]
-
-    def fetch(part: Sequence[tuple[int, Reference]]) -> None:
-        for place, reference in part:
-            try:
-                found[place] = roots.read(reference, max_bytes=max_bytes)
-            except (ImageError, Unavailable) as error:
-                found[place] = error
-
-    references = [(place, each) for place, each in enumerate(contents) if isinstance(each, Reference)]
-    step = 1 if one_per_task else min(_REFERENCES_PER_TASK, 1 + len(references) // 16)
-    parts = [references[start : start + step] for start in range(0, len(references), step)]
-    done, _ = wait([threads.submit(fetch, part) for part in parts], timeout=seconds)
-    for each in done:
-        each.result()  # raises unexpected errors, such as MemoryError
-    return list(found)  # a copy, because a thread may still write to `found`
 
 
 def decode_many(
