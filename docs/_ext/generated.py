@@ -26,7 +26,7 @@ from jobs.ledger.counters import AttemptEnd
 from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, SECRETS, Settings, known_variables
 from labelmill.cli import COMMANDS, load_command
-from labelmill.operations.families import METRICS, exported_name
+from labelmill.operations.metric_families import METRICS, exported_name
 from labelmill.server.application import create_app
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import ProblemCode

@@ -1,6 +1,6 @@
 """Webhooks as Standard Webhooks 1.0 defines them: the events, the secrets, and the signature of a message.
 
-`jobs.ledger.outbox` writes the messages, and `worker.webhook_sender` sends them.
+`jobs.ledger.webhook_outbox` writes the messages, and `worker.webhook_sender` sends them.
 """
 
 from __future__ import annotations

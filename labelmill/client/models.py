@@ -233,11 +233,11 @@ class ModelMethods(Installation):
             Path("report.html").write_text(client.report(), encoding="utf-8")
         """
         # Imported here: importing the template engine takes as long as a whole command.
-        from labelmill.reporting.model_facts import load_facts
         from labelmill.reporting.model_page import render
+        from labelmill.reporting.report_data import load_report
 
         with self.ledger.reading() as connection:
-            return render(load_facts(connection, model_named(connection, model).id))
+            return render(load_report(connection, model_named(connection, model).id))
 
     def promote(self, model: str, *, force: bool = False) -> Verdict:
         """Make the model the champion if it passes the gate, and return the gate's verdict.

@@ -18,7 +18,7 @@ from jobs.ledger.api.webhooks import (
     rotate_secret,
     secret_of_batches,
 )
-from jobs.ledger.outbox import BATCHES, report_test
+from jobs.ledger.webhook_outbox import BATCHES, report_test
 from jobs.network.webhooks import Event, check_receiver, check_secret
 from labelmill.client import Client
 from labelmill.commands.groups import listing_group

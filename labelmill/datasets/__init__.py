@@ -1,5 +1,5 @@
 """Datasets: add versions from folders, archives, manifests and IDX files; show and remove them.
 
-Start reading at `adding`: it reads the sources (`sources`), decodes the images (`examining`), merges them
+Start reading at `adding`: it reads the sources (`sources`), decodes the images (`decoding`), merges them
 with the previous version (`merging`), and stores the payloads, the manifest and the row.
 """

@@ -27,7 +27,7 @@ from jobs.storage.payloads import Content, pack_payload, payload_digest
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from labelmill.datasets.checking import check_usable
-from labelmill.datasets.examining import Examined, Examiner
+from labelmill.datasets.decoding import Decoded, Decoder
 from labelmill.datasets.merging import Merging, Place
 from labelmill.datasets.removing import remove_strays
 from labelmill.datasets.sources import LabelledImages, LabelledSources
@@ -81,8 +81,8 @@ def add_dataset(
     merging = Merging(known, before.classes if before else ())
     folder = f"{dataset_folder(name)}/{new_id()}"
     try:
-        with closing(Examiner(settings.image_limits)) as examiner:
-            _store_images(store, folder, found, examiner, merging, roots, on_progress)
+        with closing(Decoder(settings.image_limits)) as decoder:
+            _store_images(store, folder, found, decoder, merging, roots, on_progress)
         classes = merging.classes()
         manifest = merging.manifest(classes)
         check_usable(manifest, classes, merging, found.skipped)
@@ -122,7 +122,7 @@ def _store_images(
     store: Store,
     folder: str,
     found: Iterable[LabelledImages],
-    examiner: Examiner,
+    decoder: Decoder,
     merging: Merging,
     roots: Roots | None,
     on_progress: Callable[[int], None],
@@ -134,11 +134,11 @@ def _store_images(
     done = 0
     writes: list[Future[PayloadFile]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="storing") as pool:
-        for batch, examined in _examine_all(_batches(found), examiner):
+        for batch, decoded in _decode_all(_batches(found), decoder):
             names: list[str] = []
             contents: list[Content] = []
             payload = len(merging.payloads) + len(writes)
-            for name, content, url, label, picture in zip(*batch, examined, strict=True):
+            for name, content, url, label, picture in zip(*batch, decoded, strict=True):
                 if isinstance(picture, ImageError):
                     merging.add_unreadable(name, picture)
                     continue
@@ -172,13 +172,13 @@ def _batches(found: Iterable[LabelledImages]) -> Iterator[LabelledImages]:
     yield batch
 
 
-def _examine_all(
-    batches: Iterable[LabelledImages], examiner: Examiner
-) -> Iterator[tuple[LabelledImages, list[Examined]]]:
-    """Yield each batch with the results of its images. The next batch is read while they are examined."""
+def _decode_all(
+    batches: Iterable[LabelledImages], decoder: Decoder
+) -> Iterator[tuple[LabelledImages, list[Decoded]]]:
+    """Yield each batch with the results of its images. The next batch is read while they are decoded."""
     waiting = None
     for batch in batches:
-        begun = batch, examiner.begin(batch.contents)
+        begun = batch, decoder.begin(batch.contents)
         if waiting is not None:
             yield waiting[0], waiting[1]()
         waiting = begun

@@ -11,7 +11,7 @@ from jobs.errors import ImageError
 from jobs.models.dataset import Split
 from jobs.storage.dataset_list import DatasetImage, Manifest, PayloadFile
 from jobs.text import storable
-from labelmill.datasets.findings import Findings
+from labelmill.datasets.examples import Examples
 from labelmill.datasets.labels import Label
 from worker.predicting.decode import Picture
 
@@ -44,12 +44,12 @@ class Merging:
     def __init__(self, before: Manifest, classes: tuple[str, ...]) -> None:
         """Begin with the images of the previous version, if there is one."""
         self.payloads: list[PayloadFile] = list(before.payloads)
-        self.unreadable = Findings()
+        self.unreadable = Examples()
         self.error_codes: Counter[str] = Counter()
-        self.duplicates = Findings()
-        self.conflicts = Findings()
-        self.relabelled = Findings()
-        self.in_two_splits = Findings()
+        self.duplicates = Examples()
+        self.conflicts = Examples()
+        self.relabelled = Examples()
+        self.in_two_splits = Examples()
         self._numbers = {image.pixels: number for number, image in enumerate(before.images)}
         self._names = [image.name for image in before.images]
         self._labels = [classes[image.label] for image in before.images]

@@ -22,7 +22,7 @@ from jobs.reading import why
 from jobs.settings import Settings
 from jobs.text import storable
 from labelmill.datasets.archives import Contents, is_archive, scan_archive
-from labelmill.datasets.findings import Findings
+from labelmill.datasets.examples import Examples
 from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_class_count, to_label
 from labelmill.datasets.manifests import Row, read_manifest_file, rows_of
 from producer.sources import SourceImage, SourceImages, Sources, local_source
@@ -61,7 +61,7 @@ class Skipped:
     """What the sources hold besides labelled images."""
 
     files: int = 0  # not images by their names
-    unlabelled: Findings = field(default_factory=Findings)  # images without a label
+    unlabelled: Examples = field(default_factory=Examples)  # images without a label
     classes: set[str] = field(default_factory=set)  # classes that have a folder
 
 

@@ -2,8 +2,8 @@
 
 Nothing is counted here, so it does not matter when or how often an exporter is started. Past events come from
 the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`).
-`labelmill.operations.families` lists all metrics. Ledger and broker are read in parallel: if one cannot be
-reached or hangs, only its own metrics are missing. `labelmill.server.exporter` serves them.
+`labelmill.operations.metric_families` lists all metrics. Ledger and broker are read in parallel: if one
+cannot be reached or hangs, only its own metrics are missing. `labelmill.server.exporter` serves them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console.terminal import say
-from labelmill.operations.families import METRICS, PREFIX, counter, gauge
+from labelmill.operations.metric_families import METRICS, PREFIX, counter, gauge
 from labelmill.operations.probes import (
     broker_client,
     check_ledger_exists,

@@ -1,4 +1,5 @@
-"""The report: everything the ledger knows about a model, on one HTML page that needs no other file.
+"""HTML pages that need no other file: about a model, a dataset, a labelled job, and the images to review.
 
-`facts` reads the data, `tables` and `charts` turn it into rows and diagrams, `page` renders the page.
+Of the report about a model, `report_data` reads what is shown, `report_rows` and `charts` turn it into rows
+and diagrams, and `model_page` renders the page.
 """

@@ -1,6 +1,6 @@
 """Render the report as one HTML page that fetches nothing and runs no script.
 
-Jinja escapes everything that comes from the data. `page.html` is the template, `page.css` goes into its head.
+Jinja escapes everything that comes from the data. `model.html` is the template, `page.css` goes into its head.
 `contact_sheet` and `labelled` render other pages with the same style.
 """
 
@@ -21,7 +21,7 @@ from jobs.models.promotion import LIVE_SET, TEST_SET
 from labelmill.console.terminal import format_duration
 from labelmill.reporting import charts
 from labelmill.reporting import report_rows as tables
-from labelmill.reporting.model_facts import Facts
+from labelmill.reporting.report_data import Report
 
 #: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
 _SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
@@ -31,9 +31,9 @@ _SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
 _NO_BREAK_SPACE: Final = "\u00a0"
 
 
-def render(facts: Facts) -> str:
+def render(report: Report) -> str:
     """Return the page as HTML."""
-    return render_template("page.html", facts=facts, **_template_values(facts))
+    return render_template("model.html", report=report, **_template_values(report))
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -57,23 +57,23 @@ def render_template(name: str, **values: Any) -> str:
     return environment.get_template(name).render(**values)
 
 
-def _template_values(facts: Facts) -> dict[str, Any]:
-    evaluation, rival = facts.evaluation, facts.rival
+def _template_values(report: Report) -> dict[str, Any]:
+    evaluation, rival = report.evaluation, report.rival
     # Figures from other images cannot be compared with these.
     theirs = rival.stored if rival and rival.same_images else None
-    recipe = dict(facts.run.recipe) if facts.run else {}
-    if facts.run and "precision" in facts.model.metrics:
+    recipe = dict(report.run.recipe) if report.run else {}
+    if report.run and "precision" in report.model.metrics:
         # The trainer's processor determines it, not the recipe.
-        recipe["precision"] = facts.model.metrics["precision"]
-    models = _compared_models(facts)
-    sets = [tables.evaluated_set(TEST_SET, facts.stored, theirs)]
-    if facts.live_set:
-        sets.append(tables.evaluated_set(LIVE_SET, facts.live_set, rival.live_set if rival else None))
+        recipe["precision"] = report.model.metrics["precision"]
+    models = _compared_models(report)
+    sets = [tables.evaluated_set(TEST_SET, report.stored, theirs)]
+    if report.live_set:
+        sets.append(tables.evaluated_set(LIVE_SET, report.live_set, rival.live_set if rival else None))
     return {
         "evaluation": evaluation,
-        "evaluated_on": _describe_data(facts.stored),
+        "evaluated_on": _describe_data(report.stored),
         "their_data": _describe_data(rival.stored) if rival and rival.stored else None,
-        "run_data": describe_version(facts.run.dataset, facts.run.dataset_version) if facts.run else None,
+        "run_data": describe_version(report.run.dataset, report.run.dataset_version) if report.run else None,
         "rival": rival,
         "theirs": theirs.evaluation if theirs else None,
         "sets": sets,
@@ -83,7 +83,7 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         "confused": tables.most_confused(evaluation),
         "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),
         "mistakes": tables.shown_mistakes(evaluation, theirs.answers if theirs else None),
-        "their_mistakes": tables.shown_mistakes(theirs.evaluation, facts.stored.answers) if theirs else (),
+        "their_mistakes": tables.shown_mistakes(theirs.evaluation, report.stored.answers) if theirs else (),
         "recipe": {name: value for name, value in recipe.items() if name not in _SHOWN_ELSEWHERE},
         "calibration_diagram": charts.calibration_diagram(
             "calibration-diagram",
@@ -96,7 +96,7 @@ def _template_values(facts: Facts) -> dict[str, Any]:
                 for name, style, evaluation in reversed(models)
             ],
         ),
-        **_curves(facts),
+        **_curves(report),
     }
 
 
@@ -104,10 +104,10 @@ def _describe_data(stored: StoredEvaluation) -> str:
     return describe_version(stored.dataset, stored.version)
 
 
-def _curves(facts: Facts) -> dict[str, Any]:
-    epochs = facts.epochs
+def _curves(report: Report) -> dict[str, Any]:
+    epochs = report.epochs
     # Without held-out images there are no figures to draw.
-    data = (facts.run and facts.run.data) or {}
+    data = (report.run and report.run.data) or {}
     held_out = bool(epochs) and data.get("validation_images") != 0
     both: list[tuple[str, charts.Style, str]] = [("training", "theirs", "")]
     if held_out:
@@ -126,12 +126,12 @@ def _curves(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _compared_models(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
+def _compared_models(report: Report) -> list[tuple[str, charts.Style, Any]]:
     """Return the models to draw: the rival first, so that this model is drawn over it."""
-    drawn: list[tuple[str, charts.Style, Any]] = [("this model", "ours", facts.evaluation)]
-    if facts.rival and facts.rival.same_images:
-        name = "champion" if facts.rival.is_champion else "champion before"
-        drawn.insert(0, (name, "theirs", facts.rival.evaluation))
+    drawn: list[tuple[str, charts.Style, Any]] = [("this model", "ours", report.evaluation)]
+    if report.rival and report.rival.same_images:
+        name = "champion" if report.rival.is_champion else "champion before"
+        drawn.insert(0, (name, "theirs", report.rival.evaluation))
     return drawn
 
 

@@ -18,7 +18,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.api.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
 from jobs.ledger.api.files import get_file
 from jobs.ledger.api.webhooks import secret_of_batches
-from jobs.ledger.descriptions import describe_batch
+from jobs.ledger.api_objects import describe_batch
 from jobs.ledger.jobs.queries import JobStatus, full_id, job_status, latest_jobs, model_named
 from jobs.ledger.jobs.submission import find_key, open_job
 from jobs.ledger.learning.models import model_or_champion

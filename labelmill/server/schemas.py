@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from jobs.ledger.descriptions import describe_run, seconds
+from jobs.ledger.api_objects import describe_run, seconds
 from jobs.ledger.jobs.outcomes import Prediction, as_json
 from jobs.ledger.jobs.queries import JobStatus
 from jobs.ledger.learning.runs import Run

@@ -9,7 +9,7 @@ from itertools import count
 from jobs.ledger import Ledger
 from jobs.ledger.api.deliveries import list_deliveries
 from jobs.ledger.api.webhooks import add_endpoint
-from jobs.ledger.outbox import report_test
+from jobs.ledger.webhook_outbox import report_test
 from jobs.schema import DeliveryState, db_now, webhook_deliveries
 from jobs.settings import Settings
 from tests.console import Home

@@ -18,7 +18,7 @@ from jobs.ledger.sqlite import driver
 from jobs.schema import db_now, locks
 from tests.postgresql import PostgresqlServer
 from tests.programs import run_python
-from worker.retry import retry
+from worker.backoff import retry
 
 #: Another process that writes a row; SQLite takes it for the last one to close the file.
 WRITER = """

@@ -28,7 +28,7 @@ from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
 from labelmill.operations import metrics
-from labelmill.operations.families import METRICS, exported_name
+from labelmill.operations.metric_families import METRICS, exported_name
 from labelmill.operations.metrics import LabelmillCollector
 from labelmill.server.application import create_app
 from tests.conftest import plans_of

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from labelmill.operations.families import METRICS, PREFIX, exported_name
+from labelmill.operations.metric_families import METRICS, PREFIX, exported_name
 from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]

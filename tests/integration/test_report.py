@@ -13,8 +13,8 @@ from jobs.models.model import MNIST_INPUT
 from jobs.models.promotion import Compared, compare_answers
 from labelmill.cli import app
 from labelmill.console.terminal import ExitCode
-from labelmill.reporting.model_facts import load_facts
 from labelmill.reporting.model_page import render
+from labelmill.reporting.report_data import load_report
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -61,7 +61,7 @@ def promote(ledger, model_id, before=None, **verdict):
 
 def facts_of(ledger, model_id):
     with ledger.reading() as connection:
-        return load_facts(connection, model_id)
+        return load_report(connection, model_id)
 
 
 def test_a_trained_model_comes_with_its_run_its_verdict_and_the_champion(ledger):

@@ -36,7 +36,7 @@ from jobs.ledger.learning import health
 from jobs.ledger.learning.health import report_drift
 from jobs.ledger.learning.models import lock_champion, move_champion, roll_back
 from jobs.ledger.learning.runs import cancel_run, request_run
-from jobs.ledger.outbox import BATCHES, report_test
+from jobs.ledger.webhook_outbox import BATCHES, report_test
 from jobs.limits import ErrorLimits
 from jobs.messages import WEBHOOK_QUEUE
 from jobs.models.model import Model

@@ -20,7 +20,7 @@ from jobs.ledger.counters import AttemptEnd
 from jobs.schema import ChunkState, DeliveryState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, Settings, known_variables
 from labelmill.cli import COMMANDS, load_command
-from labelmill.operations.families import METRICS
+from labelmill.operations.metric_families import METRICS
 from labelmill.server.problems import ProblemCode
 
 PROJECT = Path(__file__).parents[2]

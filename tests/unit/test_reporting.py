@@ -26,8 +26,8 @@ from labelmill.reporting import charts
 from labelmill.reporting import report_rows as tables
 from labelmill.reporting.contact_sheet import render_contact_sheet
 from labelmill.reporting.labelled_job_page import render_labelled
-from labelmill.reporting.model_facts import Facts, Rival
 from labelmill.reporting.model_page import render
+from labelmill.reporting.report_data import Report, Rival
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -182,7 +182,7 @@ TRUTH = [n % 10 for n in range(1000)]
 
 def make_facts(**changes):
     """Return the facts of a model that is better than the champion, with everything known about it."""
-    facts = Facts(
+    facts = Report(
         model=make_model(),
         stored=stored(TRUTH, answers_of(TRUTH, wrong=100)),
         rival=Rival(

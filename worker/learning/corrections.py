@@ -23,9 +23,9 @@ from jobs.limits import ImageLimits
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec
 from jobs.storage.store import Store
+from worker.backoff import retry
 from worker.learning.data import Data, Joined, Labelled, Uint8, Uint16
 from worker.predicting.decode import content_hash, decode
-from worker.retry import retry
 
 logger = logging.getLogger(__name__)
 

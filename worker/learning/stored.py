@@ -34,9 +34,9 @@ from jobs.settings import Settings
 from jobs.storage.dataset_list import DatasetImage, Manifest, read_manifest
 from jobs.storage.payloads import Payload, read_payload
 from jobs.storage.store import Store
+from worker.backoff import retry
 from worker.learning.data import Data, Labelled, Uint8, no_images
 from worker.predicting.decode import decode
-from worker.retry import retry
 
 #: How many versions and inputs of each dataset the cache keeps.
 _KEPT: Final = 3

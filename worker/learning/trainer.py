@@ -10,7 +10,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.learning.runs import RunClaim
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from worker.retry import retry
+from worker.backoff import retry
 
 T = TypeVar("T")
 

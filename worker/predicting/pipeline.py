@@ -21,12 +21,12 @@ from jobs.ledger.jobs.results import Classified, record_results, split_outcomes
 from jobs.network.references import Reference
 from jobs.schema import JobState
 from jobs.storage.payloads import Content, Payload
+from worker.backoff import retry
 from worker.predicting import telemetry
 from worker.predicting.context import WorkerContext
 from worker.predicting.free_space import wait_for_room
 from worker.predicting.timings import Timings
 from worker.predicting.windows import classify_images
-from worker.retry import retry
 from worker.time_limit import time_limit_unmasked
 
 logger = logging.getLogger(__name__)

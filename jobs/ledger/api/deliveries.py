@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from jobs.ids import new_id
 from jobs.ledger.api.webhooks import disable_endpoint
 from jobs.ledger.counters import CounterName, WebhookResult, count
-from jobs.ledger.outbox import BATCHES
+from jobs.ledger.webhook_outbox import BATCHES
 from jobs.schema import DeliveryState, db_now, webhook_deliveries, webhook_endpoints
 
 #: How long a sender's claim lasts: far longer than a request takes (`worker.webhook_sender`).

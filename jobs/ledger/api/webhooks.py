@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
-from jobs.ledger.outbox import BATCHES
+from jobs.ledger.webhook_outbox import BATCHES
 from jobs.network.webhooks import Event, new_secret
 from jobs.schema import db_now, webhook_endpoints
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.jobs.claims import job_was_stopped, next_due
-from jobs.ledger.outbox import report_ended_jobs
+from jobs.ledger.webhook_outbox import report_ended_jobs
 from jobs.schema import (
     CHUNK_IS_IN_WORK,
     CHUNK_IS_PENDING,

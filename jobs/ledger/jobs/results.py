@@ -23,7 +23,7 @@ from jobs.ledger.database import as_unavailable
 from jobs.ledger.jobs.claims import Claim, claimed_as
 from jobs.ledger.jobs.control import drop_waiting_work
 from jobs.ledger.jobs.outcomes import Outcomes
-from jobs.ledger.outbox import report_ended_jobs
+from jobs.ledger.webhook_outbox import report_ended_jobs
 from jobs.schema import CHUNK_IS_CLAIMED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.text import all_storable, storable
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ledger.counters import CounterName, count
-from jobs.ledger.outbox import report_ended_jobs
+from jobs.ledger.webhook_outbox import report_ended_jobs
 from jobs.limits import ErrorLimits
 from jobs.options import DEFAULT_OPTIONS, JobOptions
 from jobs.schema import JOB_PLACES, ChunkState, JobState, chunks, db_now, jobs

@@ -21,7 +21,7 @@ from jobs.ledger.database import Ledger
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.learning.models import champions, find_evaluation, model_or_champion
 from jobs.ledger.locks import take_lock
-from jobs.ledger.outbox import is_wanted, report
+from jobs.ledger.webhook_outbox import is_wanted, report
 from jobs.models.dataset import MNIST
 from jobs.models.drift import MIN_IMAGES, Drift, Shift
 from jobs.models.evaluation import CONFIDENCE_EDGES, Evaluation

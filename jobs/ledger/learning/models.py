@@ -13,7 +13,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
 from jobs.ledger.learning.datasets import get_version
-from jobs.ledger.outbox import report
+from jobs.ledger.webhook_outbox import report
 from jobs.models.dataset import MNIST, dataset_option
 from jobs.models.evaluation import ANSWER_BYTES, Evaluation, Part
 from jobs.models.model import InputSpec, Model

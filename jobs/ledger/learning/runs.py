@@ -20,11 +20,11 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
+from jobs.ledger.api_objects import describe_run
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
-from jobs.ledger.descriptions import describe_run
 from jobs.ledger.learning.models import StoredVerdict
-from jobs.ledger.outbox import report
+from jobs.ledger.webhook_outbox import report
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST

@@ -21,22 +21,22 @@ _TASK_BYTES: Final = 256 * 1024
 #: Images that are smaller on average are not split into tasks: decoding thousands of them together is faster.
 _SMALL_BYTES: Final = 2 * 1024
 
-Examined: TypeAlias = Picture | ImageError
+Decoded: TypeAlias = Picture | ImageError
 
 
-class Examiner:
-    """Threads that examine images in parallel: Pillow decodes without holding the GIL."""
+class Decoder:
+    """Threads that decode images in parallel: Pillow decodes without holding the GIL."""
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
-        self._threads = ThreadPoolExecutor(min(usable_cores(), _MAX_THREADS), thread_name_prefix="examining")
+        self._threads = ThreadPoolExecutor(min(usable_cores(), _MAX_THREADS), thread_name_prefix="decoding")
 
     def close(self) -> None:
         """Stop the threads. Images that were not begun are dropped."""
         self._threads.shutdown(cancel_futures=True)
 
-    def begin(self, contents: Sequence[bytes | ImageError]) -> Callable[[], list[Examined]]:
-        """Begin to examine images. Return a function that waits for the results.
+    def begin(self, contents: Sequence[bytes | ImageError]) -> Callable[[], list[Decoded]]:
+        """Begin to decode images. Return a function that waits for the results.
 
         Images that could not be read stay errors.
         """
@@ -44,7 +44,7 @@ class Examiner:
         *groups, rest = _groups(readable)
         tasks = [self._threads.submit(describe_many, group, self._limits) for group in groups]
 
-        def wait() -> list[Examined]:
+        def wait() -> list[Decoded]:
             # Not in a thread: the code for small images holds the GIL, and two threads that compete for it
             # are slower than one.
             last = describe_many(rest, self._limits)

@@ -10,7 +10,7 @@ _LISTED: Final = 100
 
 
 @dataclass(slots=True)
-class Findings:
+class Examples:
     """Images that have one thing in common."""
 
     count: int = 0

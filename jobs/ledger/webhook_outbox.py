@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.ids import new_id
-from jobs.ledger.descriptions import BATCH_STATUS, describe_batch
+from jobs.ledger.api_objects import BATCH_STATUS, describe_batch
 from jobs.network.webhooks import Event
 from jobs.schema import DeliveryState, batches, db_now, jobs, webhook_deliveries, webhook_endpoints
 

@@ -1,4 +1,4 @@
-"""The facts about a model that the report shows, read from the ledger by `load_facts`."""
+"""What the report about a model shows, read from the ledger by `load_report`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Rival:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Report:
     """Everything that the page shows. The page calls values that are None or empty unknown."""
 
     model: Model
@@ -71,8 +71,8 @@ class Facts:
         return CHAMPION in self.model.aliases
 
 
-def load_facts(connection: Connection, model_id: str) -> Facts:
-    """Read all facts. Raises NotFound if the model does not exist or was never evaluated."""
+def load_report(connection: Connection, model_id: str) -> Report:
+    """Read everything. Raises NotFound if the model does not exist or was never evaluated."""
     model = get_model(connection, model_id)
     stored = find_evaluation(connection, model_id)
     if stored is None:
@@ -83,7 +83,7 @@ def load_facts(connection: Connection, model_id: str) -> Facts:
     live_set = find_evaluation(connection, model_id, part=Part.LIVE)
     moves = champion_history(connection, model.dataset)
     run_id = model.metrics.get("run")
-    return Facts(
+    return Report(
         model=model,
         stored=stored,
         rival=_rival(connection, model, stored, live_set),
