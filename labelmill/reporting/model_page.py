@@ -1,6 +1,6 @@
 """Render the report as one HTML page that fetches nothing and runs no script.
 
-Jinja escapes everything that comes from the data. `model.html` is the template, `page.css` goes into its head.
+Jinja escapes everything that comes from the data. `model.html` is the template; `page.css` is in its head.
 `contact_sheet` and `labelled` render other pages with the same style.
 """
 
