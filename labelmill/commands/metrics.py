@@ -11,7 +11,7 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.console.terminal import examples, report_errors, say
-from labelmill.server.addresses import http_url, parse_address
+from labelmill.server.serving import http_url, parse_address
 
 app = typer.Typer(add_completion=False)
 

@@ -11,8 +11,7 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.console.terminal import examples, report_errors
-from labelmill.server.addresses import parse_address
-from labelmill.server.serving import DEFAULT_PORT, is_server_installed, listen_on
+from labelmill.server.serving import DEFAULT_PORT, is_server_installed, listen_on, parse_address
 
 app = typer.Typer(add_completion=False)
 

@@ -26,8 +26,13 @@ from labelmill.console.terminal import (
 )
 from labelmill.local.logs import MAX_LOG_BYTES, Event
 from labelmill.local.stack import WEBHOOK_PROCESSES, Stack, settings_with
-from labelmill.server.addresses import http_url
-from labelmill.server.serving import API_KEY_FILE, is_server_installed, listen_locally, make_first_key
+from labelmill.server.serving import (
+    API_KEY_FILE,
+    http_url,
+    is_server_installed,
+    listen_locally,
+    make_first_key,
+)
 
 app = typer.Typer(add_completion=False)
 

@@ -23,12 +23,11 @@ from jobs.storage.store import Store
 from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
-from labelmill.server.addresses import http_url
 from labelmill.server.application import create_app
 from labelmill.server.connections import MAX_CONNECTIONS, Connection
 from labelmill.server.exporter import Exporter
 from labelmill.server.guards import MAX_HEAD_BYTES
-from labelmill.server.serving import announced
+from labelmill.server.serving import announced, http_url
 from producer.intake import take_in_next
 from worker.logs import log_to_stderr
 
