@@ -1,4 +1,4 @@
-"""Find the classes or the manifest of a ZIP or TAR archive before its images are read."""
+"""Find the classes or the manifest of an archive before its images are read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from jobs.errors import ImageError, UserError
 from jobs.limits import ArchiveLimits
 from labelmill.datasets.labels import are_splits, check_class_count
 from labelmill.datasets.manifests import ManifestFile
-from producer.sources.files import head, shown
+from producer.sources.archives import ArchiveFormat
+from producer.sources.files import shown
 from producer.sources.image import is_hidden, is_image_name
-from producer.sources.tars import HEAD_BYTES, is_tar, scan_tar
-from producer.sources.zips import MAGIC as ZIP_MAGIC
-from producer.sources.zips import scan_zip
 
 #: A manifest in an archive has one of these names.
 _MANIFESTS: Final = ("manifest.csv", "manifest.jsonl", "manifest.ndjson", "manifest.parquet")
@@ -35,23 +33,15 @@ class Contents:
     manifest: ManifestFile | None = None
 
 
-def is_archive(path: str) -> bool:
-    """Return whether a file is a ZIP or TAR archive, by its name or content."""
-    first = head(path, HEAD_BYTES)
-    return path.lower().endswith(".zip") or first.startswith(ZIP_MAGIC) or is_tar(path, first)
-
-
-def scan_archive(path: str, limits: ArchiveLimits) -> Contents:
+def scan_archive(path: str, found: ArchiveFormat, limits: ArchiveLimits) -> Contents:
     """Return where an archive has its classes or its manifest.
 
     Raises SourceError if it cannot be read, UserError if it has several manifests or too many classes.
     """
-    is_zip = path.lower().endswith(".zip") or head(path, 4).startswith(ZIP_MAGIC)
-    scan = scan_zip if is_zip else scan_tar
     folders: set[str] = set()
     manifests: dict[str, bytes] = {}
     try:
-        for name, data in scan(path, limits, _is_manifest, _MANIFEST_BYTES):
+        for name, data in found.scan(path, limits, _is_manifest, _MANIFEST_BYTES):
             folder, _, base = name.rpartition("/")
             if data is not None:
                 manifests[name] = data

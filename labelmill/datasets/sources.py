@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -21,11 +22,12 @@ from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
 from jobs.settings import Settings
 from jobs.text import storable
-from labelmill.datasets.archives import Contents, is_archive, scan_archive
+from labelmill.datasets.archives import Contents, scan_archive
 from labelmill.datasets.examples import Examples
 from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_class_count, to_label
 from labelmill.datasets.manifests import Row, read_manifest_file, rows_of
 from producer.sources import SourceImage, SourceImages, Sources, local_source
+from producer.sources.archives import ArchiveFormat, archive_format
 from producer.sources.files import head, is_below, read_link, shown
 from producer.sources.idx import is_idx, labels_beside, read_labels
 from producer.sources.image import Reading, failed, is_hidden, is_image_name
@@ -100,8 +102,8 @@ class LabelledSources:
         if os.path.isfile(path):
             if is_manifest(path):
                 return self._read_manifest
-            if is_archive(path):
-                return self._read_archive
+            if (archive := archive_format(path)) is not None:
+                return partial(self._read_archive, archive)
             if is_idx(path, head(path, 4)):
                 return self._read_idx
         self._images(path)  # if there is no such file, this says so
@@ -156,8 +158,8 @@ class LabelledSources:
 
     # ---- archives ---------------------------------------------------------------------------------
 
-    def _read_archive(self, path: str) -> Iterator[LabelledImages]:
-        contents = scan_archive(path, self._settings.archive_limits)
+    def _read_archive(self, archive: ArchiveFormat, path: str) -> Iterator[LabelledImages]:
+        contents = scan_archive(path, archive, self._settings.archive_limits)
         if contents.manifest is not None:
             yield from self._read_archived_manifest(path, contents)
             return

@@ -27,7 +27,7 @@ from producer.sources.files import access_error, shown
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import OutputLimit, select_member, too_many_members
 
-MAGIC: Final = b"PK\x03\x04"
+_MAGIC: Final = b"PK\x03\x04"
 
 _ENTRY_MAGIC: Final = b"PK\x01\x02"
 
@@ -59,6 +59,11 @@ _DAMAGE: Final = (
     NotImplementedError,
     ValueError,
 )
+
+
+def is_zip(path: str, first: bytes) -> bool:
+    """Return whether a file that begins with these bytes is a ZIP archive, by its name or content."""
+    return path.lower().endswith(".zip") or first.startswith(_MAGIC)
 
 
 def check_zip(path: str, limits: ArchiveLimits) -> None:

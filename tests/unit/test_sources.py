@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import pytest
 
 from jobs.errors import ErrorCode, SourceError
-from producer import sources as sources_module
 from producer.sources import SourceImage, SourceImages, Sources, files
+from producer.sources import readers as sources_module
 from producer.sources.lines import read_lines
 from tests.memory import peak_of
 from tests.sources import outcome, outcomes

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ErrorCode, SourceError
-from producer import sources as sources_module
 from producer.sources import Sources
+from producer.sources import readers as sources_module
 
 pytestmark = pytest.mark.usefixtures("here")
 

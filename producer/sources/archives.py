@@ -1,0 +1,39 @@
+"""The formats of archives: how each is recognised, checked and read.
+
+The rules that hold for the members of any archive are in `members`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from jobs.limits import ArchiveLimits
+from producer.sources import tars, zips
+from producer.sources.files import head
+from producer.sources.image import Reading, SourceImage
+
+
+class ArchiveFormat(NamedTuple):
+    """What reads one format. Each function raises SourceError for an archive that cannot be read."""
+
+    #: Return whether a file is such an archive, by its path and its first HEAD_BYTES.
+    matches: Callable[[str, bytes], bool]
+    #: Check a file before anything is read from it.
+    check: Callable[[str, ArchiveLimits], None]
+    #: Yield the images.
+    read: Callable[[str, Reading], Iterator[SourceImage]]
+    #: Yield the name of each file, and the content of those that a function wants, up to a number of bytes.
+    scan: Callable[[str, ArchiveLimits, Callable[[str], bool], int], Iterator[tuple[str, bytes | None]]]
+
+
+_FORMATS: Final = (
+    ArchiveFormat(zips.is_zip, zips.check_zip, zips.read_zip, zips.scan_zip),
+    ArchiveFormat(tars.is_tar, tars.check_tar, tars.read_tar, tars.scan_tar),
+)
+
+
+def archive_format(path: str) -> ArchiveFormat | None:
+    """Return the format of an archive, or None if the file is none."""
+    first = head(path, tars.HEAD_BYTES)
+    return next((each for each in _FORMATS if each.matches(path, first)), None)
