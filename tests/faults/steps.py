@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,47 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ledger import Ledger
+from jobs.settings import Settings
 from jobs.storage.store import Store
 
 _left = 0
+
+
+# ---- the test's side ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def killed_at_each_step(
+    program: str, *arguments: str | Path, settings: Settings
+) -> Iterator[Callable[[str], bool]]:
+    """Run a program that calls `serve`.
+
+    Yield a function that has the work for a line done, up to one step further each time, and returns whether
+    its process was killed.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | settings.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def work(line: str) -> bool:
+            stdin.write(f"{line}\n")
+            stdin.flush()
+            outcome = stdout.readline().strip()
+            assert outcome in ("killed", "ended 0")
+            return outcome == "killed"
+
+        yield work
+        stdin.close()
+
+
+# ---- the program's side -------------------------------------------------------------------------------
 
 
 def serve(work: Callable[[str], object]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass, field
 from itertools import count
@@ -25,7 +23,7 @@ from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from producer.intake import take_in_next
-from tests.console import Home
+from tests.faults.steps import killed_at_each_step
 from worker.reconciler import fail_abandoned_jobs
 
 IMAGES = 100
@@ -126,24 +124,13 @@ def test_an_intake_that_is_killed_at_any_step_is_continued(
     # Given a source
     source = make_source(kind, tmp_path)
     settings = settings.model_copy(update={"reference_roots": (str(tmp_path),)})
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLS_ITSELF],
-        env=Home(settings.home, settings.environment()).environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    with killed_at_each_step(KILLS_ITSELF, settings=settings) as take_in:
         killed = 0
         for _ in count():
             job_id = source.submit(ledger, store, champion)
 
             # When the process that takes in a batch of it is killed at the next step
-            process.stdin.write("next\n")
-            process.stdin.flush()
-            outcome = process.stdout.readline().strip()
+            was_killed = take_in("next")
 
             # Then the reconciler lets the batch wait, and another process continues it when the lease is over
             with ledger.transaction() as connection:
@@ -156,11 +143,9 @@ def test_an_intake_that_is_killed_at_any_step_is_continued(
             with ledger.reading() as connection:
                 job = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
             assert (job.state, job.total) == (JobState.RUNNING, IMAGES)
-            if outcome != "killed":
-                assert outcome == "ended 0"
+            if not was_killed:
                 break
             killed += 1
-        process.stdin.close()
     # four chunks, each with a payload and a transaction, the claim, and the folder's first file
     assert killed > 30
 

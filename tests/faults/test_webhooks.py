@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import count
 
 from jobs.ledger import Ledger
@@ -12,7 +10,7 @@ from jobs.ledger.api.webhooks import add_endpoint
 from jobs.ledger.webhook_outbox import report_test
 from jobs.schema import DeliveryState, db_now, webhook_deliveries
 from jobs.settings import Settings
-from tests.console import Home
+from tests.faults.steps import killed_at_each_step
 from tests.receiver import receiving
 from worker.webhook_sender import deliver_next
 
@@ -36,26 +34,15 @@ serve(send)
 
 def test_what_a_killed_sender_had_is_sent_again_under_the_same_id(settings: Settings, ledger: Ledger) -> None:
     settings = settings.model_copy(update={"private_hosts": ("127.0.0.1",)})
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLS_ITSELF],
-        env=Home(settings.home, settings.environment()).environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
     killed, sent_twice = 0, 0
-    with process, receiving() as receiver:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    with killed_at_each_step(KILLS_ITSELF, settings=settings) as send, receiving() as receiver:
         with ledger.transaction() as connection:
             endpoint, secret = add_endpoint(connection, receiver.url)
         for _ in count():
             # Given a message, and a sender that is killed at the next step
             with ledger.transaction() as connection:
                 delivery_id = report_test(connection, endpoint.id, receiver.url)
-            process.stdin.write("next\n")
-            process.stdin.flush()
-            outcome = process.stdout.readline().strip()
+            was_killed = send("next")
 
             # When its lease is over, Then another one sends the message unless that is recorded already
             with ledger.transaction() as connection:
@@ -68,11 +55,9 @@ def test_what_a_killed_sender_had_is_sent_again_under_the_same_id(settings: Sett
             receiver.got.clear()
             with ledger.reading() as connection:
                 assert list_deliveries(connection, limit=1)[0].state == DeliveryState.DELIVERED
-            if outcome != "killed":
-                assert outcome == "ended 0"
+            if not was_killed:
                 break
             killed += 1
-        process.stdin.close()
     # Two transactions of three steps, and the request's two
     assert killed == 8
     assert sent_twice == 3  # killed between the answer and the COMMIT
