@@ -24,7 +24,7 @@ from tests.faults.pictures import pictures
 from tests.faults.servers import FaultyPostgresql
 from tests.faults.signs import Signs, missing_signs, scrape
 from tests.faults.trials import Matrix
-from tests.small_disk import SmallDisk, small_disk
+from tests.small_disk import SmallDisk
 
 #: How long the ledger's disk is full: several leases, enough for dozens of attempts if workers kept claiming.
 FULL_SECONDS = 15.0
@@ -39,21 +39,29 @@ FULL = Signs(
 )
 
 
-@pytest.mark.parametrize("room", [40_000, 300_000, 1_000_000])
+@pytest.mark.parametrize(
+    ("command", "room"),
+    [
+        *(("submit", room) for room in (40_000, 300_000, 1_000_000)),
+        *(("datasets add pets", room) for room in (20_000, 120_000)),
+    ],
+)
 def test_a_producer_without_room_says_so_and_leaves_nothing(
-    new_home: Home, tmp_path: Path, matrix: Matrix, room: int
+    new_home: Home, tmp_path: Path, matrix: Matrix, command: str, room: int
 ) -> None:
-    with matrix.trials("disk full while submitting", "I1", short=1, long=1) as trials:
+    with matrix.trials(f"disk full during {command}", "I1", short=1, long=1) as trials:
         # given a folder of images, and a limit on what a file may grow to
-        folder = tmp_path / "images"
-        folder.mkdir()
         for picture in pictures(600):
-            (folder / picture.name).write_bytes(picture.data + bytes(2_000))
+            (tmp_path / "images" / picture.answer).mkdir(parents=True, exist_ok=True)
+            path = tmp_path / "images" / picture.answer / picture.name
+            path.write_bytes(picture.data + bytes(2_000))
+        with Client(Settings.load(home=new_home.path)) as client:
+            datasets = client.datasets()
         stored = _files(new_home.path / "store")
 
-        # when it is submitted
+        # when they are submitted, or added to a dataset
         done = subprocess.run(
-            [LABELMILL, "submit", str(folder)],
+            [LABELMILL, *command.split(), str(tmp_path / "images")],
             env=new_home.environment,
             capture_output=True,
             text=True,
@@ -62,22 +70,14 @@ def test_a_producer_without_room_says_so_and_leaves_nothing(
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
         )
 
-        # then the person is told in a sentence, and nothing of the job is left
-        assert done.returncode == 1, done.stderr
-        assert done.stdout == ""
+        # then the person is told in a sentence, and nothing of them is left
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert "Traceback" not in done.stderr
         assert "File too large" in done.stderr or "cannot be" in done.stderr, done.stderr
         assert _files(new_home.path / "store") == stored
         with Client(Settings.load(home=new_home.path)) as client:
-            assert client.jobs() == []
+            assert (client.jobs(), client.datasets()) == ([], datasets)
         trials.ran(1)
-
-
-@pytest.fixture
-def disk(short_folder: Path) -> Iterator[SmallDisk]:
-    """A disk for the ledger's database, and nothing else."""
-    with small_disk(short_folder / "disk", megabytes=48) as disk:
-        yield disk
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
