@@ -53,7 +53,7 @@ class Verdict:
 def check_job(url: str, job_id: str, expected: Sequence[Expected]) -> Verdict:
     """Judges one job that has ended. `url`: the ledger's, as `sqlite:///path` or `postgresql://...`."""
     verdict = Verdict(images=len(expected))
-    with _rows(url) as select:
+    with selecting(url) as select:
         _check_outcomes(verdict, select, job_id, expected)
         _check_chunks(verdict, select, job_id, len(expected))
         _check_counters(verdict, select, job_id)
@@ -63,7 +63,7 @@ def check_job(url: str, job_id: str, expected: Sequence[Expected]) -> Verdict:
 def chunk_rows(url: str, job_id: str) -> list[dict[str, Any]]:
     """All a job's chunks: state, images, attempts, crashes and releases."""
     columns = ("first_index", "state", "images", "attempts", "crashes", "releases", "error")
-    with _rows(url) as select:
+    with selecting(url) as select:
         found = select(
             f"SELECT {', '.join(columns)} FROM chunks WHERE job_id = ? ORDER BY first_index", job_id
         )
@@ -91,7 +91,8 @@ class _Select:
 
 
 @contextlib.contextmanager
-def _rows(url: str) -> Iterator[_Select]:
+def selecting(url: str) -> Iterator[_Select]:
+    """Open the database at this URL to read its rows."""
     scheme, _, rest = url.partition(":///")
     if scheme == "sqlite":
         with contextlib.closing(driver().connect(rest, timeout=30)) as sqlite:

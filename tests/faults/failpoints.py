@@ -9,19 +9,13 @@ seam, so that one worker serves many trials.
 | `after pop` | a child has the message; nothing is claimed |
 | `after claim` | the claim is committed |
 | `after predict` | the outcomes are computed; nothing is written |
-| `writing` | a transaction is open for the outcomes; nothing is written |
 | `COPY` | the first outcomes are on their way to PostgreSQL, which waits for the next |
 | `before COMMIT` | the outcomes are written in an open transaction |
 | `after COMMIT` | the outcomes are committed |
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
 | `run claimed` | a trainer's child has claimed a training run |
-| `to be cached` | a split of a dataset is about to be decoded into the cache |
-| `decoding` | an image is about to be decoded; those before it are in an unfinished file |
-| `decoded` | all of them are; the file does not have its name yet |
-| `cached` | the file has its name |
 | `epoch` | an epoch is written in an open transaction |
-| `to be saved` | the trained model is about to be written to a temporary file |
 | `saved` | the trained model is in a temporary file, nowhere else |
 | `to be stored` | its file is about to go into the store, also for the second time |
 | `storing` | its bytes are in the store, not yet under their name |
@@ -157,8 +151,6 @@ def passing(seam: str) -> None:
         if rule.action.startswith("SIG"):
             os.kill(PARENT, signal.Signals[rule.action])
             time.sleep(rule.value)
-        elif rule.action == "sleep":
-            time.sleep(rule.value)
         else:
             _ACTIONS[rule.action]()
 
@@ -233,7 +225,6 @@ def _predicted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @_wrap(pipeline, "record_results")
 def _recording(original: Callable[..., Any], connection: Any, *args: Any) -> Any:
-    passing("writing")
     try:
         recorded = original(connection, *args)
     except LeaseLost:
@@ -283,7 +274,6 @@ def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
     if claim is not None:
         passing("run claimed")
         _set_up_training()
-        _set_up_decoding()
     return claim
 
 
@@ -301,9 +291,7 @@ def _set_up_training() -> None:
 
     @_wrap(judge, "save")
     def saved(original: Callable[..., None], *args: Any) -> None:
-        with _room_for_files():
-            passing("to be saved")
-            original(*args)
+        original(*args)
         passing("saved")
 
     @_wrap(os, "fsync")
@@ -334,27 +322,3 @@ def _set_up_training() -> None:
         reason = original(*args)
         passing("promoted")
         return reason
-
-
-@functools.cache
-def _set_up_decoding() -> None:
-    """The seams of a dataset's decoding into the cache."""
-    from worker.learning.stored import StoredDataset
-
-    @_wrap(StoredDataset, "_decode_all")
-    def decoded(original: Callable[..., None], *args: Any) -> None:
-        with _room_for_files():
-            passing("to be cached")
-            original(*args)
-        passing("decoded")
-
-    @_wrap(StoredDataset, "_decoded")
-    def decoding(original: Callable[..., Any], *args: Any) -> Any:
-        passing("decoding")
-        return original(*args)
-
-    @_wrap(StoredDataset, "_cached")
-    def cached(original: Callable[..., Path], *args: Any) -> Path:
-        path = original(*args)
-        passing("cached")
-        return path

@@ -81,8 +81,7 @@ class Plan:
                 continue
             passings = self._passing(f"{number}-{place}")
             if passings % rule.every == 0 and passings // rule.every <= rule.times:
-                if rule.action != "sleep":
-                    self.log(rule.action, seam=seam)
+                self.log(rule.action, seam=seam)
                 yield rule
 
     def log(self, action: str, **more: Any) -> None:
