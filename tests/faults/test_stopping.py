@@ -39,7 +39,7 @@ def test_a_worker_that_is_told_to_stop_blames_no_image(
                 assert not crashes or signal_name == "SIGQUIT", crashes
 
 
-def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix) -> None:
+def test_a_message_outlives_the_process_that_had_it(matrix: Matrix) -> None:
     # given workers whose reconciler sends nothing, and leases that do not run out: what becomes of a
     # message is Celery's affair alone
     with (
@@ -47,14 +47,25 @@ def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix)
         folder_for_sockets() as folder,
         Harness(folder / "home", workers=0, lease_seconds=120.0, FAULT_RECONCILE_SECONDS="86400") as harness,
     ):
+        # when a process dies with its chunk claimed, then another one has its message
+        images = pictures(30)
+        harness.plan.set(Rule("after claim", "kill", times=1, every=1))
+        worker = harness.add_worker("killed", processes=1)
+        job = harness.submit(images, chunk_images=30)
+        verdict = harness.judge(job, images)
+        assert verdict.clean, verdict
+        [chunk] = chunk_rows(harness.url, job)
+        assert (chunk["attempts"], chunk["crashes"]) == (2, 1)
+        harness.remove_worker(worker)
+
         for number in range(trials.wanted):
-            # and one of them in the middle of a chunk, whose message is the only one there is
+            # and given a worker in the middle of a chunk, whose message is the only one there is
             with harness.redis() as client:
                 client.flushall()
             harness.plan.set(Rule("after claim", "SIGQUIT", times=1, every=1, value=60.0))
             worker = harness.add_worker(f"stopped{number}", processes=1)
             worker.supervised = False
-            job = harness.submit(pictures(30), chunk_images=30)
+            job = harness.submit(images, chunk_images=30)
 
             # when it is shut down cold
             worker.popen.wait(60)
