@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -14,16 +14,6 @@ from tests.faults.harness import HEALED_SECONDS, Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix
-
-
-@contextmanager
-def another_worker(harness: Harness) -> Iterator[None]:
-    """One more, of one process, until the end."""
-    worker = harness.add_worker("other", processes=1)
-    try:
-        yield
-    finally:
-        harness.remove_worker(worker, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -83,13 +73,10 @@ def test_a_zombie_that_finishes_late_records_nothing(
     ],
 )
 def test_a_standstill_while_recording_holds_nobody_up_for_long(
-    postgresql_harness: Harness, matrix: Matrix, where: str, seam: str
+    crowded_harnesses: list[Harness], matrix: Matrix, where: str, seam: str
 ) -> None:
-    harness = postgresql_harness
-    with (
-        matrix.trials(f"SIGSTOP in {where}, PostgreSQL", "I1-I3", short=1, long=10) as trials,
-        another_worker(harness),
-    ):
+    [_, harness] = crowded_harnesses
+    with matrix.trials(f"SIGSTOP in {where}, PostgreSQL", "I1-I3", short=1, long=10) as trials:
         for _ in range(trials.wanted):
             # given a worker that stands still while it records
             harness.plan.set(Rule(seam, "stop both", times=1, every=5))
