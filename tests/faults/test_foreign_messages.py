@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import pickle
@@ -12,13 +11,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from jobs.ids import new_id
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_TASK
 from jobs.queue import KEY_PREFIX
-from jobs.settings import Settings
-from tests.console import Home, has_tensorflow, processes_below, until, wait_for_broker
+from tests.console import until
+from tests.faults.harness import Harness
+from tests.faults.pictures import pictures
 
 
 class _Exploit:
@@ -66,38 +64,36 @@ def _wake_ups() -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_worker_drops_what_is_not_ours_and_lives(new_home: Home, few_digits: Path, tmp_path: Path) -> None:
+def test_a_worker_drops_what_is_not_ours_and_lives(short_folder: Path, tmp_path: Path) -> None:
     # given a worker at rest
-    trap, log = tmp_path / "unpickled", tmp_path / "up.log"
-    settings = Settings.load(home=new_home.path)
-    with (
-        new_home.started("up", log=log) as up,
-        contextlib.closing(redis.Redis(unix_socket_path=str(settings.broker_socket))) as client,
-    ):
-        wait_for_broker(new_home)
-        until(lambda: len(_workers(up.pid)) == 2, "the worker is warm")
-        workers = _workers(up.pid)
-        memory = _resident_bytes(workers[0])
+    trap, images = tmp_path / "unpickled", pictures(50)
+    with Harness(short_folder / "home") as harness, harness.redis() as client:
+        [worker] = harness.workers
+        first = harness.judge(harness.submit(images, chunk_images=50), images)
+        assert first.clean, first
+        processes = sorted([worker.pid, *worker.children()])
+        memory = _resident_bytes(worker.pid)
 
         # when there is junk on its queue, a few 50 MB of it, a job ahead of it, and one behind it
         junk = _junk(trap) + ["x" * 50_000_000] * 3
         key = KEY_PREFIX + CLASSIFY_QUEUE
         for message in [*junk, *_wake_ups()]:
             client.lpush(key, message)
-        ahead = new_home.run("submit", few_digits, "--watch")
+        ahead = harness.submit(images, chunk_images=50)
         until(lambda: client.llen(key) == 0, "the junk is gone", seconds=30)
-        behind = new_home.run("submit", few_digits, "--watch")
+        behind = harness.submit(images, chunk_images=50)
 
         # then both are done by the same processes, nothing is left in the broker, and none was unpickled
-        for done in (ahead, behind):
-            assert done.returncode == 0, done.stderr
-        assert _workers(up.pid) == workers
+        for job in (ahead, behind):
+            verdict = harness.judge(job, images)
+            assert verdict.clean, verdict
+        assert sorted([worker.pid, *worker.children()]) == processes
         until(lambda: client.hlen(KEY_PREFIX + "unacked") == 0, "nothing is held", seconds=30)
         assert client.llen(key) == 0
         assert not trap.exists()
 
         # and each was counted, in a line, without a word of what was in it
-        text = (new_home.path / "logs" / "worker.log").read_text()
+        text = (harness.faults / "worker0.log").read_text()
         told = re.findall(
             r"/(\w+)\S+ dropped a message that is not ours: .* \(number (\d+) of this process\)$", text, re.M
         )
@@ -107,20 +103,7 @@ def test_a_worker_drops_what_is_not_ours_and_lives(new_home: Home, few_digits: P
         assert "passwd" not in text
 
         # and the parent, who took it from the broker, keeps none of it in memory
-        assert _resident_bytes(workers[0]) < memory + 40_000_000
-
-
-def _workers(pid: int) -> list[int]:
-    """The classifying worker's processes: the parent, and its children once they have TensorFlow."""
-    found = [below for below in processes_below(pid) if CLASSIFY_QUEUE.encode() in _command_line(below)]
-    parent = min(found, default=0)
-    return sorted(below for below in found if below == parent or has_tensorflow(below))
-
-
-def _command_line(pid: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes()
-    return b""
+        assert _resident_bytes(worker.pid) < memory + 40_000_000
 
 
 def _resident_bytes(pid: int) -> int:
