@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.claims import Claim
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.ledger.jobs.submission import NewChunk
@@ -45,6 +47,15 @@ def chunk_states_of(ledger: Ledger, job: Job) -> list[ChunkState]:
     with ledger.reading() as connection:
         query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
         return [ChunkState(state) for state in connection.scalars(query)]
+
+
+def claim_of(ledger: Ledger, chunk_id: str) -> Claim:
+    """Return the claim that a chunk's row describes."""
+    query = sa.select(chunks, jobs.c.model_id).join(jobs).where(chunks.c.id == chunk_id)
+    with ledger.reading() as connection:
+        row = connection.execute(query).one()._asdict()
+    values = {field.name: row[field.name] for field in fields(Claim) if field.name in row}
+    return Claim(chunk_id=chunk_id, traceparent=None, **values)
 
 
 def champion_of(ledger: Ledger) -> str | None:

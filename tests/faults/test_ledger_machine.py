@@ -64,6 +64,7 @@ from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predicti
 from tests.faults.checker import Verdict
 from tests.faults.ledger_model import FINISHED, STOPPED, UNFINISHED, ChunkModel, JobModel, LedgerModel
 from tests.faults.trials import Matrix
+from tests.ledger_probes import claim_of
 from tests.outcomes import Outcome, to_columns
 from worker.reconciler import Reconciler
 
@@ -590,24 +591,7 @@ class LedgerMachine(RuleBasedStateMachine):
         chunk = done[pick % len(done)]
         with self.ledger.transaction() as connection:
             connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="claimed"))
-            row = connection.execute(sa.select(chunks).where(chunks.c.id == chunk.id)).one()
-        claim = Claim(
-            chunk_id=chunk.id,
-            token=row.token,
-            job_id=chunk.job.id,
-            model_id=chunk.job.model_id,
-            first_index=chunk.first,
-            images=chunk.images,
-            payload=row.payload,
-            payload_digest=row.payload_digest,
-            payload_offset=row.payload_offset,
-            attempts=row.attempts,
-            releases=0,
-            crashes=0,
-            crash_code=None,
-            error=None,
-            traceparent=None,
-        )
+        claim = claim_of(self.ledger, chunk.id)
         with pytest.raises((IntegrityError, UniqueViolation)), self.ledger.transaction() as connection:
             record_results(connection, [Classified(claim, to_columns(self._outcomes(claim)))])
         with self.ledger.transaction() as connection:

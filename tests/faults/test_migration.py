@@ -27,6 +27,7 @@ from jobs.ledger.maintenance import release_expired_claims
 from labelmill.client.migrating import upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
+from tests.ledger_probes import claim_of
 from tests.next_migration import NEXT, become_next_version
 from tests.outcomes import Outcome, to_columns
 from tests.secured import conninfo
@@ -174,24 +175,7 @@ def _make_jobs(ledger: Ledger) -> tuple[str, Claim, str]:
                 name=f"{index}.png",
                 label=str(index % 10),
             )
-    late = Claim(
-        chunk_id=claimed,
-        token=token,
-        job_id=job,
-        model_id=model,
-        first_index=2 * IMAGES,
-        images=IMAGES,
-        payload="",
-        payload_digest="",
-        payload_offset=0,
-        attempts=1,
-        releases=0,
-        crashes=0,
-        crash_code=None,
-        error=None,
-        traceparent=None,
-    )
-    return job, late, paused
+    return job, claim_of(ledger, claimed), paused
 
 
 def _work_until_done(ledger: Ledger) -> None:
