@@ -54,7 +54,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import ErrorCode
-from jobs.settings import ENV_PREFIX
+from jobs.settings import ENV_PREFIX, Settings
+from labelmill.local.stack import broker_answers
 from tests.console import Home, rows
 from tests.faults import bad_archives, corpus
 from tests.faults.corpus import CASES
@@ -163,8 +164,8 @@ def _escaped(home: Home, box: Box) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
-def test_a_bad_image_gets_its_code_and_its_neighbours_their_labels(
-    outcomes: dict[str, Row], number: int
+def test_a_bad_image_gets_its_code_in_little_memory_and_its_neighbours_their_labels(
+    outcomes: dict[str, Row], appetites: dict[str, tuple[int, str]], box: Box, number: int
 ) -> None:
     case = CASES[number]
     before, after = (outcomes[name] for name in _neighbours(number))
@@ -172,6 +173,13 @@ def test_a_bad_image_gets_its_code_and_its_neighbours_their_labels(
     # What is no error is the digit itself, whatever way it is written.
     expected = Row("0", "") if case.outcome is None else Row("", case.outcome)
     assert outcomes[_name(number, case.name)] == expected
+    # And what reads it takes little memory.
+    path = box.path / _name(number, case.name)
+    grown, outcome = appetites[str(path)]
+    assert outcome == (case.outcome or "pixels")
+    assert grown < MOST_BYTES
+    if case.outcome == ErrorCode.TOO_LARGE:
+        assert grown < path.stat().st_size + MOST_BYTES_UNDECODED
 
 
 @pytest.mark.parametrize("place", range(len(OF_FOLDER)), ids=lambda place: OF_FOLDER[place])
@@ -181,11 +189,8 @@ def test_what_is_no_file_of_the_folder_is_forbidden_and_its_neighbours_get_their
     number = len(CASES) + place
     before, after = (outcomes[name] for name in _neighbours(number))
     assert before == after == Row("0", "")
-    assert outcomes[_name(number, OF_FOLDER[place])] == Row("", ErrorCode.SOURCE_FORBIDDEN)
-
-
-def test_a_device_that_is_named_is_forbidden(outcomes: dict[str, Row]) -> None:
-    assert outcomes["/dev/zero"] == Row("", ErrorCode.SOURCE_FORBIDDEN)
+    forbidden = Row("", ErrorCode.SOURCE_FORBIDDEN)
+    assert outcomes[_name(number, OF_FOLDER[place])] == outcomes["/dev/zero"] == forbidden
 
 
 @pytest.fixture(scope="session")
@@ -208,27 +213,13 @@ def _appetites(kind: str, paths: list[str]) -> dict[str, tuple[int, str]]:
     return {rest.rpartition(" ")[2]: (int(grown), rest.rpartition(" ")[0]) for grown, rest in lines}
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
-def test_a_bad_image_takes_little_memory(
-    appetites: dict[str, tuple[int, str]], box: Box, number: int
-) -> None:
-    case = CASES[number]
-    path = box.path / _name(number, case.name)
-    grown, outcome = appetites[str(path)]
-    assert outcome == (case.outcome or "pixels")
-    assert grown < MOST_BYTES
-    if case.outcome == ErrorCode.TOO_LARGE:
-        assert grown < path.stat().st_size + MOST_BYTES_UNDECODED
-
-
 # ---- exactly at the limit -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def at_the_limits(trained: Home, box: Box, session_folder: Path) -> dict[str, Row]:
-    """A job under small limits: what is exactly at each of them, and what is one over."""
-    folder = session_folder / "at"
-    folder.mkdir()
+def test_exactly_at_each_limit_is_a_prediction_and_one_more_is_too_large(
+    new_home: Home, box: Box, tmp_path: Path
+) -> None:
+    # Given pictures that are exactly at each limit, and one over it
     good, most = box.good, len(box.good) + 2000
     over = np.zeros((28, 29), np.uint8)
     over[:, :28] = box.digit
@@ -245,7 +236,7 @@ def at_the_limits(trained: Home, box: Box, session_folder: Path) -> dict[str, Ro
         "frames-over.png": corpus.animation(4, "PNG", box.digit),
         "switched-off.bmp": corpus.encode(Image.fromarray(box.digit), "BMP"),
     }.items():
-        (folder / name).write_bytes(data)
+        (tmp_path / name).write_bytes(data)
         assert len(data) <= most + 1, name
     limits = {
         "MAX_IMAGE_BYTES": str(most),
@@ -253,28 +244,19 @@ def at_the_limits(trained: Home, box: Box, session_folder: Path) -> dict[str, Ro
         "MAX_IMAGE_FRAMES": "3",
         "IMAGE_FORMATS": "png,gif,webp",
     }
-    home = Home(session_folder / "limits", {ENV_PREFIX + name: value for name, value in limits.items()})
-    shutil.copytree(trained.path, home.path)
-    done = home.run("classify", folder)
+    # When they are classified, and a format is switched off
+    new_home.extra = {ENV_PREFIX + name: value for name, value in limits.items()}
+    done = new_home.run("classify", tmp_path)
     assert done.returncode == 3, done.stderr
-    [job] = home.json("jobs")
-    predictions = rows(home.ok("predictions", job["id"], "--format", "csv"))
-    return {Path(row["name"]).name: Row(row["label"], row["error"]) for row in predictions}
-
-
-@pytest.mark.parametrize(
-    ("limit", "extension"),
-    [("bytes", "png"), ("pixels", "png"), ("frames", "gif"), ("frames", "webp"), ("frames", "png")],
-)
-def test_exactly_at_the_limit_is_a_prediction_and_one_more_is_too_large(
-    at_the_limits: dict[str, Row], limit: str, extension: str
-) -> None:
-    assert at_the_limits[f"{limit}-at.{extension}"] == Row("0", "")
-    assert at_the_limits[f"{limit}-over.{extension}"] == Row("", ErrorCode.TOO_LARGE)
-
-
-def test_a_format_that_is_switched_off_is_not_allowed(at_the_limits: dict[str, Row]) -> None:
-    assert at_the_limits["switched-off.bmp"] == Row("", ErrorCode.FORMAT_NOT_ALLOWED)
+    assert not broker_answers(Settings.load(home=new_home.path))
+    # Then those at a limit have their label
+    [job] = new_home.json("jobs")
+    predictions = rows(new_home.ok("predictions", job["id"], "--format", "csv"))
+    found = {Path(row["name"]).name: Row(row["label"], row["error"]) for row in predictions}
+    assert found.pop("switched-off.bmp") == Row("", ErrorCode.FORMAT_NOT_ALLOWED)
+    too_large = Row("", ErrorCode.TOO_LARGE)
+    assert found == {name: too_large if "over" in name else Row("0", "") for name in found}
+    assert len(found) == 10
 
 
 # ---- members of archives ------------------------------------------------------------------------------
