@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -18,9 +20,10 @@ from jobs.queue import KEY_PREFIX
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.store import Store
 from labelmill import Client
-from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
+from tests.console import COMMAND_SECONDS, LABELMILL, Home, killed_at_the_end, processes_below, until
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
+from tests.serving import openai_client
 
 
 @pytest.fixture
@@ -40,14 +43,32 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_path: Path) -> None:
-    # given a stack whose worker meets a message that is not Labelmill's
+    # given a stack; the default port of its API is taken, at the latest by this test, and its worker meets a
+    # message that is not Labelmill's, and is killed
     log = tmp_path / "up.log"
-    with home.started("up", "--processes", "1", log=log):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
+        up = stack.enter_context(home.started("up", "--processes", "1", log=log))
         until(lambda: log.read_text().count(" ready\n") == 5, "all five parts are ready")
         broker = redis.Redis(unix_socket_path=str(Settings.load(home=home.path).broker_socket))
         with contextlib.closing(broker):
             broker.lpush(KEY_PREFIX + CLASSIFY_QUEUE, "not a message")
         until(lambda: "not ours" in log.read_text(), "the worker says that it dropped the message")
+        os.kill(find_worker(up.pid), signal.SIGKILL)
+        until(lambda: log.read_text().count("worker   ready\n") == 2, "the worker is started again")
+
+        # and nobody can start a second one in the same home
+        again = home.run("up")
+        assert again.returncode == 2
+        assert "already up" in again.stderr
+
+        # and a client with the key from the state folder can use the API
+        found = re.search(r"api +(\S+)/v1, key in api-key", log.read_text())
+        assert found is not None
+        key = (home.path / "api-key").read_text().strip()
+        with openai_client(found[1], key) as client:
+            assert client.batches.list().data == []
 
     # then it has said what runs, where, and what to type next
     lines = log.read_text().splitlines()
@@ -61,7 +82,14 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
     events = lines[end + 1 :]
     parts = ("beat", "broker", "trainer", "webhooks", "worker")
     assert sorted(events[:5]) == [f"{part:<8} ready" for part in parts]
-    assert {line[:18] for line in events[5:]} == {"worker   warning: ", "stopping when the ", "all stopped"}
+    assert {line[:18] for line in events[5:]} == {
+        "worker   warning: ",
+        "worker   error: en",
+        "worker   ready",
+        "stopping when the ",
+        "all stopped",
+    }
+    assert "worker   error: ended with -9; restarting it" in events
     assert any("dropped a message that is not ours" in line for line in events)
     assert max(map(len, lines[: end + 6])) <= 80
 
@@ -113,42 +141,37 @@ def test_classify_takes_a_model_that_is_named_and_needs_no_champion(
 
 def test_a_worker_that_dies_ends_the_command_that_started_it(home: Home, image: Path) -> None:
     # given a job whose worker was started for it, when the worker is killed
-    ended = run_and_kill(home, "worker", "classify", str(image))
+    with killed_at_the_end(
+        subprocess.Popen(
+            [LABELMILL, "classify", str(image)],
+            env=home.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    ) as command:
+        os.kill(find_worker(command.pid), signal.SIGKILL)
+        _, said = command.communicate(timeout=COMMAND_SECONDS)
 
     # then the command ends as well, and says where to look and what becomes of the job
     [job] = home.json("jobs")
-    assert ended.returncode == 1, ended.stderr
-    assert f"The worker ended with -9: see {home.path / 'logs' / 'worker.log'}" in ended.stderr
-    assert f"job {job['id']} continues when `labelmill up` runs" in ended.stderr
+    assert command.returncode == 1, said
+    assert f"The worker ended with -9: see {home.path / 'logs' / 'worker.log'}" in said
+    assert f"job {job['id']} continues when `labelmill up` runs" in said
     assert job["state"] != "done"
 
 
-def run_and_kill(home: Home, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `labelmill ...`; kills that process of its stack as soon as it is there."""
-    command = subprocess.Popen(
-        [LABELMILL, *arguments],
-        env=home.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        until(lambda: find(name, command.pid) is not None, f"there is a {name}")
-        victim = find(name, command.pid)
-        assert victim is not None
-        os.kill(victim, signal.SIGKILL)
-        out, err = command.communicate(timeout=COMMAND_SECONDS)
-    finally:
-        command.kill()
-        command.wait()
-    return subprocess.CompletedProcess(arguments, command.returncode, out, err)
+def find_worker(parent: int) -> int:
+    """Wait until another process has started a worker, and return the worker's main process."""
+    found: list[int] = []
 
+    def is_there() -> bool:
+        for pid in processes_below(parent):
+            with contextlib.suppress(OSError):
+                if "worker@%h" in (Path("/proc") / str(pid) / "cmdline").read_text().split("\0"):
+                    found.append(pid)
+        return bool(found)
 
-def find(name: str, parent: int) -> int | None:
-    """The Celery process of this name below another process."""
-    for pid in processes_below(parent):
-        with contextlib.suppress(OSError):
-            if f"{name}@%h" in (Path("/proc") / str(pid) / "cmdline").read_text().split("\0"):
-                return pid
-    return None
+    until(is_there, "there is a worker")
+    return found[0]
