@@ -16,7 +16,7 @@ from PIL import Image
 from jobs.settings import ENV_PREFIX
 from tests.console import Home
 from tests.pages import PROGRAMS, console_examples, python_blocks, run_as_typed
-from tests.serving import make_key, served
+from tests.serving import make_key
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
@@ -61,20 +61,19 @@ def _draw_photos(folder: Path, number: int) -> None:
 
 
 @pytest.mark.fast
-def test_the_python_blocks_run(stack: Home, folder: Path) -> None:
-    with served(stack, folder / "serve.log") as url:
-        openai = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": make_key(stack)}
-        printed = [
-            subprocess.run(
-                [sys.executable, "-c", block.replace("birds", "mnist")],  # the stack's model knows digits
-                cwd=folder,
-                env=stack.environment | {ENV_PREFIX + "HOME": str(stack.path)} | openai,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-            for block in python_blocks(README)
-        ]
+def test_the_python_blocks_run(stack: Home, url: str, folder: Path) -> None:
+    openai = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": make_key(stack)}
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", block.replace("birds", "mnist")],  # the stack's model knows digits
+            cwd=folder,
+            env=stack.environment | {ENV_PREFIX + "HOME": str(stack.path)} | openai,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for block in python_blocks(README)
+    ]
     assert "50 of 50" in printed[0]
     # And the second one prints what became of each image
     assert len(printed[1].strip().splitlines()) == 50

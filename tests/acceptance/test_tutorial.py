@@ -12,7 +12,7 @@ import pytest
 from labelmill.console.terminal import ExitCode
 from tests.console import Home, wait_for_broker
 from tests.pages import PROGRAMS, Example, console_examples, python_blocks, run_as_typed
-from tests.serving import make_key, served
+from tests.serving import make_key
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL = (DOCS / "tutorial-own-images.md").read_text()
@@ -70,18 +70,19 @@ def follow(example: Example, home: Home, folder: Path) -> None:
 
 
 @pytest.mark.fast
-def test_the_curl_lines_of_the_first_tutorial_run(stack: Home, few_digits: Path, tmp_path: Path) -> None:
+def test_the_curl_lines_of_the_first_tutorial_run(
+    stack: Home, url: str, few_digits: Path, tmp_path: Path
+) -> None:
     shutil.copytree(few_digits, tmp_path / "digits")
-    with served(stack, tmp_path / "serve.log") as url:
-        address = {"API": f"{url}/v1", "KEY": make_key(stack)}
-        for example in console_examples(FIRST_TUTORIAL.partition("## 7.")[2]):
-            if example.command.startswith(("KEY=", "API=")):
-                continue
-            command = example.command.replace("curl ", "curl --fail --silent --show-error ")
-            done = run_as_typed(command, tmp_path, stack.environment | PROGRAMS | address)
-            assert done.returncode == 0, f"{example.command}\n{done.stdout}"
-            if "/events" in command:
-                assert "event: completed" in done.stdout
+    address = {"API": f"{url}/v1", "KEY": make_key(stack)}
+    for example in console_examples(FIRST_TUTORIAL.partition("## 7.")[2]):
+        if example.command.startswith(("KEY=", "API=")):
+            continue
+        command = example.command.replace("curl ", "curl --fail --silent --show-error ")
+        done = run_as_typed(command, tmp_path, stack.environment | PROGRAMS | address)
+        assert done.returncode == 0, f"{example.command}\n{done.stdout}"
+        if "/events" in command:
+            assert "event: completed" in done.stdout
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 50
 
 
