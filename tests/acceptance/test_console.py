@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -12,12 +13,6 @@ from typer.testing import CliRunner
 from jobs.settings import ENV_PREFIX
 from labelmill.cli import COMMANDS, app
 from tests.console import LABELMILL, Home, killed_at_the_end, until
-
-
-@pytest.fixture
-def idle(new_home: Home) -> Home:
-    """A home with a model in which nothing runs: what is submitted there waits."""
-    return new_home
 
 
 def test_help_lists_every_command_and_each_has_its_own_with_an_example() -> None:
@@ -43,20 +38,11 @@ def test_help_lists_every_command_and_each_has_its_own_with_an_example() -> None
         (["submit", "no/such/folder"], "no/such/folder"),
         (["submit"], "Missing argument"),
         (["frobnicate"], "No such command"),
-    ],
-)
-def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list[str], message: str) -> None:
-    done = trained.run(*arguments)
-
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.split())
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+        *(
+            (["correct", *arguments.split()], "Give JOB INDEX LABEL")
+            for arguments in ("", "job 0", "job 0 1 --undo", "job 0 1 --list", "job 0 --from a.csv", "--undo")
+        ),
+        # What no ledger could hold
         (["status", "\udcff"], "\\xff is not UTF-8"),
         (["predictions", "x", "--label", "\udcff"], "\\xff is not UTF-8"),
         (["submit", "nowhere", "--key", "\udcff"], "\\xff is not UTF-8"),
@@ -69,53 +55,61 @@ def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list
         (["purge", "--payloads", "inf"], "--payloads': 'inf' should be less than or equal to 36500"),
     ],
 )
-def test_what_no_ledger_could_hold_is_a_mistake_too(idle: Home, arguments: list[str], message: str) -> None:
-    done = idle.run(*arguments)
+def test_a_mistake_gets_a_message_and_exit_code_2(
+    trained: Home, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    for name, value in trained.environment.items():
+        monkeypatch.setenv(name, value)
 
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
+    done = CliRunner().invoke(app, arguments)
+
+    assert (done.exit_code, done.stdout) == (2, ""), done.stderr
+    assert message in " ".join(done.stderr.split())
     assert "\x1b" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("command", "name", "value"),
     [
-        ("CHUNK_IMAGES", "many"),
-        ("LEASE_SECONDS", "-1"),
-        ("LEDGER_URL", "mysql://somewhere/else"),
-        ("BROKER_URL", "amqp://somewhere"),
+        ("jobs", "CHUNK_IMAGES", "many"),
+        ("jobs", "LEASE_SECONDS", "-1"),
+        ("up", "LEDGER_URL", "mysql://somewhere/else"),
+        ("worker", "BROKER_URL", "amqp://somewhere"),
     ],
 )
-def test_a_malformed_setting_is_named_at_start(trained: Home, name: str, value: str) -> None:
-    home = Home(trained.path, {ENV_PREFIX + name: value})
+def test_a_malformed_setting_is_named_at_start(trained: Home, command: str, name: str, value: str) -> None:
+    done = Home(trained.path, {ENV_PREFIX + name: value}).run(command)
 
-    for command in ["jobs", "up", "worker"]:
-        done = home.run(command)
-        assert done.returncode == 2
-        assert ENV_PREFIX + name in done.stderr
-        assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert ENV_PREFIX + name in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_without_a_broker_a_job_waits_in_the_ledger(idle: Home, few_digits: Path) -> None:
-    # given nothing runs, when a job is submitted
-    done = idle.run("submit", few_digits)
+def test_the_doctor_says_what_to_type_first(tmp_path: Path) -> None:
+    # given a machine on which nothing was ever done
+    done = Home(tmp_path / "home").run("doctor")
 
-    # then it is accepted, and the person is told
-    assert done.returncode == 0
-    assert "labelmill up" in done.stderr
-    status = idle.json("status", done.stdout.strip())
-    assert (status["state"], status["total"], status["succeeded"]) == ("running", 50, 0)
-    assert status["oldest_waiting_seconds"] > 0
+    # then the only problem is that there is no model
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    [problem] = [number for number, line in enumerate(lines) if line.startswith("problem")]
+    assert lines[problem].split()[:2] == ["problem", "models"]
+    assert lines[problem + 1].split() == ["fix:", "labelmill", "train"]
+    assert lines[-1].endswith("checks; problems: 1, warnings: 1")
+
+    # and the name of a state folder may be no UTF-8
+    odd = Home(tmp_path / os.fsdecode(b"h\xff")).run("doctor")
+    assert r"h\xff does not exist yet" in odd.stdout
 
 
-def test_ctrl_c_while_watching_leaves_the_job_alone(idle: Home, few_digits: Path, tmp_path: Path) -> None:
-    # given somebody watches a job that cannot move
+def test_ctrl_c_while_watching_leaves_the_job_alone(new_home: Home, few_digits: Path, tmp_path: Path) -> None:
+    # given somebody watches a job that cannot move, because nothing runs
     out, err = tmp_path / "out", tmp_path / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
         begun = subprocess.Popen(
             [LABELMILL, "submit", str(few_digits), "--watch"],
-            env=idle.environment,
+            env=new_home.environment,
             stdout=stdout,
             stderr=stderr,
         )
@@ -130,20 +124,4 @@ def test_ctrl_c_while_watching_leaves_the_job_alone(idle: Home, few_digits: Path
     job = out.read_text().strip()
     assert f"labelmill status {job} --watch" in err.read_text()
     assert f"labelmill cancel {job}" in err.read_text()
-    assert idle.json("status", job)["state"] == "running"
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(stack: Home, digits: Path) -> None:
-    job = stack.ok("submit", digits / "1", "--watch").strip()
-
-    for command, begins in ((f"predictions {job} --format csv", "index,"), ("doctor", "ok ")):
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", f'"{LABELMILL}" {command} | head -n 1'],
-            env=stack.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0
-        assert done.stdout.startswith(begins)
-        assert done.stderr == ""
+    assert new_home.json("status", job)["state"] == "running"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from pathlib import Path
 
 import pytest
 
-from jobs.settings import ENV_PREFIX
-from labelmill import Client
 from tests.console import Home, agreement, rows
 
 
@@ -48,37 +45,11 @@ def test_a_bad_image_costs_its_neighbours_nothing(stack: Home, few_digits: Path,
     assert sum(row["label"] != "" for row in everything) == 50
     assert agreement([row for row in everything if row["label"]]) >= 0.9
 
-
-@pytest.mark.fast
-def test_the_client_in_python(stack: Home, few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENV_PREFIX + "HOME", str(stack.path))
-
-    with Client() as client:
-        job = client.submit(few_digits)
-        status = client.wait(job, timeout=60)
-        found = list(client.predictions(job))
-
-    assert (status.state, status.succeeded) == ("done", 50)
-    assert [prediction.index for prediction in found] == list(range(50))
-
-
-def test_classify_starts_what_is_missing_and_leaves_nothing_running(new_home: Home, few_digits: Path) -> None:
-    # given no stack is up, when an image is classified the short way
-    [seven, *_] = sorted((few_digits / "7").iterdir())
-    done = new_home.run("classify", seven, "--json")
-
-    # then its label is printed and nothing is left running
-    assert done.returncode == 0, done.stderr
-    assert '"label": "7"' in done.stdout
-    assert not _processes_that_mention(new_home.path)
-
-
-def _processes_that_mention(path: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                environment = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-                if bytes(path) in environment:
-                    found.append((entry / "cmdline").read_text())
-    return found
+    # and a job that may have fewer errors has failed, and says why
+    for limit, words in (
+        (["--max-errors", "3"], "more than its limit of 3"),
+        (["--max-error-rate", "0.07", "--min-sample", "1"], "more than its limit of 7 %"),
+    ):
+        stopped = stack.run("submit", folder, "--watch", *limit)
+        assert (stopped.returncode, words in stopped.stderr) == (1, True), stopped.stderr
+        assert stack.json("status", stopped.stdout.split()[-1])["state"] == "failed"
