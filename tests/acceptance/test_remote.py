@@ -19,11 +19,10 @@ import pytest
 
 import labelmill
 from jobs.settings import ENV_PREFIX
-from labelmill.client import http
 from labelmill.client.remote import RemoteClient
 from producer.sources import SourceImage, Sources
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, agreement, killed_at_the_end, rows, until
-from tests.serving import make_key, served
+from tests.serving import make_key
 
 
 def laptop_with(url: str, key: str, folder: Path) -> Home:
@@ -34,10 +33,8 @@ def laptop_with(url: str, key: str, folder: Path) -> Home:
 
 
 @pytest.fixture(scope="module")
-def laptop(stack: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("laptop")
-    with served(stack, folder / "serve.log") as url:
-        yield laptop_with(url, make_key(stack, "review"), folder)
+def laptop(stack: Home, url: str, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return laptop_with(url, make_key(stack, "review"), tmp_path_factory.mktemp("laptop"))
 
 
 def remote(laptop: Home) -> RemoteClient:
@@ -101,17 +98,14 @@ def test_a_folder_an_archive_and_a_file_are_submitted_and_read_as_on_the_server(
 
 
 def test_a_job_is_controlled_and_retried(laptop: Home, digits: Path, few_digits: Path) -> None:
-    # Given two jobs that were paused before all their images were classified
+    # Given a job that was paused before all its images were classified
     with remote(laptop) as client:
-        resumed, cancelled = (client.pause(client.submit(digits)).id for _ in range(2))
+        job = client.pause(client.submit(digits)).id
 
-    # When one is resumed and the other cancelled, then so they end
-    assert laptop.json("pause", resumed)["paused"] is True
-    assert laptop.json("resume", resumed)["paused"] is False
-    assert laptop.json("cancel", cancelled)["state"] == "cancelled"
-    assert laptop.json("status", resumed, "--watch")["succeeded"] == 10_000
-    assert "already finished: it is done" in laptop.run("cancel", resumed).stderr
-    assert laptop.run("retry", resumed, "--json").stdout.strip() == "null"
+    # When it is paused again and cancelled, then it is that
+    assert laptop.json("pause", job)["paused"] is True
+    assert laptop.json("cancel", job)["state"] == "cancelled"
+    assert "already finished: it is cancelled" in laptop.run("cancel", job).stderr
 
     # When a job with an error is retried, then the new job has the images without a label
     (few_digits.parent / "none.png").write_text("no image")
@@ -120,6 +114,8 @@ def test_a_job_is_controlled_and_retried(laptop: Home, digits: Path, few_digits:
     assert retried.returncode == 3, retried.stderr
     found = json.loads(retried.stdout)
     assert (found["retry_of"], found["total"]) == (failed, 1)
+    labelled = laptop.ok("submit", few_digits / "1", "--watch").split()[-1]
+    assert laptop.run("retry", labelled, "--json").stdout.strip() == "null"
 
 
 def test_labels_are_corrected(laptop: Home, stack: Home, few_digits: Path, tmp_path: Path) -> None:
@@ -128,6 +124,18 @@ def test_labels_are_corrected(laptop: Home, stack: Home, few_digits: Path, tmp_p
     [theirs] = [each for each in stack.json("correct", "--list") if each["job_id"] == job]
     assert without(mine, "created_at") == without(theirs, "created_at")
     assert laptop.json("correct", job, "0", "--undo")["label"] == "7"
+
+    # On the server, a person is told in a line, and the label counts in the health of the model
+    first, second, *_ = [row["label"] for row in rows(stack.ok("predictions", job, "--format", "csv"))]
+    done = stack.run("correct", job, "0", "7")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "is 7; the prediction was" in done.stderr
+    assert "the prediction is confirmed" in stack.run("correct", job, "1", second).stderr
+    listed = [line.split()[:4] for line in stack.ok("correct", "--list").splitlines()]
+    assert listed[1:3] == [[job, "1", second, second], [job, "0", "7", first]]
+    assert "live accuracy" in stack.ok("models", "health")
+    assert "has no correction now" in stack.run("correct", job, "0", "--undo").stderr
+    stack.ok("correct", job, "1", "--undo")
 
     # Many at once: all, or none with the line that is wrong
     with (tmp_path / "corrections.csv").open("w") as file:
@@ -289,24 +297,7 @@ def test_watching_goes_on_after_the_server_was_killed(
             assert line
         # Then following goes on when it is there again
         server.start()
-        stack.run("resume", job)
+        assert laptop.json("resume", job)["paused"] is False
         out, err = process.communicate(timeout=COMMAND_SECONDS)
     assert process.returncode == 0, err
     assert json.loads(out)["succeeded"] == 10_000
-
-
-def test_a_server_that_stays_away_is_reported(
-    server: Server, stack: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "_PAUSES", (0.1, 0.1))
-    with remote(laptop_with(server.url, make_key(stack), tmp_path)) as client:
-        assert client.jobs() != []
-        server.kill()
-        with pytest.raises(
-            labelmill.Unavailable, match=f"{server.url} cannot be reached: Connection refused"
-        ):
-            client.jobs()
-        # And is used again when it is back
-        monkeypatch.undo()
-        server.start()
-        assert client.jobs() != []
