@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.ledger.learning.models import CHAMPION, point_alias
-from jobs.models.model import MNIST_INPUT
 from jobs.settings import ENV_PREFIX, Settings
-from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from labelmill import Client
 from labelmill.local.stack import broker_answers
@@ -30,29 +27,7 @@ from tests.console import (
 )
 from tests.digits import Digits, read_digits
 from tests.kerasfile import keras_file
-
-
-def test_with_mnist_it_classifies_all_test_digits(short_folder: Path, digits: Path, accuracy: float) -> None:
-    # given an empty state folder, when the demo is run
-    images = len(list(digits.rglob("*.png")))
-    home = Home(short_folder / "home")
-    done = home.run("demo")
-
-    # then it ends well, with all digits classified as well as the model can
-    assert done.returncode == 0, done.stderr
-    assert f"of {images:,} right: accuracy {accuracy:.4f}" in done.stdout
-    assert "What to type next" in done.stdout
-    assert "sample" not in done.stdout
-    [job] = home.json("jobs")
-    assert (job["state"], job["total"], job["succeeded"]) == ("done", images, images)
-    assert len(home.ok("predictions", job["id"], "--format", "csv").splitlines()) == images + 1
-    assert not broker_answers(Settings(home=home.path))
-
-    # and the second time it need not train
-    again = home.run("demo")
-    assert again.returncode == 0
-    assert "using the champion" in again.stderr
-    assert len(home.json("models", "list")) == 1
+from tests.registering import register_digits
 
 
 def test_it_writes_its_pictures_into_a_new_folder(trained: Home, tmp_path: Path) -> None:
@@ -72,7 +47,7 @@ def test_without_mnist_and_network_it_takes_the_sample_and_says_so(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given no MNIST and a network that refuses every connection
-    monkeypatch.delenv(ENV_PREFIX + "MNIST_DIR")
+    monkeypatch.delenv(ENV_PREFIX + "MNIST_DIR", raising=False)
     for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"]:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     home = Home(short_folder / "home")
@@ -83,19 +58,32 @@ def test_without_mnist_and_network_it_takes_the_sample_and_says_so(
     # then it ends well on the held-out part of the sample, and says that it is one
     assert done.returncode == 0, done.stderr
     assert "of 1,000 right: accuracy 0.9" in done.stdout
+    assert "What to type next" in done.stdout
     assert "using a sample of MNIST, 5,000 digits" in done.stderr
     [job] = home.json("jobs")
     assert (job["state"], job["succeeded"]) == ("done", 1_000)
+    assert len(home.ok("predictions", job["id"], "--format", "csv").splitlines()) == 1_001
     assert "Traceback" not in done.stderr
+    assert not broker_answers(Settings(home=home.path))
+
+    # and the second time it need not train
+    again = home.run("demo")
+    assert again.returncode == 0
+    assert "using the champion" in again.stderr
+    assert len(home.json("models", "list")) == 1
 
 
 def test_it_classifies_with_the_model_it_trained_whatever_is_champion(
-    short_folder: Path, tens: Digits
+    short_folder: Path, mnist_dir: Path
 ) -> None:
-    # given a stack whose champion knows other classes, and digits to learn
-    home = Home(short_folder / "home", given_data(tens, short_folder / "idx"))
+    # given a stack whose champion knows other classes, and images of eleven classes, some of whose names are
+    # no names for a folder
+    names = ("T-shirt/top", "..", "Ankle boot", "[red]", "été", *"56789", "blank")
+    of_eleven_classes(read_digits(mnist_dir), names).write(short_folder / "idx")
+    home = Home(short_folder / "home", {ENV_PREFIX + "MNIST_DIR": str(short_folder / "idx")})
     with Client(Settings.load(home=home.path)) as client:
-        register_birds(client)
+        store = Store(client.settings.store)
+        register_digits(client.ledger, store, keras_file(), champion=True, classes=("crow", "magpie", "jay"))
     with home.started("up", log=short_folder / "up.log"):
         wait_for_broker(home)
 
@@ -113,71 +101,23 @@ def test_it_classifies_with_the_model_it_trained_whatever_is_champion(
     [digits] = [model["id"] for model in home.json("models", "list") if not model["aliases"]]
     [job] = home.json("jobs")
     assert (job["model"], birds != digits) == (digits, True)
-    assert accuracy_in(done.stdout) > 0.9
 
-
-def test_other_data_than_digits_has_its_own_classes(short_folder: Path, tens: Digits) -> None:
-    # given images of eleven classes, some of which are no names for a folder
-    names = ("T-shirt/top", "..", "Ankle boot", "[red]", "été", *"56789", "blank")
-    images, labels = tens.test_images[:200].copy(), tens.test_labels[:200].copy()
-    train_images, train_labels = tens.train_images.copy(), tens.train_labels.copy()
-    random = np.random.default_rng(1)
-    for some, of, count in ((images, labels, 20), (train_images, train_labels, 500)):
-        some[:count], of[:count] = random.integers(3, size=(count, 28, 28)), 10
-    others = Digits(train_images, train_labels, images, labels, classes=names)
-
-    # when the demo is run
-    home = Home(short_folder / "home", given_data(others, short_folder / "others"))
-    done = home.run("demo")
-
-    # then it has trained a model for them and counts what is right by their names
-    assert done.returncode == 0, done.stderr
-    assert "of 200 right" in done.stdout
-    assert accuracy_in(done.stdout) > 0.8
+    # and it counts what is right by the names of the classes
+    found = re.search(r"of 200 right: accuracy ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout
+    assert float(found[1]) > 0.8
     assert all(name in done.stdout for name in names)
-    job = home.json("jobs")[0]
     assert {row["label"] for row in rows(home.ok("predictions", job["id"], "--format", "csv"))} <= {*names}
 
 
-@pytest.fixture(scope="module")
-def tens(mnist_dir: Path) -> Digits:
-    """Up to ten thousand real digits to train with, 300 to test with: enough to get nine in ten right."""
-    whole = read_digits(mnist_dir)
-    return Digits(
-        whole.train_images[:10_000],
-        whole.train_labels[:10_000],
-        whole.test_images[:300],
-        whole.test_labels[:300],
-    )
-
-
-def given_data(data: Digits, folder: Path) -> dict[str, str]:
-    """The data as IDX files in this folder, and the setting that names it."""
-    data.write(folder)
-    return {ENV_PREFIX + "MNIST_DIR": str(folder)}
-
-
-def register_birds(client: Client) -> None:
-    """A champion that knows no digits, and which nothing may classify with: it computes nothing."""
-    birds = register_model(
-        client.ledger,
-        Store(client.settings.store),
-        keras_file(),
-        architecture="mlp",
-        classes=("crow", "magpie", "jay"),
-        input_spec=MNIST_INPUT,
-        accuracy=None,
-        metrics={},
-    )
-    with client.ledger.transaction() as connection:
-        point_alias(connection, CHAMPION, birds.id)
-
-
-def accuracy_in(output: str) -> float:
-    """The accuracy that the demo says."""
-    found = re.search(r" right: accuracy ([0-9.]+)", output)
-    assert found is not None, output
-    return float(found[1])
+def of_eleven_classes(whole: Digits, names: tuple[str, ...]) -> Digits:
+    """Return up to ten thousand digits to train with, 200 to test with, some of them blank instead."""
+    images, labels = whole.train_images[:10_000].copy(), whole.train_labels[:10_000].copy()
+    test_images, test_labels = whole.test_images[:200].copy(), whole.test_labels[:200].copy()
+    random = np.random.default_rng(1)
+    for some, of, count in ((images, labels, 500), (test_images, test_labels, 20)):
+        some[:count], of[:count] = random.integers(3, size=(count, 28, 28)), 10
+    return Digits(images, labels, test_images, test_labels, classes=names)
 
 
 def test_ctrl_c_is_clean(new_home: Home, few_digits: Path) -> None:  # noqa: ARG001 -- made before the clock
