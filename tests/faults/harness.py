@@ -189,10 +189,16 @@ class Harness:
     # ---- processes --------------------------------------------------------------------------------------
 
     def add_worker(
-        self, name: str, *, processes: int = 2, queue: str = CLASSIFY_QUEUE, **extra: str
+        self,
+        name: str,
+        *,
+        processes: int = 2,
+        queue: str = CLASSIFY_QUEUE,
+        loglevel: str = "info",
+        **extra: str,
     ) -> Process:
         """One more worker, trainer or sender of webhooks; `extra`: its environment beside the harness's."""
-        command = worker_command(queue=queue, processes=processes, name=name)
+        command = worker_command(queue=queue, processes=processes, name=name, loglevel=loglevel)
         command[command.index("worker.app")] = "tests.faults.failpoints:app"
         worker = Process(command, self._environment | extra, self.faults / f"{name}.log")
         self.workers.append(worker)
