@@ -26,7 +26,8 @@ from openai import OpenAI
 
 from jobs.ledger.database import REVISION
 from tests.compose.deployment import BUILD_SECONDS, NEWER, VERSION, Container, Deployment, docker
-from tests.console import stop, until
+from tests.console import stop, until, write_digits
+from tests.digits import read_digits
 from worker.children import MANY_DEATHS
 
 #: MNIST's test images.
@@ -53,16 +54,9 @@ DAY_COPIES: Final = 7
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Path:
     """The 10,000 test images of MNIST, as PNG files in a folder a class."""
-    from PIL import Image
-
-    from tests.digits import read_digits
-
     folder = tmp_path_factory.mktemp("images")
     data = read_digits(mnist_dir)
-    for label in data.classes:
-        (folder / label).mkdir()
-    for index, (image, label) in enumerate(zip(data.test_images, data.test_labels, strict=True)):
-        Image.fromarray(image).save(folder / str(label) / f"{index:05}.png")
+    write_digits(folder, data.test_images, data.test_labels)
     folder.chmod(0o755)  # the containers' user is nobody here: it reads what everybody may
     return folder
 
@@ -142,12 +136,6 @@ def test_a_model_is_trained_and_promoted(deployment: Deployment) -> None:
     [model] = deployment.told("models", "list")
     assert model["aliases"] == ["champion"]
     assert model["accuracy"] >= 0.98
-
-
-def test_ten_thousand_images_are_classified(deployment: Deployment) -> None:
-    job = submit(deployment)
-    wait_for(deployment, job)
-    check_outcomes(deployment, job)
 
 
 def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tmp_path: Path) -> None:
@@ -340,14 +328,11 @@ def test_the_metrics_tell_of_the_work(deployment: Deployment) -> None:
 
 def test_down_and_up_keeps_everything(deployment: Deployment) -> None:
     jobs, models = listed_jobs(deployment), deployment.told("models", "list")
-    assert len(jobs) == 4
+    assert len(jobs) == 3
     deployment.compose("down")
     deployment.up()
     assert listed_jobs(deployment) == jobs
     assert deployment.told("models", "list") == models
-    job = submit(deployment)
-    wait_for(deployment, job)
-    check_outcomes(deployment, job)
 
 
 # ---- how hard it is -------------------------------------------------------------------------------------
@@ -459,16 +444,8 @@ def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment
     [
         ("import redis; redis.Redis(host='redis').ping()", "AuthenticationError"),
         (
-            "import redis; redis.Redis(host='redis', username='labelmill', password='x').ping()",
-            "WRONGPASS|invalid username",
-        ),
-        (
             "import psycopg; psycopg.connect('host=db user=labelmill dbname=labelmill')",
             "no password supplied",
-        ),
-        (
-            "import psycopg; psycopg.connect('host=db user=postgres password=x')",
-            "password authentication failed",
         ),
     ],
 )
