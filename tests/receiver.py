@@ -14,8 +14,8 @@ from standardwebhooks import Webhook
 class Receiver:
     """What arrived, and how it is answered."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/hook"
+    def __init__(self) -> None:
+        self.url = ""
         #: The headers and the body of each request, in order.
         self.got: list[tuple[dict[str, str], str]] = []
         #: The statuses of the next answers; afterwards all are 204.
@@ -33,8 +33,22 @@ class Receiver:
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], port: int = 0, host: str = "127.0.0.1") -> Iterator[int]:
+    """Answer requests by threads, on this port or on a free one, which is yielded."""
+    with ThreadingHTTPServer((host, port), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def receiving(port: int = 0) -> Iterator[Receiver]:
     """Run a receiver, on this port or on a free one."""
+    receiver = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -49,12 +63,6 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
-        receiver = Receiver(server.server_port)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield receiver
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler, port) as free:
+        receiver.url = f"http://127.0.0.1:{free}/hook"
+        yield receiver

@@ -7,12 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
 from jobs.network import outbound
 from jobs.network.outbound import request
+from tests.receiver import serving
 
 #: Every way to write an address that is not on the public internet, as the host in a URL.
 FORBIDDEN: Final = (
@@ -149,17 +149,8 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:  # noqa: C901 --
 def web_server() -> Iterator[Server]:
     """Run a web server on a free port."""
     server = Server(0)
-    listening = ThreadingHTTPServer(("0.0.0.0", 0), handler_of(server))
-    listening.daemon_threads = True
-    server.port = listening.server_address[1]
-    thread = Thread(target=listening.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with serving(handler_of(server), host="0.0.0.0") as server.port:
         yield server
-    finally:
-        listening.shutdown()
-        thread.join()
-        listening.server_close()
 
 
 @contextlib.contextmanager
