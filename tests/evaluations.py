@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import struct
-import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -18,6 +16,7 @@ from jobs.models.evaluation import (
     Mistake,
     pack_answers,
 )
+from tests.png import png
 
 DIGITS = tuple("0123456789")
 
@@ -28,7 +27,6 @@ def made_evaluation(
     *,
     confidences: Sequence[float] | None = None,
     classes: tuple[str, ...] = DIGITS,
-    pngs: Sequence[str] = (),
 ) -> tuple[Evaluation, bytes]:
     """The measures of a model that gives these answers, and the answers as the ledger keeps them."""
     sure = confidences or [
@@ -78,26 +76,17 @@ def made_evaluation(
                 truth=classes[truth[index]],
                 label=classes[answers[index]],
                 confidence=sure[index],
-                png=pngs[n % len(pngs)] if pngs else png(index),
+                png=_picture(index),
             )
-            for n, index in enumerate(wrong[:48])
+            for index in wrong[:48]
         ),
     )
     return evaluation, pack_answers(answers, truth)
 
 
-def png(number: int, side: int = 28) -> str:
+def _picture(number: int, side: int = 28) -> str:
     """A grey picture as base64 of a PNG file, another one for each number."""
-    rows = b"".join(
-        b"\0" + bytes((x * y * 7 + number * 13) % 256 if 6 < x < 21 else 0 for x in range(side))
-        for y in range(side)
+    rows = (
+        bytes((x * y * 7 + number * 13) % 256 if 6 < x < 21 else 0 for x in range(side)) for y in range(side)
     )
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    file = (
-        b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
-    )
-    return base64.b64encode(file).decode()
+    return base64.b64encode(png(side, side, b"".join(b"\0" + row for row in rows))).decode()
