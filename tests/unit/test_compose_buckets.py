@@ -41,12 +41,3 @@ def test_a_service_with_buckets_has_keys_and_a_way_out(name: str) -> None:
 def test_the_keys_are_a_file_that_git_ignores() -> None:
     assert BUCKETS["secrets"] == {"aws_config": {"file": "./secrets/aws_config"}}
     assert "secrets/" in (PROJECT / ".gitignore").read_text().splitlines()
-
-
-def test_an_archive_from_a_bucket_is_copied_to_a_disk() -> None:
-    api = BUCKETS["services"]["api"]
-    folder = api["environment"]["TMPDIR"]
-    [volume] = [each.partition(":")[0] for each in api["volumes"] if each.endswith(f":{folder}")]
-    assert volume in BUCKETS["volumes"]
-    in_memory = {each.partition(":")[0] for each in BASE["services"]["api"]["tmpfs"]}
-    assert folder not in in_memory

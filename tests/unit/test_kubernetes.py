@@ -16,7 +16,6 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -24,6 +23,7 @@ import yaml
 
 from jobs.settings import ENV_PREFIX, Settings, known_variables
 from labelmill.cli import load_command
+from labelmill.operations.families import METRICS, PREFIX
 from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -179,19 +179,14 @@ def _validate(written: str, version: str) -> None:
     kubernetes_validate.validate(json.loads(written), version, strict=True)
 
 
-def test_everything_is_in_the_one_namespace(objects: list[Object]) -> None:
-    [namespace] = of_kind(objects, "Namespace")
-    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for each in objects:
-        if each is not namespace:
-            assert each["metadata"].get("namespace") == namespace["metadata"]["name"], each["metadata"]
-
-
 # ---- what a container may do --------------------------------------------------------------------------
 
 
 def test_no_container_may_do_more_than_it_has_to(objects: list[Object]) -> None:
+    [namespace] = of_kind(objects, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for pod, container in containers(objects):
+        assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -202,15 +197,6 @@ def test_no_container_may_do_more_than_it_has_to(objects: list[Object]) -> None:
         }
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         assert not any("hostPath" in volume for volume in pod["volumes"])
-
-
-def test_nobody_has_a_token_for_the_cluster(objects: list[Object]) -> None:
-    for pod in workloads(objects).values():
-        assert pod["spec"]["automountServiceAccountToken"] is False
-    for account in of_kind(objects, "ServiceAccount"):
-        assert account["automountServiceAccountToken"] is False
-    for pod in ours(objects).values():
-        assert named(objects, "ServiceAccount", pod["spec"]["serviceAccountName"])
 
 
 def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[Object]) -> None:
@@ -284,40 +270,17 @@ def test_all_have_the_same_settings_and_they_are_sound(
     for pod in ours(objects).values():
         [container] = pod["spec"]["containers"]
         assert {"configMapRef": {"name": shared["metadata"]["name"]}} in container["envFrom"]
-    # A changed setting changes the name, and so restarts the pods.
-    assert re.fullmatch(r"labelmill-\w{10}", shared["metadata"]["name"])
 
 
-def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
-    for deployment in of_kind(objects, "Deployment", "StatefulSet"):
-        name = deployment["metadata"]["name"]
-        [container] = deployment["spec"]["template"]["spec"]["containers"]
-        probes = {kind: container[kind] for kind in container if kind.endswith("Probe")}
-        if name == "producer":  # it only runs what a user types
-            assert not probes
-            continue
-        assert set(probes) == {"startupProbe", "readinessProbe", "livenessProbe"}, name
-        for kind, probe in probes.items():
-            if name in ("worker", "trainer", "webhooks", "beat"):
-                # Only what a restart mends may restart it.
-                only_alive = [] if kind == "readinessProbe" else ["--alive"]
-                assert probe["exec"]["command"] == ["labelmill", "ready", name, *only_alive]
-                # Python starts in a second, or in several seconds if all cores are busy.
-                assert probe["timeoutSeconds"] >= 10
-                assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
-
-
-def test_one_beat_and_one_trainer_at_a_time(objects: list[Object]) -> None:
-    for name in ("beat", "trainer"):
-        spec = named(objects, "Deployment", name)["spec"]
-        assert spec["replicas"] == 1
-        assert spec["strategy"] == {"type": "Recreate"}
-
-
-def test_nobody_starts_before_the_migration(objects: list[Object]) -> None:
+def test_only_what_a_restart_mends_restarts_a_process(objects: list[Object]) -> None:
     for name, pod in ours(objects).items():
-        first = [each["name"] for each in pod["spec"].get("initContainers", [])]
-        assert first == ([] if name == "migrate" else ["wait"]), name
+        [container] = pod["spec"]["containers"]
+        assert "livenessProbe" in container or name in ("migrate", "producer")
+        for kind in {"startupProbe", "livenessProbe"} & container.keys():
+            command = container[kind].get("exec", {}).get("command")
+            assert command in (None, ["labelmill", "ready", name, "--alive"])
+            # Python starts in a second, or in several seconds if all cores are busy.
+            assert command is None or container[kind]["timeoutSeconds"] >= 10
 
 
 # ---- agreement with Compose and the code --------------------------------------------------------------
@@ -575,69 +538,39 @@ def test_the_api_is_served_under_the_hosts_of_its_ingress(objects: list[Object])
     assert set(environment(objects, container).get(f"{ENV_PREFIX}API_HOSTS", "").split(",")) - {""} == hosts
 
 
-# ---- scaling ------------------------------------------------------------------------------------------
+# ---- scaling and monitoring ---------------------------------------------------------------------------
 
 
-def test_keda_reads_the_exporter_and_scales_the_worker(objects: list[Object]) -> None:
+def test_keda_and_prometheus_ask_the_exporter_where_it_listens(objects: list[Object]) -> None:
+    [exporter] = workloads(objects)["metrics"]["spec"]["containers"]
+    path = exporter["readinessProbe"]["httpGet"]["path"]
     for scaled in of_kind(objects, "ScaledObject"):
-        spec = scaled["spec"]
-        worker = named(objects, "Deployment", spec["scaleTargetRef"]["name"])
-        assert worker["metadata"]["name"] == "worker"
         # The reconciler runs inside the workers: without a worker, nobody sends wake-ups.
-        assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
-        [trigger] = spec["triggers"]
-        # Images per worker.
-        assert (trigger["type"], trigger["metricType"]) == ("metrics-api", "AverageValue")
-        url = urlsplit(trigger["metadata"]["url"])
+        assert scaled["spec"]["minReplicaCount"] >= 1
+        [trigger] = scaled["spec"]["triggers"]
         service = named(objects, "Service", "metrics")
-        assert url.hostname == f"metrics.{service['metadata']['namespace']}.svc"
-        assert [url.port] == [port["port"] for port in service["spec"]["ports"]]
-        assert trigger["metadata"]["valueLocation"] == "labelmill_pending_images"
-        [container] = workloads(objects)["metrics"]["spec"]["containers"]
-        assert url.path == container["readinessProbe"]["httpGet"]["path"]
-
-
-def test_the_number_of_workers_is_said_once(objects: list[Object]) -> None:
-    worker = named(objects, "Deployment", "worker")["spec"]
-    assert ("replicas" in worker) is not bool(of_kind(objects, "ScaledObject"))
-
-
-# ---- monitoring ---------------------------------------------------------------------------------------
-
-
-def test_prometheus_scrapes_every_exporter(objects: list[Object]) -> None:
+        [port] = service["spec"]["ports"]
+        host = f"metrics.{service['metadata']['namespace']}.svc:{port['port']}"
+        assert trigger["metadata"]["url"] == f"http://{host}{path}"
+        assert trigger["metadata"]["valueLocation"].removeprefix(PREFIX) in METRICS
     for monitor in of_kind(objects, "ServiceMonitor"):
-        spec = monitor["spec"]
-        [endpoint] = spec["endpoints"]
-        services = [
-            service
-            for service in of_kind(objects, "Service")
-            if selects(spec["selector"], service["metadata"].get("labels", {}))
-        ]
-        exporters = [name for name, pod in workloads(objects).items() if endpoint["port"] in _ports(pod)]
-        assert sorted(service["metadata"]["name"] for service in services) == sorted(exporters)
-        for service in services:
-            assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
-        [metrics] = workloads(objects)["metrics"]["spec"]["containers"]
-        assert endpoint["path"] == metrics["readinessProbe"]["httpGet"]["path"]
+        [endpoint] = monitor["spec"]["endpoints"]
+        assert endpoint["path"] == path
+        for service in of_kind(objects, "Service"):
+            pod = workloads(objects)[service["metadata"]["name"]]
+            selected = selects(monitor["spec"]["selector"], service["metadata"].get("labels", {}))
+            assert selected is (endpoint["port"] in _ports(pod))
         # The exporter waits five seconds for ledger and broker; the operator refuses a longer timeout.
         assert 5 < int(endpoint["scrapeTimeout"][:-1]) <= int(endpoint["interval"][:-1])
 
 
-def test_the_alerts_are_those_for_prometheus_alone(objects: list[Object]) -> None:
-    # promtool has checked those, and each of them was made to fire (tests/integration/test_monitoring.py).
+def test_alerts_and_dashboard_are_those_without_kubernetes(objects: list[Object]) -> None:
+    # tests/integration/test_monitoring.py has checked the alerts, and made each of them fire.
     alerts = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    dashboard = MONITORING / "grafana" / "dashboards" / "labelmill.json"
     for rule in of_kind(objects, "PrometheusRule"):
         assert rule["spec"] == alerts, "stale: make alerts"
-
-
-def test_grafana_finds_the_dashboard(objects: list[Object]) -> None:
-    dashboards = [each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] == DASHBOARD]
-    assert len(dashboards) == len(of_kind(objects, "PrometheusRule"))
-    for each in dashboards:
-        assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
-        source = MONITORING / "grafana" / "dashboards" / "labelmill.json"
-        assert each["data"] == {source.name: source.read_text()}
+        assert named(objects, "ConfigMap", DASHBOARD)["data"] == {dashboard.name: dashboard.read_text()}
 
 
 # ---- the document -------------------------------------------------------------------------------------
