@@ -34,13 +34,9 @@ def test_all_of_a_file_is_read_up_to_the_limit(tmp_path: Path, size: int) -> Non
         assert code_of(tmp_path / "a.png", max_bytes=size - 1) == ErrorCode.TOO_LARGE
 
 
-@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/full"])
-def test_a_device_is_refused(device: str) -> None:
-    assert code_of(device) == ErrorCode.SOURCE_FORBIDDEN
-
-
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert code_of(tmp_path) == ErrorCode.SOURCE_FORBIDDEN
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/full", "/dev"])
+def test_a_device_or_folder_is_refused(path: str) -> None:
+    assert code_of(path) == ErrorCode.SOURCE_FORBIDDEN
 
 
 def test_a_socket_is_refused(short_folder: Path) -> None:

@@ -45,29 +45,12 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 # Files
 
 
-def test_a_named_file_is_taken_whatever_its_extension() -> None:
-    # Given files with an image's extension, another one, and none
-    put("one.png", b"1")
-    put("two.txt", b"2")
-    put("three", b"")
-    # When all are named
-    sources = Sources(["one.png", "two.txt", "three"])
-    # Then all are read, in the order given, and none is skipped
-    assert outcomes(sources) == [("one.png", b"1"), ("two.txt", b"2"), ("three", b"")]
-    assert sources.skipped == 0
-
-
 @pytest.mark.parametrize("name", ["absent.png", "link.png", "one.png/below.png", "nul\0.png", "x" * 300])
 def test_a_missing_file_is_refused_before_anything_is_read(name: str) -> None:
     put("one.png")
     Path("link.png").symlink_to("absent.png")
     with pytest.raises(SourceError, match=r"cannot find .*: check the spelling"):
         Sources(["one.png", name])
-
-
-def test_an_empty_name_is_called_that() -> None:
-    with pytest.raises(SourceError, match="an empty name is not a source"):
-        Sources([""])
 
 
 def test_what_is_behind_a_folder_that_may_not_be_entered_is_not_called_misspelt(
@@ -85,13 +68,6 @@ def test_a_named_symlink_to_a_file_is_followed() -> None:
     put("elsewhere/one.png")
     Path("link.png").symlink_to("elsewhere/one.png")
     assert outcomes(Sources(["link.png"])) == [("link.png", b"x")]
-
-
-def test_a_file_at_the_limit_is_read_and_one_byte_more_is_too_large() -> None:
-    put("at.png", b"x" * 10)
-    put("over.png", b"x" * 11)
-    sources = Sources(["over.png", "at.png"], max_bytes=10)
-    assert outcomes(sources) == [("over.png", ErrorCode.TOO_LARGE), ("at.png", b"x" * 10)]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="no /proc there")
