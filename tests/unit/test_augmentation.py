@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from worker.learning.augmentation import distorter
 from worker.learning.fit import shifted_views
-from worker.learning.recipes import Augmentation, Recipe, recipe_for
+from worker.learning.recipes import Augmentation
 
 SEED = np.array((3, 1), np.int32)
 
@@ -110,14 +110,6 @@ def test_a_view_is_the_picture_moved(shift, down, right, channels):
 
 
 # ---- recipes ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
-@pytest.mark.parametrize("profile", ["quick", "long"])
-def test_a_recipe_goes_through_json_unchanged_and_knows_its_name(architecture, profile):
-    recipe = recipe_for(architecture, profile, seed=7)
-    assert (recipe.architecture, recipe.profile, recipe.seed) == (architecture, profile, 7)
-    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 #: Fields of an `Augmentation` that are not amounts.

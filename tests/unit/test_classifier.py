@@ -189,21 +189,6 @@ def test_scores_that_are_not_probabilities_are_no_confidence(activation: str) ->
     assert (classifier.predict(pixels(3)).class_index == -1).all()
 
 
-def test_a_model_for_colour_is_given_colour() -> None:
-    # Given a model that looks at the blue of the first pixel
-    spec = InputSpec(width=3, height=2, mode="RGB")
-    model = keras.Sequential(
-        [keras.Input((2, 3, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
-    )
-    kernel = np.zeros((18, 2), np.float32)
-    kernel[2, 1] = 1
-    model.set_weights([kernel, np.array([0.5, 0], np.float32)])
-    images = np.zeros((2, 2, 3, 3), np.uint8)
-    images[1, 0, 0, 2] = 9
-    # Then blue decides, also if the model takes floats.
-    assert Classifier(model, ("no", "yes"), spec).predict(images).class_index.tolist() == [0, 1]
-
-
 def test_pixels_of_another_shape_or_type_are_a_mistake(file: Path) -> None:
     classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
     for wrong in (pixels(2)[..., None], pixels(2)[:, :27], pixels(2) / 255, pixels(1)[0]):
