@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +55,8 @@ def test_a_folder_is_used_and_nothing_else_is_tried(
 
 
 @contextmanager
-def listening(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
+def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     """Run a local server that reads each request and passes its connection to `answer`."""
-    requests: list[bytes] = []
     connections: list[socket.socket] = []
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -69,12 +67,12 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str, li
             except OSError:
                 return
             connections.append(connection)
-            requests.append(connection.recv(4096))
+            connection.recv(4096)
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/mnist.npz", requests
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/mnist.npz"
     finally:
         server.shutdown(socket.SHUT_RDWR)
         server.close()
@@ -95,48 +93,34 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return serve
 
 
-def npz(data: Digits) -> bytes:
-    """Return Keras's file with these digits."""
-    file = io.BytesIO()
+def npz(folder: Path, data: Digits) -> str:
+    """Return the URL of Keras's file with these digits."""
     keys = [key for key, _ in PUBLISHED.values()]
-    np.savez_compressed(file, **dict(zip(keys, data.arrays, strict=True)))  # type: ignore[arg-type]
-    return file.getvalue()
+    np.savez_compressed(folder / "mnist.npz", **dict(zip(keys, data.arrays, strict=True)))  # type: ignore[arg-type]
+    return (folder / "mnist.npz").as_uri()
 
 
-def sending(content: bytes) -> Callable[[socket.socket], None]:
-    def answer(connection: socket.socket) -> None:
-        header = f"HTTP/1.0 200 OK\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection.sendall(header.encode() + content)
-        connection.close()
-
-    return answer
+def page(connection: socket.socket) -> None:
+    """Send a page, as a network does that wants a login."""
+    with connection:
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n<html>sign in first</html>")
 
 
 def silence(_connection: socket.socket) -> None:
     """Never answer."""
 
 
-def trickle(connection: socket.socket) -> None:
-    """Send a little at a time, forever."""
-    with connection:
-        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-        try:
-            while True:
-                connection.sendall(bytes(2**16))
-                time.sleep(0.2)
-        except OSError:
-            return
+def endless(size: int, pause: float = 0.0) -> Callable[[socket.socket], None]:
+    """Return an answer that sends so many bytes again and again."""
 
-
-def flood(connection: socket.socket) -> None:
-    """Send without end."""
-    with connection:
-        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-        try:
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
             while True:
-                connection.sendall(bytes(2**20))
-        except OSError:
-            return
+                connection.sendall(bytes(size))
+                time.sleep(pause)
+
+    return answer
 
 
 def test_keras_knows_where_its_file_is() -> None:
@@ -145,14 +129,16 @@ def test_keras_knows_where_its_file_is() -> None:
 
 
 def test_a_download_is_verified_and_kept(
-    published_mnist: Digits, settings: Settings, serve: Callable[[str], None], said: list[str]
+    published_mnist: Digits,
+    settings: Settings,
+    serve: Callable[[str], None],
+    said: list[str],
+    tmp_path: Path,
 ) -> None:
-    # Given a network with MNIST, when it is loaded twice
-    with listening(sending(npz(published_mnist))) as (url, requests):
-        serve(url)
-        loaded = [arrays_of(settings, said), arrays_of(settings, said)]
-        # Then it was downloaded once, and is MNIST both times.
-        assert len(requests) == 1
+    # Given MNIST at Keras's address, when it is loaded twice
+    serve(npz(tmp_path, published_mnist))
+    loaded = [arrays_of(settings, said), arrays_of(settings, said)]
+    # Then it was downloaded once, and is MNIST both times.
     assert said == ["downloading MNIST (11 MB)"]
     for each in loaded:
         for one, other in zip(each.arrays, published_mnist.arrays, strict=True):
@@ -164,11 +150,11 @@ def test_a_download_is_verified_and_kept(
     ("answer", "reason"),
     [
         (silence, "no data for 1 s"),
-        (trickle, "it takes more than 2 s"),
-        (flood, "the file is far too large"),
-        (sending(b"<html>sign in first</html>"), "cannot be read"),
+        (endless(2**16, pause=0.2), "it takes more than 2 s"),
+        (endless(2**20), "the file is far too large"),
+        (page, "cannot be read"),
     ],
-    ids=["silence", "trickle", "flood", "another file"],
+    ids=["silence", "trickle", "flood", "page"],
 )
 def test_a_network_without_mnist_gives_way_to_the_sample_or_to_advice(
     answer: Callable[[socket.socket], None],
@@ -180,12 +166,11 @@ def test_a_network_without_mnist_gives_way_to_the_sample_or_to_advice(
 ) -> None:
     monkeypatch.setattr(mnist, "SILENCE_SECONDS", 1)
     monkeypatch.setattr(mnist, "DOWNLOAD_SECONDS", 2)
-    with listening(answer) as (url, requests):
+    with listening(answer) as url:
         serve(url)
         # When MNIST is wanted, then the error has the reason and says what to do, within seconds
         with pytest.raises(DataUnavailable, match=f"{reason}.*Set LABELMILL_MNIST_DIR"):
             arrays_of(settings, said)
-        assert requests
         # and the demo takes the sample
         assert len(arrays_of(settings, said, allow_sample=True).test_labels) == 1000
     assert reason in said[-2]
@@ -195,12 +180,11 @@ def test_a_network_without_mnist_gives_way_to_the_sample_or_to_advice(
 
 
 def test_other_digits_are_not_taken_for_mnist(
-    little_mnist: Digits, settings: Settings, serve: Callable[[str], None], said: list[str]
+    little_mnist: Digits, settings: Settings, serve: Callable[[str], None], said: list[str], tmp_path: Path
 ) -> None:
-    with listening(sending(npz(little_mnist))) as (url, _):
-        serve(url)
-        with pytest.raises(DataUnavailable, match="does not have the published train-images-idx3-ubyte"):
-            arrays_of(settings, said)
+    serve(npz(tmp_path, little_mnist))
+    with pytest.raises(DataUnavailable, match="does not have the published train-images-idx3-ubyte"):
+        arrays_of(settings, said)
     assert not list(settings.cache_dir.iterdir())
 
 
@@ -217,14 +201,13 @@ def test_a_name_lookup_that_hangs_is_left_behind(
 
 
 def test_a_cache_that_cannot_be_written_is_no_traceback(
-    published_mnist: Digits, settings: Settings, serve: Callable[[str], None], said: list[str]
+    little_mnist: Digits, settings: Settings, serve: Callable[[str], None], said: list[str], tmp_path: Path
 ) -> None:
     settings.home.mkdir()
     settings.cache_dir.write_text("a file where the folder should be")
-    with listening(sending(npz(published_mnist))) as (url, _):
-        serve(url)
-        with pytest.raises(DataUnavailable, match="cannot be stored"):
-            arrays_of(settings, said)
+    serve(npz(tmp_path, little_mnist))
+    with pytest.raises(DataUnavailable, match="cannot be stored"):
+        arrays_of(settings, said)
 
 
 # ---- the sample ---------------------------------------------------------------------------------------
