@@ -20,24 +20,18 @@ from jobs.settings import Settings
         ("10000 100000", 1),
         ("1600000 100000", 8),  # more than the machine has
         ("", 8),
+        (None, 8),  # no container
     ],
 )
 def test_a_containers_limit_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, there_are: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, there_are: int
 ) -> None:
-    # Given a machine of eight cores, and a container's limit as Linux reports it
+    # Given eight cores that this process may run on, and a container's limit as Linux reports it
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
     monkeypatch.setattr(cores, "_CONTAINER_CORES", tmp_path / "cpu.max")
 
     # Then as many processes classify, unless a setting says otherwise
     assert cores.usable_cores() == there_are
     assert Settings().processes == there_are
-
-
-def test_without_a_container_it_is_the_cores_this_process_may_run_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 5, 6}, raising=False)
-    monkeypatch.setattr(cores, "_CONTAINER_CORES", tmp_path / "cpu.max")
-    assert cores.usable_cores() == 3

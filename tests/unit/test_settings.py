@@ -78,28 +78,6 @@ def test_what_is_set_is_taken(setenv, tmp_path):
         CHUNK_IMAGES="100",
         LEASE_SECONDS="1.5",
         PROCESSES="3",
-    )
-    settings = Settings.load()
-    assert settings.home == tmp_path
-    assert settings.ledger == "postgresql+psycopg://user:word@host:5433/labelmill"
-    assert settings.broker == "rediss://:word@host:6380/3?ssl_cert_reqs=required"
-    assert settings.store == "s3://bucket/folder"
-    assert settings.mnist_dir == Path("/data/mnist")
-    assert (settings.chunk_images, settings.lease_seconds, settings.processes) == (100, 1.5, 3)
-    assert not settings.embedded_broker
-    assert not settings.embedded_ledger
-
-
-def test_limits_left_out_are_those_of_the_code():
-    settings = Settings()
-    assert settings.image_limits == ImageLimits()
-    assert settings.archive_limits == ArchiveLimits()
-    assert settings.job_limits == JobLimits()
-    assert settings.image_seconds == 10.0
-
-
-def test_limits_that_are_set_are_taken(setenv):
-    setenv(
         MAX_IMAGE_BYTES="1000",
         MAX_IMAGE_PIXELS="2000",
         MAX_IMAGE_FRAMES="1",
@@ -111,10 +89,18 @@ def test_limits_that_are_set_are_taken(setenv):
         MAX_ARCHIVE_EXPANSION="6",
     )
     settings = Settings.load()
+    assert settings.home == tmp_path
+    assert settings.ledger == "postgresql+psycopg://user:word@host:5433/labelmill"
+    assert settings.broker == "rediss://:word@host:6380/3?ssl_cert_reqs=required"
+    assert settings.store == "s3://bucket/folder"
+    assert settings.mnist_dir == Path("/data/mnist")
+    assert (settings.chunk_images, settings.lease_seconds, settings.processes) == (100, 1.5, 3)
     assert settings.image_limits == ImageLimits(1000, 2000, 1, ("PNG", "JPEG", "WEBP"))
     assert settings.archive_limits == ArchiveLimits(5000, 6)
     assert settings.job_limits == JobLimits(3000, 4000)
     assert settings.image_seconds == 0.5
+    assert not settings.embedded_broker
+    assert not settings.embedded_ledger
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -195,21 +181,15 @@ def test_what_is_wrong_is_named_and_no_secret_with_it(setenv, name, value):
     assert "\n" not in str(wrong.value)
 
 
-def test_what_was_given_is_never_quoted(setenv):
+def test_everything_that_is_wrong_is_named_and_never_quoted(setenv):
     # A password may end up in the wrong setting.
-    setenv(CHUNK_IMAGES="secret", LOG_FORMAT="secret", LEASE_SECONDS="secret", STORE_URL="secret")
+    names = ("CHUNK_IMAGES", "LOG_FORMAT", "LEASE_SECONDS", "STORE_URL")
+    setenv(**dict.fromkeys(names, "secret"))
     with pytest.raises(SettingsError) as wrong:
         Settings.load()
     assert "secret" not in str(wrong.value)
-    assert "LABELMILL_LOG_FORMAT: input should be 'text' or 'json'" in str(wrong.value)
-
-
-def test_everything_that_is_wrong_is_named_at_once(setenv):
-    setenv(CHUNK_IMAGES="0", BROKER_URL="nonsense", PROCESSES="two")
-    with pytest.raises(SettingsError) as wrong:
-        Settings.load()
     named = {line.partition(":")[0] for line in str(wrong.value).splitlines()}
-    assert named == {f"{ENV_PREFIX}{name}" for name in ("CHUNK_IMAGES", "BROKER_URL", "PROCESSES")}
+    assert named == {f"{ENV_PREFIX}{name}" for name in names}
 
 
 # ---- secrets ------------------------------------------------------------------------------------------
@@ -237,9 +217,11 @@ def test_no_secret_is_shown_by_settings_that_are_wrong():
     assert "secret" not in repr(wrong.value)
 
 
-def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch, tmp_path):
-    # Given settings, some of them defaults
-    settings = Settings(
+def test_the_processes_of_a_stack_have_the_settings_of_their_parent(setenv, monkeypatch, tmp_path):
+    # Given settings, some of them defaults, and one in a file
+    (tmp_path / "url").write_text("redis://:secret@host:6379/0")
+    setenv(BROKER_URL_FILE=str(tmp_path / "url"))
+    settings = Settings.load(
         home=tmp_path,
         ledger_url="postgresql://user:pa%40ss@host/db",
         chunk_images=7,
@@ -248,7 +230,7 @@ def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch,
         max_image_pixels=99,
     )
 
-    # When another process reads them from its environment
+    # When another process reads them from its environment, in which the file is still named
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
@@ -299,20 +281,6 @@ def test_a_secret_and_a_file_with_it_are_one_too_many(setenv, tmp_path):
         Settings.load()
 
 
-def test_the_processes_of_a_stack_do_not_read_a_secrets_file_again(setenv, monkeypatch, tmp_path):
-    # Given a stack whose broker URL is in a file
-    (tmp_path / "url").write_text("redis://:secret@host:6379/0")
-    setenv(BROKER_URL_FILE=str(tmp_path / "url"))
-    settings = Settings.load()
-
-    # When its processes read the settings that they are given, together with the inherited ones
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    # Then they have the same settings
-    assert Settings.load() == settings
-
-
 # ---- homes --------------------------------------------------------------------------------------------
 
 
@@ -340,20 +308,11 @@ def test_a_path_is_as_long_as_its_bytes():
     assert not long.broker_socket.is_relative_to(long.home)
 
 
-ODD_HOMES = ["a b", "é", "a+b", "a@b", "a:b", "a=b", "a%20b", "a#b", "a?b"]
-
-
-@pytest.mark.parametrize("name", ODD_HOMES)
+@pytest.mark.parametrize("name", ["a b", "é", "a+b", "a@b", "a:b", "a=b", "a%20b", "a#b", "a?b"])
 def test_the_embedded_services_lie_in_any_home(tmp_path, name):
     settings = Settings(home=tmp_path / name)
     assert make_url(settings.ledger).database == str(tmp_path / name / "ledger.sqlite3")
     assert "/" + parse_url(settings.broker)["virtual_host"] == str(settings.broker_socket)
-
-
-@pytest.mark.parametrize("name", ODD_HOMES)
-def test_the_store_lies_in_any_home(tmp_path, name):
-    # Given a home with an odd name
-    settings = Settings(home=tmp_path / name)
 
     # When a file is stored, Then nothing is written outside the home
     Store(settings.store).put("payloads/a", b"x")
