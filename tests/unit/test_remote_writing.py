@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -16,25 +17,48 @@ URL = "shelf://bucket/deep/job.csv"
 
 
 class Shelf(MemoryFileSystem):
-    """An object store in this process that counts as a permanent one."""
+    """An object store in this process that counts as a permanent one, and can fail at a given step."""
 
     protocol = "shelf"
     store: dict[str, Any] = {}  # noqa: RUF012 -- as its parent has it
     pseudo_dirs = [""]  # noqa: RUF012
+    at: str = ""
+    failure: BaseException = Exception()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         stripped: str = super()._strip_protocol(path.removeprefix("shelf://"))
         return stripped
 
+    def fails_at(self, place: str) -> None:
+        if Shelf.at == place:
+            raise Shelf.failure
 
-@pytest.fixture
-def shelf() -> MemoryFileSystem:
-    """Return an empty store."""
+    def info(self, path: str, **options: Any) -> Any:
+        self.fails_at("info")
+        return super().info(path, **options)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> MemoryFile:
+        self.fails_at("open")
+        file = super()._open(path, mode, **options)
+        commit = file.commit
+
+        def commits() -> None:
+            self.fails_at("commit")
+            commit()
+
+        file.commit = commits
+        return file
+
+
+@pytest.fixture(autouse=True)
+def shelf() -> Iterator[MemoryFileSystem]:
+    """Yield an empty store."""
     fsspec.register_implementation("shelf", Shelf, clobber=True)
     Shelf.store.clear()
     Shelf.pseudo_dirs[:] = [""]
-    return fsspec.filesystem("shelf")
+    yield fsspec.filesystem("shelf")
+    Shelf.at = ""
 
 
 def write(url: str, text: str, *, force: bool = False, failure: BaseException | None = None) -> None:
@@ -87,35 +111,6 @@ def test_one_that_is_written_elsewhere_meanwhile_is_seen(shelf: MemoryFileSystem
     assert forgotten == [None]
 
 
-class Odd(MemoryFileSystem):
-    """An object store that fails at a given step."""
-
-    protocol = "odd"
-    store: dict[str, Any] = {}  # noqa: RUF012 -- as its parent has it
-    at: str = ""
-    failure: BaseException = Exception()
-
-    def fails_at(self, place: str) -> None:
-        if Odd.at == place:
-            raise Odd.failure
-
-    def info(self, path: str, **options: Any) -> Any:
-        self.fails_at("info")
-        return super().info(path, **options)
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> MemoryFile:
-        self.fails_at("open")
-        file = super()._open(path, mode, **options)
-        commit = file.commit
-
-        def commits() -> None:
-            self.fails_at("commit")
-            commit()
-
-        file.commit = commits
-        return file
-
-
 @pytest.mark.parametrize("at", ["info", "open", "commit"])
 @pytest.mark.parametrize(
     ("failure", "meant", "words"),
@@ -126,35 +121,26 @@ class Odd(MemoryFileSystem):
         (Exception("anna:sesame"), Unavailable, "cannot be reached: Exception"),
     ],
 )
-def test_what_a_package_raises_is_told(monkeypatch, at, failure, meant, words):
-    fsspec.register_implementation("odd", Odd, clobber=True)
-    Odd.store.clear()
-    monkeypatch.setattr(Odd, "at", at)
-    monkeypatch.setattr(Odd, "failure", failure)
+def test_what_a_package_raises_is_told(at, failure, meant, words):
+    Shelf.at, Shelf.failure = at, failure
     with pytest.raises(meant) as told:
-        write("odd://bucket/job.csv", "x")
+        write(URL, "x")
     assert words in str(told.value)
     assert "sesame" not in str(told.value)
     # And once there is no failure, the object is written
-    monkeypatch.setattr(Odd, "at", "")
-    write("odd://bucket/job.csv", "x", force=True)
+    Shelf.at = ""
+    write(URL, "x", force=True)
 
 
-def test_a_bucket_that_is_not_there_is_told(monkeypatch):
-    fsspec.register_implementation("odd", Odd, clobber=True)
-    monkeypatch.setattr(Odd, "at", "commit")
-    monkeypatch.setattr(Odd, "failure", FileNotFoundError())
+def test_a_bucket_that_is_not_there_is_told():
+    Shelf.at, Shelf.failure = "commit", FileNotFoundError()
     with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
-        write("odd://nowhere/job.csv", "x")
+        write("shelf://nowhere/job.csv", "x")
 
 
-@pytest.mark.parametrize(
-    "url", ["https://host/a.csv", "zip://a.csv::memory://bucket/a.zip", "odd://bucket/a.csv"]
-)
-def test_what_is_only_read_is_told_so(monkeypatch, url):
-    fsspec.register_implementation("odd", Odd, clobber=True)
-    monkeypatch.setattr(Odd, "at", "open")
-    monkeypatch.setattr(Odd, "failure", NotImplementedError())
+@pytest.mark.parametrize("url", ["https://host/a.csv", "zip://a.csv::memory://bucket/a.zip", URL])
+def test_what_is_only_read_is_told_so(url):
+    Shelf.at, Shelf.failure = "open", NotImplementedError()
     with pytest.raises(UserError, match="URLs of this kind can only be read"):
         write(url, "x")
 
