@@ -108,11 +108,6 @@ def test_a_plain_picture_is_decoded_without_being_opened(
     assert decode_one(data + b"anything behind its end", spec) == pixels.tobytes()
 
 
-@pytest.mark.parametrize("data", NOT_PLAIN.values(), ids=NOT_PLAIN)
-def test_any_other_picture_is_left_to_be_opened(data: bytes) -> None:
-    assert decode_one(data, GREY) is None
-
-
 @settings(max_examples=500)
 @given(
     compressed=st.binary(max_size=40)

@@ -179,11 +179,6 @@ def test_redirects_are_followed_as_often_as_allowed(server: Server) -> None:
         assert (answer.status, answer.headers["location"]) == (302, location)
 
 
-def test_a_circle_of_redirects_ends(server: Server) -> None:
-    assert server.get("/circle", redirects=3).status == 302
-    assert len(server.asked) == 4
-
-
 def test_headers_do_not_follow_to_another_server(server: Server, monkeypatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolver("127.0.0.1", "127.0.0.1", "127.0.0.1"))
     answer = request(

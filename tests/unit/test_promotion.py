@@ -193,28 +193,16 @@ def test_a_good_model_passes_and_each_check_says_by_what():
 
 
 @pytest.mark.parametrize(
-    ("change", "check", "text"),
+    ("check", "change"),
     [
-        ({"accuracy": 0.8999}, "accuracy", "accuracy is 0.8999, below the minimum of 0.9"),
-        (
-            {"recall": (0.95, 0.9, None, 0.7999, *[0.99] * 6)},
-            "class recall",
-            "recall of class 3 is 0.7999, below the minimum of 0.8",
-        ),
-        (
-            {"calibration_error": 0.0301},
-            "calibration",
-            "calibration error is 0.0301, above the maximum of 0.03",
-        ),
-        (
-            {"image_microseconds": 1000.1},
-            "speed",
-            "microseconds per image is 1000.1, above the maximum of 1000",
-        ),
+        ("accuracy", {"accuracy": 0.8999}),
+        ("class recall", {"recall": (0.95, 0.9, None, 0.7999, *[0.99] * 6)}),
+        ("calibration", {"calibration_error": 0.0301}),
+        ("speed", {"image_microseconds": 1000.1}),
     ],
 )
-def test_each_limit_alone_fails_what_is_beyond_it(change, check, text):
-    assert failed(replace(GOOD, **change)) == {check: text}
+def test_each_limit_alone_fails_what_is_beyond_it(check, change):
+    assert list(failed(replace(GOOD, **change))) == [check]
 
 
 @given(st.data(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1e6))
