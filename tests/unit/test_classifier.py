@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused
 from jobs.models.model import MNIST_INPUT, InputSpec
+from tests.programs import run_python
 from worker.learning.fit import save
 from worker.learning.networks import build
 from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier, Predictions
@@ -256,7 +254,7 @@ def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: 
 
 
 def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
-    file: Path, tmp_path: Path
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a process that shares the cores with more processes than there are cores, and an empty home
     program = f"""
@@ -278,20 +276,11 @@ try:
 except RuntimeError:
     print("too late")
 """
-    environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**environment, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    for name in ("KERAS_HOME", "KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    done = run_python(program, check=False, HOME=str(tmp_path))
     # Then it runs on one thread, and the number cannot be changed
     assert done.stdout.splitlines() == ["1 1", "too late"], done.stderr
     # and it prints nothing to stderr, and leaves no file.
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
-
-
-_SETTINGS = ("KERAS_HOME", "KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")

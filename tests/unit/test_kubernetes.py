@@ -213,17 +213,6 @@ def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[O
         assert {mounts[cache], mounts["/tmp"]} <= empty
 
 
-def test_every_container_has_limits(objects: list[Object]) -> None:
-    for pod, container in containers(objects):
-        resources = container["resources"]
-        for what in ("cpu", "memory"):
-            request, limit = resources["requests"][what], resources["limits"][what]
-            assert 0 < quantity(request) <= quantity(limit), (container["name"], what)
-        for volume in pod["volumes"]:
-            if "emptyDir" in volume:
-                assert volume["emptyDir"]["sizeLimit"], volume
-
-
 def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(objects: list[Object]) -> None:
     [container] = workloads(objects)["worker"]["spec"]["containers"]
     [processes] = [each for each in container["env"] if each["name"] == f"{ENV_PREFIX}PROCESSES"]

@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 from jobs.limits import ImageLimits
 from labelmill.labels.near_duplicates import difference_hash, look_the_same
 from tests.digits import Digits
+from tests.faults.corpus import encode
 
 LIMITS = ImageLimits()
 
@@ -31,14 +32,8 @@ def photograph(seed: int) -> Image.Image:
     return Image.fromarray((pixels / pixels.max() * 255).astype(np.uint8))
 
 
-def png(image: Image.Image, form: str = "PNG", **options: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
 def jpeg(image: Image.Image) -> Image.Image:
-    return Image.open(io.BytesIO(png(image.convert("RGB"), "JPEG", quality=75)))
+    return Image.open(io.BytesIO(encode(image.convert("RGB"), "JPEG", quality=75)))
 
 
 def noisy(image: Image.Image) -> Image.Image:
@@ -58,8 +53,8 @@ def noisy(image: Image.Image) -> Image.Image:
     ids=["jpeg", "noisy", "brighter", "smaller"],
 )
 def test_a_changed_photograph_looks_the_same_and_others_do_not(change: Change) -> None:
-    hashes = [difference_hash(png(photograph(seed)), LIMITS) for seed in range(20)]
-    changed = [difference_hash(png(change(photograph(seed))), LIMITS) for seed in range(20)]
+    hashes = [difference_hash(encode(photograph(seed)), LIMITS) for seed in range(20)]
+    changed = [difference_hash(encode(change(photograph(seed))), LIMITS) for seed in range(20)]
     found = [
         (seed, place)
         for seed, each in enumerate(changed)
@@ -73,7 +68,7 @@ def test_a_changed_photograph_looks_the_same_and_others_do_not(change: Change) -
 def test_few_of_different_digits_look_the_same(published_mnist: Digits) -> None:
     # Given 400 test digits, some of which are simple strokes
     digits = [Image.fromarray(pixels) for pixels in published_mnist.test_images[:400]]
-    hashes = [difference_hash(png(image), LIMITS) for image in digits]
+    hashes = [difference_hash(encode(image), LIMITS) for image in digits]
     # Then at most one in twenty is taken for another one
     taken = [
         place
@@ -83,13 +78,13 @@ def test_few_of_different_digits_look_the_same(published_mnist: Digits) -> None:
     assert len(taken) <= 20
     # And nearly all are recognised when they are stored as JPEG
     found = [
-        look_the_same(each, difference_hash(png(jpeg(image)), LIMITS))
+        look_the_same(each, difference_hash(encode(jpeg(image)), LIMITS))
         for image, each in zip(digits, hashes, strict=True)
     ]
     assert sum(found) >= 0.75 * len(digits)
 
 
 def test_all_images_without_a_shape_look_the_same() -> None:
-    blank = [difference_hash(png(Image.new("L", (40, 40), grey)), LIMITS) for grey in (0, 255)]
+    blank = [difference_hash(encode(Image.new("L", (40, 40), grey)), LIMITS) for grey in (0, 255)]
     assert look_the_same(*blank)
-    assert not look_the_same(blank[0], difference_hash(png(photograph(1)), LIMITS))
+    assert not look_the_same(blank[0], difference_hash(encode(photograph(1)), LIMITS))

@@ -118,13 +118,6 @@ def test_a_home_is_the_same_from_everywhere(setenv, monkeypatch, tmp_path):
     assert Settings.load().home == Path("/users/anna/state")
 
 
-def test_limits_follow_from_the_lease():
-    """A process is stopped before its lease expires, and Redis redelivers last of all."""
-    for lease in (1.0, 60.0, 86_400.0):
-        settings = Settings(lease_seconds=lease)
-        assert settings.soft_time_limit < settings.time_limit < lease < settings.visibility_timeout
-
-
 # ---- errors -------------------------------------------------------------------------------------------
 
 
