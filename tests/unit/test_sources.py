@@ -81,14 +81,6 @@ def test_a_file_longer_than_it_says_is_read_to_its_end_or_to_the_limit() -> None
     assert outcomes(Sources([path], max_bytes=len(content) - 1)) == [(path, ErrorCode.TOO_LARGE)]
 
 
-def test_a_file_that_vanishes_stops_only_itself() -> None:
-    put("one.png")
-    put("two.png")
-    sources = Sources(["one.png", "two.png"])
-    Path("one.png").unlink()
-    assert outcomes(sources) == [("one.png", ErrorCode.SOURCE_MISSING), ("two.png", b"x")]
-
-
 # Names
 
 
