@@ -35,9 +35,10 @@ def test_a_file_of_known_layers_passes() -> None:
 # ---- other formats ------------------------------------------------------------------------------------
 
 
-def changed(name: str, data: bytes | None = b"") -> bytes:
-    """Return an archive with one member more, or, if its data is None, one less."""
-    return archive({each: held for each, held in (members() | {name: data}).items() if held is not None})
+def changed(*more: str, without: str | None = None) -> bytes:
+    """Return an archive with more members, or without one of the three."""
+    contents = members() | dict.fromkeys(more, b"")
+    return archive({name: data for name, data in contents.items() if name != without})
 
 
 @pytest.mark.parametrize(
@@ -53,15 +54,16 @@ def changed(name: str, data: bytes | None = b"") -> bytes:
         (keras_file()[:-30], "not a complete .keras file"),
         (keras_file()[:200], "not a complete .keras file"),
         # Archives of anything but the three members
-        (changed("metadata.json", None), "does not consist of"),
-        (changed("config.json", None), "does not consist of"),
-        (changed("model.weights.h5", None), "does not consist of"),
+        (changed(without="metadata.json"), "does not consist of"),
+        (changed(without="config.json"), "does not consist of"),
+        (changed(without="model.weights.h5"), "does not consist of"),
         (changed("model.weights.npz"), "does not consist of"),
         (changed("assets/vocabulary.txt"), "does not consist of"),
         (changed("../config.json"), "does not consist of"),
         (changed("/etc/cron.d/x"), "does not consist of"),
         (changed("saved_model.pb"), "does not consist of"),
         (changed("CONFIG.JSON"), "does not consist of"),
+        (changed("CONFIG.JSON", without="config.json"), "does not consist of"),
         (changed("assets/"), "does not consist of"),
         # Members that are something else
         (archive(members(b"no json")), "config.json is not JSON"),
