@@ -1,4 +1,4 @@
-"""Test promotion from end to end: evaluations, verdicts, the champion alias, its history, and rollbacks."""
+"""Test promotion from end to end: verdicts, the champion alias, its history, rollbacks, and the pin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs import ids
-from jobs.errors import Conflict, ModelRefused
+from jobs.errors import Conflict, ModelRefused, NotFound
 from jobs.ledger import Ledger
 from jobs.ledger.learning.gate import Verdict, judge_and_promote, set_limits
 from jobs.ledger.learning.models import (
@@ -23,6 +23,7 @@ from jobs.ledger.learning.models import (
     find_evaluation,
     find_verdict,
     get_model,
+    pin_champion,
     roll_back,
     save_evaluation,
 )
@@ -90,27 +91,6 @@ def moves_of(ledger: Ledger) -> list[tuple[str | None, str, str]]:
 
 
 # ---- evaluations --------------------------------------------------------------------------------------
-
-
-def test_an_evaluation_is_told_as_it_was_made(ledger, make_model):
-    # Given a model that was never evaluated
-    model = make_model()
-    with ledger.reading() as connection:
-        assert find_evaluation(connection, model.id) is None
-
-    # When it is evaluated on two sets of images
-    evaluation, answers = made_evaluation(TRUTH, TRUTH[::-1])
-    with ledger.transaction() as connection:
-        save_evaluation(connection, model.id, DATA, evaluation, answers)
-    evaluated(ledger, model, 4, OTHER_DATA)
-
-    # Then each evaluation is returned as it was saved, and without a set, the latest one
-    with ledger.reading() as connection:
-        told, latest = find_evaluation(connection, model.id, DATA), find_evaluation(connection, model.id)
-        assert find_evaluation(connection, model.id, "f" * 64) is None
-    assert (told.evaluation, told.answers, told.data_fingerprint) == (evaluation, answers, DATA)
-    assert (latest.data_fingerprint, latest.evaluation.correct) == (OTHER_DATA, 96)
-    assert latest.created_at >= told.created_at
 
 
 def test_the_same_model_on_the_same_images_again_takes_the_place_of_the_one_before(ledger, make_model):
@@ -430,7 +410,9 @@ def rolled_back(ledger: Ledger) -> str:
 
 
 def test_rolling_back_again_goes_further_back_and_then_no_further(ledger, trained):
-    # Given four promotions, two of them of the second model
+    # Given four promotions, two of them of the second model; before the first, there is nothing to roll back
+    with pytest.raises(Conflict, match="has no champion to roll back"):
+        rolled_back(ledger)
     a, b, c = (trained(name) for name in "abc")
     for model in (a, b, c, b):
         judged(ledger, model, force=True)
@@ -449,18 +431,6 @@ def test_rolling_back_again_goes_further_back_and_then_no_further(ledger, traine
     assert [previous for previous, _, _ in moves] == [None, *(model for _, model, _ in moves[:-1])]
 
 
-def test_a_champion_from_before_there_was_a_history_can_be_come_back_to(ledger, make_model, trained):
-    # Given a champion and no history, as after an upgrade
-    old, new = make_model(b"old"), trained("new")
-    assert moves_of(ledger) == []
-    with pytest.raises(Conflict, match="no champion before"):
-        rolled_back(ledger)
-
-    # When another model is promoted, Then that can be rolled back
-    judged(ledger, new, force=True)
-    assert rolled_back(ledger) == old.id
-
-
 def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, trained):
     # Given three promotions, and somebody who has looked up the rollback's target
     a, b, c = (trained(name) for name in "abc")
@@ -477,6 +447,61 @@ def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, t
     ):
         roll_back(connection, seen)
     assert champion_of(ledger) == b.id
+
+
+# ---- a pinned champion --------------------------------------------------------------------------------
+
+
+def pin(ledger: Ledger, *, pinned: bool = True) -> Model:
+    with ledger.transaction() as connection:
+        return pin_champion(connection, pinned=pinned)
+
+
+@pytest.fixture
+def pinned(ledger: Ledger, trained: Maker) -> Model:
+    """Return a pinned champion with many mistakes."""
+    judged(ledger, trained("old", wrong=40))
+    return pin(ledger)
+
+
+@pytest.mark.parametrize(
+    "options", [{"how": "retrain"}, {"how": "retrain", "force": True}, {"how": "promote"}], ids=str
+)
+def test_nothing_replaces_a_pinned_champion(ledger, trained, pinned, options):
+    # When a training run or a person has a better model than the pinned champion
+    better = trained("better")
+    verdict = judged(ledger, better, **options)
+
+    # Then it is not promoted, and the verdict says what to do
+    said = f"the champion {pinned.id} is pinned (labelmill models pin --off releases it)"
+    assert (verdict.promote, verdict.forced, verdict.reason) == (False, False, f"not promoted: {said}")
+    with ledger.reading() as connection:
+        stored = find_verdict(connection, better.id)
+    assert [check["name"] for check in stored.checks if not check["passed"]] == ["pin"]
+
+    # And once the champion is released, it is promoted
+    assert pin(ledger, pinned=False).pinned_at is None
+    assert judged(ledger, better, **options).promote
+
+
+def test_a_person_who_forces_a_promotion_replaces_it_and_the_pin_does_not_pass_on(ledger, trained, pinned):
+    better = trained("better")
+    verdict = judged(ledger, better, force=True)
+    assert (verdict.promote, verdict.forced) == (True, True)
+    assert verdict.reason.startswith(f"force-promoted, although the champion {pinned.id} is pinned")
+    with ledger.reading() as connection:
+        assert [get_model(connection, each.id).pinned_at for each in (pinned, better)] == [None, None]
+
+
+def test_a_second_pin_keeps_the_time_of_the_first(ledger, pinned):
+    assert pinned.pinned_at is not None
+    assert pin(ledger) == pinned
+
+
+def test_without_a_champion_there_is_nothing_to_pin(ledger):
+    for pinned in (True, False):
+        with pytest.raises(NotFound, match="Dataset mnist has no model yet"):
+            pin(ledger, pinned=pinned)
 
 
 # ---- the commands -------------------------------------------------------------------------------------
@@ -551,15 +576,32 @@ def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
     assert "promote, by force" in printed
 
 
-def test_a_person_who_cannot_have_what_they_ask_for_is_told_what_to_do(run, make_model, store):
-    model = make_model(b"never evaluated", champion=False, store=store)
-    assert run("promote", "nothing")[::2] == (
-        2,
-        "labelmill: There is no model 'nothing': `labelmill models list` shows them.\n",
-    )
-    code, _, said = run("promote", model.id)
-    assert (code, f"run `labelmill models evaluate {model.id}`" in said) == (2, True)
-    assert run("rollback")[::2] == (2, "labelmill: Dataset mnist has no champion to roll back.\n")
+def test_pinning_at_the_console(run, shelved, ledger):
+    # When the champion is pinned, Then the lists say so
+    models = shelved("first", wrong=60), shelved("present", wrong=40), shelved("better")
+    for model in models[:2]:
+        judged(ledger, model, force=True)
+    _, champion, better = models
+    code, printed, said = run("pin")
+    assert (code, printed) == (0, f"{champion.id}\n")
+    assert "is pinned: no training run replaces it" in said
+    assert "champion (pinned)" in run("list")[1]
+    pins = {each["id"]: each["pinned_at"] for each in json.loads(run("list", "--json")[1])}
+    assert [pins[each.id] is not None for each in models] == [False, True, False]
+    assert json.loads(run("show", champion.id)[1])["pinned_at"] == pins[champion.id]
+
+    # And it is neither replaced nor rolled back
+    code, printed, said = run("promote", better.id)
+    assert (code, printed) == (3, "")
+    assert "not promoted: the champion" in said
+    assert "labelmill models pin --off" in run("rollback")[2]
+    assert champion_of(ledger) == champion.id
+
+    # When it is released, Then it can be replaced
+    code, printed, _ = run("pin", "--off", "--json")
+    assert (code, json.loads(printed)) == (0, {"model": champion.id, "pinned_at": None})
+    assert "(pinned)" not in run("list")[1]
+    assert run("rollback")[0] == 0
 
 
 @pytest.mark.parametrize("damage", ["gone", "another"])
