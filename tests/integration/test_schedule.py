@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,12 +28,14 @@ from jobs.models.dataset import MNIST
 from jobs.queue import make_app
 from jobs.schema import RunState, db_now, schedules, training_runs
 from jobs.settings import Settings
+from labelmill.commands.schedule import app as schedule_command
 from labelmill.datasets.mnist import CRON, REQUEST
+from labelmill.operations.metrics import LabelmillCollector
 from labelmill.operations.readiness import Part, liveness
 from tests.conftest import Broker
-from tests.console import until
+from tests.scraping import Scrape, collected
 from worker import schedule
-from worker.schedule import GRACE, SlotScheduler, due_slot, next_slot, parse_cron
+from worker.schedule import GRACE, SlotScheduler, due_slot, last_slot, next_slot, parse_cron
 
 WEEKLY = crontab(minute="0", hour="3", day_of_week="0")
 SUNDAY = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
@@ -152,6 +149,20 @@ def test_the_next_slot_is_found(line: str, after: datetime, found: datetime) -> 
     assert next_slot(parse_cron(line), after) == found
 
 
+@pytest.mark.parametrize(
+    ("since", "until", "found"),
+    [
+        (SUNDAY, SUNDAY, SUNDAY),
+        (SUNDAY - timedelta(days=30), SUNDAY + timedelta(days=6), SUNDAY),
+        (SUNDAY - timedelta(days=30), SUNDAY - timedelta(seconds=1), SUNDAY - timedelta(days=7)),
+        (SUNDAY + timedelta(seconds=1), SUNDAY + timedelta(days=6), None),
+        (SUNDAY + timedelta(days=1), SUNDAY, None),
+    ],
+)
+def test_the_last_slot_is_found(since: datetime, until: datetime, found: datetime | None) -> None:
+    assert last_slot(WEEKLY, since=since, until=until) == found
+
+
 def test_another_time_zone_is_the_same_moment() -> None:
     there = SUNDAY.astimezone(timezone(timedelta(hours=5, minutes=30)))
     assert due_slot(WEEKLY, there) == SUNDAY
@@ -176,16 +187,6 @@ def test_beat_opens_the_slot_and_sends_the_runs_message(
     assert (run.recipe["architecture"], run.recipe["profile"], run.recipe["force"]) == ("mlp", "quick", False)
     [message] = broker.messages(RETRAIN_QUEUE)
     assert run.id in json.loads(message)["headers"]["argsrepr"]
-
-
-def test_a_slot_that_was_missed_does_not_fire_late(
-    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
-) -> None:
-    # given a machine that was asleep during the slot, when beat wakes, then there is no run
-    clock.at = SUNDAY + timedelta(hours=5)
-    beat.tick()
-    assert states(ledger) == []
-    assert broker.waiting(RETRAIN_QUEUE) == 0
 
 
 def test_a_trainer_that_died_costs_no_slot(
@@ -402,7 +403,92 @@ def test_two_beats_request_one_run_per_dataset_and_slot(
         beat.app.close()
 
 
-# ---- real processes -----------------------------------------------------------------------------------
+def test_a_slot_is_overdue_until_a_run_is_requested(settings: Settings, ledger: Ledger) -> None:
+    def overdue() -> dict[str, float]:
+        now: Scrape = collected(LabelmillCollector(settings))
+        return now.by("schedule_overdue_seconds")
+
+    # Given a schedule for each hour that was set two hours ago, and no beat
+    schedule_dataset(ledger, "birds", cron="0 * * * *")
+    with ledger.transaction() as connection:
+        connection.execute(schedules.update().values(changed_at=db_now(-7200)))
+
+    # Then the slot of this hour is overdue, and not that of a dataset whose schedule has no time yet
+    assert 60 <= overdue()["birds"] <= 3660
+    assert "mnist" not in overdue()
+
+    # And when a person requests a run, none is overdue
+    with ledger.transaction() as connection:
+        request_run(connection, new_id(), recipe={}, dataset="birds")
+    assert "birds" not in overdue()
+
+
+# ---- at the console -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cli(run_command, birds):  # noqa: ARG001 -- there has to be a dataset
+    return lambda *arguments: run_command(schedule_command, *arguments)
+
+
+def listed(cli, *arguments):
+    """Return what `labelmill schedule ... --json` prints, by dataset."""
+    found = json.loads(cli(*arguments, "--json").stdout)
+    return {each["dataset"]: each for each in found}
+
+
+def test_a_schedule_changes_in_one_point(cli):
+    # Given a schedule, when its training changes, then the time stays
+    cli("birds", "--cron", "0 3 * * 0", "--architecture", "mlp", "--max-minutes", "3")
+    cli("birds", "--architecture", "cnn")
+    after = listed(cli, "birds")["birds"]
+    assert (after["cron"], after["request"]) == ("0 3 * * 0", {"architecture": "cnn"})
+
+    # And it can be switched off
+    cli("birds", "--off")
+    assert listed(cli)["birds"]["next"] is None
+
+
+def test_a_dataset_gets_a_schedule(cli):
+    cli("birds", "--after-corrections", "500")
+    cli("birds", "--cron", "15 4 * * *")
+    birds = listed(cli)["birds"]
+    assert (birds["cron"], birds["after_corrections"], birds["new_corrections"]) == ("15 4 * * *", 500, 0)
+    assert birds["next"].endswith("04:15:00+00:00")
+    assert "15 4 * * *" in cli().stdout
+
+
+def test_a_schedule_whose_training_is_no_longer_possible_can_be_switched_off(cli, ledger):
+    # Given a schedule that starts from a model which was removed
+    request = {"architecture": "finetune", "start": new_id()}
+    with ledger.transaction() as connection:
+        set_schedule(connection, "birds", cron="0 3 * * *", after_corrections=None, request=request)
+
+    # When its time changes, Then it is refused, and when it is switched off, it is not
+    refused = cli("birds", "--cron", "0 4 * * *")
+    assert (refused.exit_code, "There is no model" in refused.stderr) == (2, True)
+    assert cli("birds", "--off").exit_code == 0
+    assert listed(cli)["birds"]["next"] is None
+
+
+def test_a_schedule_that_says_nothing_is_refused(cli):
+    for arguments, advice in (
+        (["birds", "--architecture", "cnn"], "say when to train"),
+        (["birds", "--cron", "0 3 * * *", "--profile", "long", "--augment", "none"], "own augmentation"),
+        (["mnist", "--cron", "0 3 * * *"], "Dataset mnist has not been added yet"),
+        (["boats", "--cron", "0 3 * * *"], "There is no dataset 'boats'"),
+        (["birds", "--cron", "0 3 * *"], "has 4 fields"),
+        (["birds", "--off", "--cron", "0 3 * * *"], "Give --off alone"),
+        (["--off"], "Name the dataset"),
+        (["--cron", "0 3 * * *"], "Name the dataset"),
+    ):
+        refused = cli(*arguments)
+        assert refused.exit_code == 2
+        assert advice in refused.stderr
+    assert listed(cli) == {}
+
+
+# ---- a real process -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -426,40 +512,3 @@ def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_
     # then it uses our scheduler, and leaves no file
     assert "worker.schedule.SlotScheduler" in told
     assert not list(tmp_path.glob("celerybeat*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_two_beats_of_which_one_is_killed_request_one_run_per_slot(
-    settings: Settings, ledger: Ledger, tmp_path: Path
-) -> None:
-    # given three datasets that are trained every minute, and two beats
-    for dataset in ("birds", "boats", "mnist"):
-        schedule_dataset(ledger, dataset, cron="* * * * *")
-    command = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile="]
-    environment = os.environ | settings.environment()
-    with ExitStack() as stack:
-        beats = []
-        for _ in range(2):
-            beat = stack.enter_context(
-                subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-            )
-            stack.callback(beat.kill)
-            beats.append(beat)
-
-        # when one is killed as soon as a first run is there, and the minute changes
-        until(lambda: states(ledger), "a beat has requested a run", seconds=PROCESS_SECONDS)
-        beats[0].kill()
-        first = {slot for _, slot in states(ledger)}
-        until(
-            lambda: len({slot for _, slot in states(ledger)}) > len(first),
-            "the next slot has a run",
-            seconds=PROCESS_SECONDS,
-        )
-        time.sleep(2 * schedule.POLL_SECONDS)  # a second run of a slot would be requested at the next look
-
-    # then each dataset has one run per slot
-    with ledger.reading() as connection:
-        requested = Counter((run.dataset, run.slot) for run in latest_runs(connection, limit=99))
-    assert set(requested.values()) == {1}
-    assert {dataset for dataset, _ in requested} == {"birds", "boats", "mnist"}
