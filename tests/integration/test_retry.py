@@ -17,7 +17,7 @@ from jobs.ledger.jobs.submission import NewChunk
 from jobs.network.references import Roots
 from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX
-from jobs.storage.payloads import Content, Payload, payload_folder, read_payload
+from jobs.storage.payloads import Content, Payload, read_payload
 from jobs.storage.store import Store
 from labelmill.commands.retry import app as retry_command
 from labelmill.operations.purging import Purge
@@ -271,80 +271,86 @@ def test_a_worker_that_comes_back_after_a_retry_records_nothing(ledger, submitte
         assert job_status(connection, job.id).done == 0
 
 
-def test_a_retry_that_fails_halfway_leaves_nothing(ledger, store, settings, submitted, again, worker):
-    # Given a finished job with one payload missing from the store
-    job = submitted(9)
-    finish(worker, job, errors=range(9))
-    (settings.home / "store" / job.chunks[2].payload).unlink()
-
-    # When it is retried, Then that fails, and leaves neither a job nor a payload
-    with pytest.raises(PayloadDamaged):
-        again(job)
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
-    assert store.folders("payloads") == [job.id]
-    assert store.folder_bytes(payload_folder(job.id)) > 0
+# ---- while its payloads go ----------------------------------------------------------------------------
 
 
-# ---- while it is purged -------------------------------------------------------------------------------
+def purge(ledger: Ledger, store: Store, _payload: str = "") -> None:
+    """Purge all finished jobs."""
+    Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).whole_jobs(days=-1)
 
 
-def purge(ledger: Ledger, store: Store, *, payloads_only: bool = False) -> None:
-    """Purge all finished jobs, or only their payloads."""
-    one = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
-    if payloads_only:
-        one.payloads(days=-1)
-    else:
-        one.whole_jobs(days=-1)
+def purge_payloads(ledger: Ledger, store: Store, _payload: str) -> None:
+    """Purge the payloads of all finished jobs."""
+    Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).payloads(days=-1)
+
+
+def lose(_ledger: Ledger, store: Store, payload: str) -> None:
+    """Remove this payload, as no purge does."""
+    store.remove(payload)
 
 
 @pytest.fixture
-def nothing_of_a_retry(ledger, store):
-    """Return a function that says whether no job or payload other than this job's exists."""
-
-    def nothing_of_a_retry(job: Job) -> bool:
-        with ledger.reading() as connection:
-            job_ids = set(connection.scalars(sa.select(jobs.c.id)))
-        return job_ids | set(store.folders("payloads")) <= {job.id}
-
-    return nothing_of_a_retry
-
-
-@pytest.fixture
-def purge_at(ledger, monkeypatch):
-    """Return a function: `purge_at(chunk)` purges all finished jobs when its payload is read."""
+def happens_at(ledger, monkeypatch):
+    """Return a function: `happens_at(chunk, purge)` purges all finished jobs once its payload was read."""
     real = retry_module.read_payload
 
-    def purge_at(chunk: NewChunk, *, before: bool = False, payloads_only: bool = False) -> None:
-        def read_and_purge(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
+    def happens_at(
+        chunk: NewChunk, happens: Callable[[Ledger, Store, str], None], *, before: bool = False
+    ) -> None:
+        def read(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
             if before and key == chunk.payload:
-                purge(ledger, store, payloads_only=payloads_only)
+                happens(ledger, store, key)
             found = real(store, key, *arguments, **options)
             if not before and key == chunk.payload:
-                purge(ledger, store)
+                happens(ledger, store, key)
             return found
 
-        monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
+        monkeypatch.setattr(retry_module, "read_payload", read)
 
-    return purge_at
+    return happens_at
 
 
-@pytest.mark.parametrize("errors", [9, 8, 3, 1], ids=lambda errors: f"{errors} errors")
-def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
-    submitted, again, worker, monkeypatch, purge_at, nothing_of_a_retry, errors
+@pytest.mark.parametrize(
+    ("errors", "number", "before", "happens", "why"),
+    [
+        pytest.param(9, 0, False, purge, "was purged while", id="all failed"),
+        pytest.param(3, 0, False, purge, "was purged while", id="the first chunk failed"),
+        pytest.param(1, 0, False, purge, "was purged while", id="the first image failed"),
+        pytest.param(9, 1, True, purge, "was purged while", id="before a payload is read"),
+        pytest.param(9, 1, True, purge_payloads, "was purged while", id="only payloads"),
+        pytest.param(9, 1, True, lose, "is gone from the store", id="lost"),
+    ],
+)
+def test_a_job_whose_payloads_go_meanwhile_is_not_tried_again_in_part(
+    ledger, store, submitted, again, worker, monkeypatch, happens_at, errors, number, before, happens, why
 ):
     # Given a job of three chunks, read one chunk per page, whose first images failed
     monkeypatch.setattr(retries, "_PAGE_CHUNKS", 1)
     job = submitted(9)
     finish(worker, job, errors=range(errors))
 
-    # And a purge as soon as the first payload has been read
-    purge_at(job.chunks[0])
+    # And payloads that are purged or lost in the middle
+    happens_at(job.chunks[number], happens, before=before)
 
-    # When it is retried, Then the error names the purge, and no job has a part of the images
-    with pytest.raises(Conflict, match=f"{job.id} was purged while"):
+    # When it is retried, Then the error names the reason, and no job has a part of the images
+    with pytest.raises((Conflict, PayloadDamaged), match=why):
         again(job, failed_only=True)
-    assert nothing_of_a_retry(job)
+    with ledger.reading() as connection:
+        job_ids = set(connection.scalars(sa.select(jobs.c.id)))
+    assert job_ids | set(store.folders("payloads")) <= {job.id}
+
+
+def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
+    submitted, again, worker, happens_at, images_of
+):
+    # Given a job that is purged after its last payload was read
+    job = submitted(9)
+    finish(worker, job, errors=range(9))
+    happens_at(job.chunks[-1], purge)
+
+    # When it is retried, Then the new job is complete, because it needs nothing more of the first
+    new = again(job).submitted
+    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in range(9)]
 
 
 def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
@@ -366,34 +372,6 @@ def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
         again(job)
 
 
-@pytest.mark.parametrize("payloads_only", [True, False])
-def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
-    submitted, again, worker, purge_at, nothing_of_a_retry, payloads_only
-):
-    # Given a job whose payloads are purged before the second one is read
-    job = submitted(9)
-    finish(worker, job, errors=range(9))
-    purge_at(job.chunks[1], before=True, payloads_only=payloads_only)
-
-    # When it is retried, Then the error names the purge, not a damaged store
-    with pytest.raises(Conflict, match="purged while"):
-        again(job)
-    assert nothing_of_a_retry(job)
-
-
-def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
-    submitted, again, worker, purge_at, images_of
-):
-    # Given a job that is purged after its last payload was read
-    job = submitted(9)
-    finish(worker, job, errors=range(9))
-    purge_at(job.chunks[-1])
-
-    # When it is retried, Then the new job is complete, because it needs nothing more of the first
-    new = again(job).submitted
-    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in range(9)]
-
-
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_memory_holds_a_chunk_and_not_the_job(submitted, again, worker):
     # Given a job of forty chunks of one megabyte each
@@ -411,34 +389,23 @@ def test_memory_holds_a_chunk_and_not_the_job(submitted, again, worker):
     assert peak < 10_000_000
 
 
-# ---- from Python --------------------------------------------------------------------------------------
+# ---- at the console -----------------------------------------------------------------------------------
 
 
-def test_a_retry_at_the_console_says_why_nobody_was_told(submitted, worker, broker, run_command, monkeypatch):
-    # given a job with an error, and a configured broker that cannot be reached
-    job = submitted(5)
-    finish(worker, job, errors=[1])
-    broker.client.flushall()
-    monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
-
-    # when it is retried, then a line says what is wrong with the broker, and that the new job waits
-    done = run_command(retry_command, job.id)
-    assert done.exit_code == 0
-    [line] = [line for line in done.stderr.splitlines() if "broker" in line]
-    assert line.startswith("The broker cannot be used (")
-    assert line.endswith("): the job waits in the ledger.")
-    assert broker.waiting() == 0
-
-
-def test_what_is_left_out_by_failed_is_said(ledger, submitted, run_command):
-    # given a job that was cancelled before any of it was classified
+def test_what_is_left_out_by_failed_is_said(ledger, submitted, run_command, broker, monkeypatch):
+    # given a job that was cancelled before any of it was classified, and a broker that cannot be reached
     job = submitted(5)
     cancel(ledger, job)
+    broker.client.flushall()
+    monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
     # when only its errors are retried, then the command says that there are other images
     done = run_command(retry_command, job.id, "--failed")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "5 images that it never reached: leave out --failed" in done.stderr
 
-    # and without `--failed` they are retried
-    assert run_command(retry_command, job.id).exit_code == 0
+    # and without `--failed` they are retried, and the command says why no worker was told
+    done = run_command(retry_command, job.id)
+    assert done.exit_code == 0
+    assert "The broker cannot be used (" in done.stderr
+    assert broker.waiting() == 0
