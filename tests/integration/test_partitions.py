@@ -119,15 +119,6 @@ def test_rows_outlive_their_job_until_the_rest_of_the_week_is_old(ledger, store,
     assert (rows_of(ledger, old), rows_of(ledger, young), dead_rows(ledger)) == ((0, 0, 0), (0, 0, 0), 0)
 
 
-def test_a_week_with_a_job_that_stays_for_long_is_purged_job_by_job(ledger, store, finished):
-    # Given an old job, and one of the same week that finished much later
-    old, young = finished(8, ago=40), finished(8.001, ago=1)
-
-    # When old jobs are purged, Then its rows are deleted one by one
-    assert purge(ledger, store, days=30).predictions == 4
-    assert (rows_of(ledger, old), rows_of(ledger, young)) == ((0, 0, 0), (1, 1, 4))
-
-
 def test_a_partition_that_has_a_job_again_is_not_emptied(ledger, finished):
     job = finished(8, ago=1)
     with ledger.transaction() as connection:
