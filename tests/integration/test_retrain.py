@@ -45,6 +45,7 @@ from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from labelmill.client import Client
 from tests import training
+from tests.conftest import ModelMaker
 from tests.console import until
 from tests.digits import Digits
 from tests.ledger_probes import champion_of
@@ -151,16 +152,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     assert Classifier.load(path, champion.classes, champion.input_spec).classes == tuple("0123456789")
 
 
-def test_a_champion_stays_where_it_is_not_to_be_replaced(
-    settings: Settings, ledger: Ledger, little_mnist: Digits
-) -> None:
-    first = train(settings, little_mnist)
-    other = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4), keep_champion=True)
-    assert other.reason == f"not promoted: {first.model.id} stays the champion"
-    assert champion_of(ledger) == first.model.id
-
-
-def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
+def test_a_champion_is_evaluated_on_the_same_images_and_stays_if_it_is_not_to_be_replaced(
     settings: Settings, ledger: Ledger, little_mnist: Digits
 ) -> None:
     # given a champion whose evaluation was made on other images
@@ -168,14 +160,20 @@ def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
     first = train(settings, fewer)
 
     # when another model is trained, then both are compared on the same images
-    second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
+    other = Recipe(epochs=1, batch_size=32, seed=4)
+    second = train(settings, little_mnist, other, keep_champion=True)
     with ledger.reading() as connection:
         assert find_evaluation(connection, first.model.id, latest_fingerprint(ledger)) is not None
         verdict = verdict_on(connection, second.run_id)
     assert verdict is not None
     assert "test set" in {check["name"] for check in verdict.checks}
 
+    # and the champion stays
+    assert second.reason == f"not promoted: {first.model.id} stays the champion"
+    assert champion_of(ledger) == first.model.id
 
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("error", ["InvalidArgumentError", "InternalError", "ResourceExhaustedError"])
 def test_a_champion_that_does_not_run_costs_no_new_model(
     settings: Settings,
@@ -308,61 +306,86 @@ def test_a_run_that_is_lost_at_its_last_step_promotes_nothing(
         assert verdict_on(connection, run_id) is None
 
 
-def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
-    settings: Settings, ledger: Ledger, little_mnist: Digits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a ledger and a store that fail once at each step of a run, the ledger after the commit
-    broken: list[str] = []
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return a dict: `away["add"] = 3` makes the ledger unavailable for three calls of that function.
+
+    `away["after add"] = 1` breaks its connection after the COMMIT took effect, once.
+    """
+    away: dict[str, int] = {}
     real = Ledger.transaction
+
+    def fail(step: str) -> None:
+        if away.get(step):
+            away[step] -= 1
+            raise Unavailable("The ledger cannot be reached")
 
     @contextlib.contextmanager
     def breaking(one: Ledger, **named: bool) -> Iterator[Any]:
         step = sys._getframe(2).f_code.co_name
+        fail(step)
         with real(one, **named) as connection:
             yield connection
-        if step in ("describe", "add", "register_model", "_conclude") and step not in broken:
-            broken.append(step)
-            raise Unavailable("the connection broke")
-
-    put = Store.put
-
-    def put_later(store: Store, *arguments: Any) -> None:
-        if "put" not in broken and arguments[0].startswith("models/"):
-            broken.append("put")
-            raise Unavailable("the store is away")
-        put(store, *arguments)
+        fail(f"after {step}")
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
-    monkeypatch.setattr(Store, "put", put_later)
+    return away
+
+
+def correct(ledger: Ledger, store: Store, model_id: str, *, images: int) -> None:
+    """Store that many corrections, each of a different grey image."""
+    for index in range(images):
+        file = io.BytesIO()
+        Image.new("L", (28, 28), 10 + index).save(file, "PNG")
+        sha256 = hashlib.sha256(file.getvalue()).hexdigest()
+        store.put(correction_key(sha256), file.getvalue())
+        row = NewCorrection(new_id(), index, f"{index}.png", "1", "7", 0.5, model_id, sha256)
+        with ledger.transaction() as connection:
+            save_corrections(connection, [row])
+
+
+def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    little_mnist: Digits,
+    make_model: ModelMaker,
+    away: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given three corrections, a ledger whose connection breaks at each step of a run, and a store that fails
+    # once for the model and for each correction
+    correct(ledger, store, make_model(champion=False).id, images=3)
+    away |= {f"after {step}": 1 for step in ("describe", "add", "register_model", "_conclude")}
+    failed: set[str] = set()
+
+    def fail_once(real: Callable[..., Any]) -> Callable[..., Any]:
+        def once(store: Store, key: str, *arguments: Any, **named: Any) -> Any:
+            if key.startswith(("models/", "corrections/")) and key not in failed:
+                failed.add(key)
+                raise Unavailable("the store is away")
+            return real(store, key, *arguments, **named)
+
+        return once
+
+    monkeypatch.setattr(Store, "get", fail_once(Store.get))
+    monkeypatch.setattr(Store, "put", fail_once(Store.put))
     monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0, 0.0))
 
-    # When a model is trained for two epochs, Then it is promoted once, and each epoch is recorded once
+    # when a model is trained for two epochs, then it is promoted once, and each epoch is recorded once
     done = train(settings, little_mnist)
-    assert broken == ["describe", "add", "put", "register_model", "_conclude"]
+    assert not any(away.values())
+    assert len(failed) == 4
     assert champion_of(ledger) == done.model.id
     assert done.reason == latest(ledger).verdict
     with ledger.reading() as connection:
         assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
         assert len(champion_history(connection)) == 1
 
-
-@pytest.fixture
-def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Return a dict: `away["add"] = 3` makes the ledger unavailable for three calls of that function."""
-    away: dict[str, int] = {}
-    real = Ledger.transaction
-
-    @contextlib.contextmanager
-    def breaking(one: Ledger, **named: bool) -> Iterator[Any]:
-        step = sys._getframe(2).f_code.co_name
-        if away.get(step):
-            away[step] -= 1
-            raise Unavailable("The ledger cannot be reached")
-        with real(one, **named) as connection:
-            yield connection
-
-    monkeypatch.setattr(Ledger, "transaction", breaking)
-    return away
+    # and it has learned from all three corrections
+    data = latest(ledger).data
+    assert data is not None
+    assert (data["corrections"] + data["live_images"], data["left_out"]) == (3, 0)
 
 
 def test_a_ledger_that_stays_away_costs_no_training(
@@ -384,46 +407,6 @@ def test_a_ledger_that_stays_away_costs_no_training(
     assert champion_of(ledger) == done.model.id
     with ledger.reading() as connection:
         assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
-
-
-def correct(ledger: Ledger, store: Store, model_id: str, *, images: int) -> None:
-    """Store that many corrections, each of a different grey image."""
-    for index in range(images):
-        file = io.BytesIO()
-        Image.new("L", (28, 28), 10 + index).save(file, "PNG")
-        sha256 = hashlib.sha256(file.getvalue()).hexdigest()
-        store.put(correction_key(sha256), file.getvalue())
-        row = NewCorrection(new_id(), index, f"{index}.png", "1", "7", 0.5, model_id, sha256)
-        with ledger.transaction() as connection:
-            save_corrections(connection, [row])
-
-
-def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
-    settings: Settings,
-    ledger: Ledger,
-    store: Store,
-    little_mnist: Digits,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # given three corrections, and a store that is unavailable once for each
-    correct(ledger, store, train(settings, little_mnist).model.id, images=3)
-    real, away = Store.get, set()
-
-    def get(store: Store, key: str, **more: Any) -> bytes:
-        if key.startswith("corrections/") and key not in away:
-            away.add(key)
-            raise Unavailable("The store cannot be read")
-        return real(store, key, **more)
-
-    monkeypatch.setattr(Store, "get", get)
-    monkeypatch.setattr(trainer, "RETRY_PAUSES", (0.0,))
-
-    # when a model is trained, then it learns from all three
-    train(settings, little_mnist)
-    assert len(away) == 3
-    data = latest(ledger).data
-    assert data is not None
-    assert (data["corrections"] + data["live_images"], data["left_out"]) == (3, 0)
 
 
 def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(
