@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from tests.kerasfile import keras_file
 from worker.predicting.classifier import load_model
 from worker.predicting.context import WorkerContext
 from worker.predicting.tensorflow_runtime import keras
+
+#: On both databases, test_models.py registers models, and test_promotions.py evaluates and promotes them.
+pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 DIGITS = ",".join("0123456789")
 
@@ -194,18 +198,6 @@ def test_a_file_of_any_name_is_registered_and_listed(
     assert json.loads(run("list", "--json")[1])[0]["metrics"] == {"file": "m\\xff.keras"}
 
 
-def test_the_list_need_not_be_asked_for_and_an_id_is_told_how_to_be_shown(
-    run: Run, make_file: Callable[..., Path]
-) -> None:
-    model_id = run("register", make_file("abc", classes=3), "--classes", "a,b,c")[1].strip()
-    assert run() == run("list")
-    assert run("--json") == run("list", "--json")
-    told = run()[1].splitlines()[1].split()
-    assert told[:7] == [model_id, "mnist", "-", "custom", "-", "28x28", "grey"]
-    code, _, said = run(model_id)
-    assert (code, f"show {model_id}" in " ".join(said.replace("│", "").split())) == (2, True)
-
-
 def test_the_same_file_is_the_same_model_and_its_classes_stay(
     run: Run, make_file: Callable[..., Path]
 ) -> None:
@@ -269,16 +261,32 @@ def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
 
 
 @pytest.mark.parametrize(
-    ("shape", "classes"), [((64, 64, 3), 10), ((28, 28, 3), 10), ((32, 32), 10), ((28, 28), 9)]
+    ("file", "options", "why"),
+    [
+        # Classes must be named unless it takes MNIST's images
+        ({"shape": (64, 64, 3)}, (), "its 10 classes have no names"),
+        ({"shape": (28, 28, 3)}, (), "its 10 classes have no names"),
+        ({"shape": (32, 32)}, (), "its 10 classes have no names"),
+        ({"classes": 9}, (), "its 9 classes have no names"),
+        ({}, ("--classes", "0,1,2"), "the model answers 10 classes, and 3 are named"),
+        ({}, ("--classes", "0,1,2,3,4,5,6,7,8,8"), "lists a class twice: 8"),
+        ({}, ("--classes", "0,1,2,3,4,5,6,7,8,"), "each class needs its own name"),
+        ({}, ("--classes", "0,1,2,3,4,5,6,7,8,\x1b[31m9"), "has a control character"),
+        ({}, ("--logits",), "are probabilities already: leave out --logits"),
+    ],
 )
-def test_classes_must_be_named_unless_it_takes_mnists_images(
-    run: Run, make_file: Callable[..., Path], shape: tuple[int, ...], classes: int
+def test_what_does_not_fit_the_models_answers_is_refused(
+    run: Run,
+    make_file: Callable[..., Path],
+    ledger: Ledger,
+    file: dict[str, Any],
+    options: tuple[str, ...],
+    why: str,
 ) -> None:
-    path = make_file("pictures", shape=shape, classes=classes)
-    code, printed, said = run("register", path)
-    assert (code, printed) == (2, "")
-    assert f"its {classes} classes have no names" in said
-    assert "--classes A,B,C, or --classes-file FILE" in said
+    code, printed, said = run("register", make_file("model", **file), *options)
+    assert (code, printed, why in said) == (2, "", True)
+    with ledger.reading() as connection:
+        assert list_models(connection) == []
 
 
 def test_class_names_are_read_from_a_file(
@@ -336,29 +344,6 @@ def test_a_model_that_answers_logits_is_served_and_evaluated_with_a_softmax(
     # And the same file is not registered again as anything else
     code, _, said = run("register", path)
     assert (code, "register it with --logits" in said) == (2, True)
-
-
-def test_probabilities_are_not_taken_for_logits(run: Run, make_file: Callable[..., Path]) -> None:
-    code, _, said = run("register", make_file("soft"), "--logits")
-    assert (code, "are probabilities already: leave out --logits" in said) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("classes", "why"),
-    [
-        ("0,1,2", "the model answers 10 classes, and 3 are named"),
-        ("0,1,2,3,4,5,6,7,8,8", "lists a class twice: 8"),
-        ("0,1,2,3,4,5,6,7,8,", "each class needs its own name"),
-        ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "has a control character"),
-    ],
-)
-def test_classes_that_do_not_fit_are_refused(
-    run: Run, make_file: Callable[..., Path], ledger: Ledger, classes: str, why: str
-) -> None:
-    code, printed, said = run("register", make_file("one"), "--classes", classes)
-    assert (code, printed, why in said) == (2, "", True)
-    with ledger.reading() as connection:
-        assert list_models(connection) == []
 
 
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
