@@ -15,7 +15,7 @@ from jobs.errors import Conflict, ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
+from jobs.ledger.jobs.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed
 from jobs.ledger.learning.models import CHAMPION, SHADOW, point_alias
 from jobs.limits import MAX_PRIORITY
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
@@ -117,8 +117,9 @@ def test_a_shadow_is_a_job_of_the_challenger_over_the_same_payloads(
 
 @pytest.mark.usefixtures("challenger")
 def test_the_share_says_which_chunks_are_in_the_shadow(harness: Harness, submit_images: Submit) -> None:
-    # given a share of 0, of 1, and of 0.33
+    # given a share of 0, one that draws no chunk, and shares of 1 and of 0.33
     assert shadow_of(harness.ledger, submit_images(digits(5), share=0.0)) is None
+    assert shadow_of(harness.ledger, submit_images(digits(5), share=1e-18)) is None
     whole = shadow_of(harness.ledger, submit_images(digits(5), share=1.0))
     assert whole is not None
     assert whole.total == 5
@@ -435,13 +436,3 @@ def test_a_shadow_goes_with_its_job(harness: Harness, submit_images: Submit, cli
     assert [count_rows(harness.ledger, table) for table in (jobs, chunks, predictions)] == [0, 0, 0]
     assert client.shadow()[0].images == 0
     assert harness.classify() == 0
-
-
-def test_a_job_without_a_chunk_of_the_share_has_no_shadow(
-    harness: Harness, challenger: Model, submit_images: Submit
-) -> None:
-    job_id = submit_images(digits(1), share=0.0)
-    with harness.ledger.transaction() as connection:
-        assert shadow_job(connection, job_id, share=1e-18) is None
-    assert challenger
-    assert shadow_of(harness.ledger, job_id) is None
