@@ -66,15 +66,6 @@ def test_a_signal_in_the_middle_of_a_fork_is_not_lost(short_folder: Path, number
     assert done.stdout == "stopped\n", done.stderr
 
 
-def test_the_processes_of_a_stack_can_be_told_to_stop(short_folder: Path) -> None:
-    """The signals that are blocked during the fork are not blocked in the child."""
-    with Stack(Settings.load(home=short_folder / "home"), worker=False) as stack:
-        [broker] = [service.process for service in stack._services]
-        assert broker is not None
-        broker.terminate()
-        assert broker.wait(30) == 0
-
-
 def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
