@@ -18,7 +18,6 @@ from jobs.ledger.jobs.submission import (
     KeyHolder,
     NewChunk,
     add_chunk,
-    discard_job,
     find_key,
     open_job,
     seal_job,
@@ -90,28 +89,6 @@ def test_a_job_that_is_not_received_any_more_is_not_touched(ledger, make_job, en
         assert connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one() == before
 
 
-def test_who_is_stopped_is_told_what_is_kept(ledger, make_job):
-    def told(job_id: str) -> str:
-        with pytest.raises(Stopped) as stopped, ledger.transaction() as connection:
-            add_chunk(connection, job_id, chunk(1, 1))
-        return str(stopped.value)
-
-    # Given jobs that were stopped while they were submitted: one with a key, one without
-    keyed, plain = make_job([1], sealed=False, key="mine"), make_job([1], sealed=False)
-    with ledger.transaction() as connection:
-        end_job(connection, plain.id, JobState.FAILED, error="It was too much.")
-        end_job(connection, keyed.id, JobState.CANCELLED)
-
-    # Then what is classified is kept; for the job with a key, until the key is used again
-    assert told(plain.id).endswith("being submitted: It was too much; the results so far are kept.")
-    assert told(keyed.id).endswith("are kept until the key 'mine' is used again.")
-
-    # And once the key has been used again, nothing is kept
-    with ledger.transaction() as connection:
-        assert discard_job(connection, keyed.id)
-    assert told(keyed.id).endswith("None of its results are kept.")
-
-
 def test_nothing_is_added_to_a_sealed_job(ledger, make_job):
     job = make_job([1])
     with pytest.raises(Stopped, match=job.id), ledger.transaction() as connection:
@@ -169,16 +146,6 @@ def test_a_job_stopped_while_it_was_received_has_no_producer_any_more(ledger, ma
     assert holder_of(ledger, "mine") == KeyHolder(
         job.id, receiving=False, sealed=False, fingerprint=None, model_id=champion.id
     )
-
-
-def test_times_are_utc_and_agree_with_the_clock(ledger, make_job):
-    before = datetime.now(UTC)
-    status = status_of(ledger, make_job())
-    after = datetime.now(UTC)
-    slack = timedelta(seconds=1)
-    for moment in (status.created_at, status.submitted_at, status.read_at):
-        assert moment.utcoffset() == timedelta(0)
-        assert before - slack <= moment <= after + slack
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
