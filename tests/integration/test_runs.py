@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,7 +13,6 @@ from jobs.ledger import Ledger
 from jobs.ledger.learning import runs
 from jobs.ledger.learning.runs import (
     RUN_GRACE_SECONDS,
-    RUN_LEASE_SECONDS,
     FailureDetector,
     Run,
     RunClaim,
@@ -24,18 +23,13 @@ from jobs.ledger.learning.runs import (
     clear_expired_run,
     describe_data,
     end_lost_runs,
-    epochs_of,
     fail_run,
     find_active_run,
     finish_run,
-    get_run,
     latest_runs,
     renew_run,
     request_run,
-    was_finished_by,
 )
-from jobs.ledger.workers import WorkerRow, forget_worker, report_worker
-from jobs.messages import RETRAIN_QUEUE
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
@@ -109,89 +103,7 @@ def epoch(number: int) -> dict[str, float]:
 # ---- the life of a run --------------------------------------------------------------------------------
 
 
-def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
-    # given a run that was requested
-    run_id = ask(ledger)
-    asked = run_of(ledger, run_id)
-    assert (asked.state, asked.recipe, asked.slot) == (RunState.PENDING, RECIPE, None)
-    assert (asked.started_at, asked.owner, asked.data_source) == (None, None, "")
-    assert asked.requested_at is not None
-
-    # when a trainer claims it, describes its data, and completes its epochs
-    claim = take(ledger, run_id)
-    assert claim.recipe == RECIPE
-    with ledger.transaction() as connection:
-        describe_data(connection, claim, source="mnist", fingerprint="f" * 64, data={"train_images": 9})
-    for number in (1, 2):
-        with ledger.transaction() as connection:
-            add_epoch(connection, claim, epoch(number))
-
-    # then all of it can be seen while the run goes on
-    running = run_of(ledger, run_id)
-    assert (running.state, running.owner, running.epochs_done) == (RunState.RUNNING, "host/1", 2)
-    assert (running.data_source, running.data_fingerprint) == ("mnist", "f" * 64)
-    assert running.data == {"train_images": 9}
-    with ledger.reading() as connection:
-        found = [dict(row._mapping) for row in epochs_of(connection, run_id)]
-    assert found == [{"run_id": run_id} | epoch(number) for number in (1, 2)]
-
-    # and when it is done, it has its model and verdict, and another run can be requested
-    with ledger.transaction() as connection:
-        finish_run(connection, claim, model_id=champion.id, verdict="promoted")
-    done = run_of(ledger, run_id)
-    assert (done.state, done.model_id, done.verdict, done.error) == (
-        RunState.DONE,
-        champion.id,
-        "promoted",
-        None,
-    )
-    assert done.accuracy == champion.accuracy
-    assert done.started_at is not None
-    assert done.finished_at is not None
-    assert done.requested_at <= done.started_at <= done.finished_at  # type: ignore[operator]
-    with ledger.reading() as connection:
-        assert was_finished_by(connection, claim)
-        assert find_active_run(connection) is None
-    ask(ledger)
-
-
-def test_the_latest_come_first(ledger: Ledger) -> None:
-    ids = []
-    for _ in range(3):
-        claim = take(ledger, ask(ledger))
-        with ledger.transaction() as connection:
-            fail_run(connection, claim, "no data")
-        ids.append(claim.run_id)
-    ids.append(ask(ledger))
-    with ledger.reading() as connection:
-        assert [run.id for run in latest_runs(connection, limit=3)] == sorted(ids, reverse=True)[:3]
-        with pytest.raises(NotFound, match="labelmill runs"):
-            get_run(connection, "nobody")
-
-
 # ---- one at a time ------------------------------------------------------------------------------------
-
-
-def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger) -> None:
-    # given a pending run, and no trainer
-    run_id = ask(ledger)
-    with pytest.raises(
-        Conflict, match=r"none is running: `labelmill up` starts one, .*`labelmill worker --trainer`"
-    ):
-        ask(ledger)
-
-    # when a trainer is there or has the run, then the error does not mention trainers
-    with ledger.transaction() as connection:
-        report_worker(connection, WorkerRow("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
-    with pytest.raises(Conflict) as told:
-        ask(ledger)
-    assert "trainer" not in str(told.value)
-    with ledger.transaction() as connection:
-        forget_worker(connection, "a/1")
-    take(ledger, run_id)
-    with pytest.raises(Conflict) as told:
-        ask(ledger)
-    assert "trainer" not in str(told.value)
 
 
 def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
@@ -210,25 +122,13 @@ def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
     with ledger.reading() as connection:
         assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
 
-
-def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so(ledger: Ledger) -> None:
-    # given a run that a person requested
-    other = ask(ledger)
-
-    # when a slot opens, and a second beat opens it too
-    skipped = new_id()
+    # and the next slot, which comes while another run is active, is skipped once
+    ask(ledger)
+    skipped, later = new_id(), SLOT + timedelta(days=7)
     with ledger.transaction() as connection:
-        assert request_run(connection, skipped, recipe=RECIPE, slot=SLOT) == RunState.SKIPPED
-    with ledger.transaction() as connection:
-        assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
-
-    # then the slot's run is recorded as skipped with the reason, and cannot be claimed
-    run = run_of(ledger, skipped)
-    assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was active")
-    assert run.started_at is None
-    assert run.finished_at is not None
-    with ledger.transaction() as connection:
-        assert claim_run(connection, skipped, owner="host/1") is None
+        assert request_run(connection, skipped, recipe=RECIPE, slot=later) == RunState.SKIPPED
+        assert request_run(connection, new_id(), recipe=RECIPE, slot=later) is None
+    assert run_of(ledger, skipped).state == RunState.SKIPPED
 
 
 @pytest.mark.parametrize("slot", [None, SLOT])
@@ -397,10 +297,3 @@ def test_the_reconciler_ends_what_nobody_will(
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
     assert run_of(ledger, claim.run_id).state == RunState.INTERRUPTED
-
-
-def test_a_heartbeat_may_be_late_a_few_times() -> None:
-    from worker.learning.heartbeat import HEARTBEAT_SECONDS
-
-    assert HEARTBEAT_SECONDS * 10 <= RUN_LEASE_SECONDS
-    assert HEARTBEAT_SECONDS * 5 <= RUN_GRACE_SECONDS
