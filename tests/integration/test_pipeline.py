@@ -253,36 +253,15 @@ def test_a_damaged_payload_fails_its_own_job_and_its_small_neighbours_finish(har
 
 
 @pytest.mark.parametrize(
-    ("where", "error", "detail"),
-    [
-        ("decode", MemoryError, "it ran out of memory"),
-        ("decode", ZeroDivisionError, "ZeroDivisionError()"),
-        ("predict", ZeroDivisionError, "ZeroDivisionError()"),
-    ],
+    ("error", "detail"),
+    [(MemoryError, "it ran out of memory"), (ZeroDivisionError, "ZeroDivisionError()")],
 )
 def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
-    harness: Harness,
-    monkeypatch: pytest.MonkeyPatch,
-    where: str,
-    error: type[Exception],
-    detail: str,
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: type[Exception], detail: str
 ) -> None:
     # given twenty images, one of which makes every attempt crash
     contents = digits(20)
-    if where == "decode":
-        fail_at(monkeypatch, contents[13], error)
-    else:
-        contents[13] = digits(10)[9]  # the only nine
-        contents[9] = contents[19] = digits(1)[0]
-        real = light.Classifier.predict
-
-        def predict(classifier: light.Classifier, pixels: Any, *top_k: Any) -> Any:
-            found = real(classifier, pixels, *top_k)
-            if 9 in found.class_index:
-                raise error
-            return found
-
-        monkeypatch.setattr(light.Classifier, "predict", predict)
+    fail_at(monkeypatch, contents[13], error)
     job_id = harness.submit(contents)
 
     # when it is tried until nothing is due; a MemoryError that is raised would make Celery end the worker
@@ -294,8 +273,7 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
     assert [(row.index, row.error, row.detail) for row in found if row.error] == [
         (13, ErrorCode.QUARANTINED, detail)
     ]
-    if where == "decode":
-        assert [row.label for row in found if row.label] == LABELS[:13] + LABELS[14:20]
+    assert [row.label for row in found if row.label] == LABELS[:13] + LABELS[14:20]
     assert harness.status(job_id).state == "done"
     assert attempts < 20
 
@@ -621,29 +599,6 @@ def test_a_process_claims_nothing_while_the_ledgers_disk_is_full(
 
 
 # ---- services and machines that are unavailable -------------------------------------------------------
-
-
-def test_an_unavailable_store_fails_no_job(harness: Harness) -> None:
-    # given a machine on which the store's disk is not mounted: the folder is empty
-    job_id = harness.submit(digits(2))
-    store = harness.context.settings.home / "store"
-    store.rename(store.with_name("elsewhere"))
-    store.mkdir()
-
-    # when the chunk is tried, then it waits with back-off, and its row has the reason
-    assert harness.classify() == 0
-    row = harness.chunk(job_id)
-    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
-    assert row.not_before is not None
-    assert "Is its disk mounted?" in row.error
-    assert harness.status(job_id).state == "running"
-    assert harness.classify() == 0  # not due
-
-    # and once the disk is mounted, the chunk is done
-    store.rmdir()
-    store.with_name("elsewhere").rename(store)
-    harness.make_due()
-    assert harness.classify() == 2
 
 
 @pytest.mark.parametrize(

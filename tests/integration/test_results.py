@@ -5,7 +5,6 @@ Whatever happens one step at a time is proven by the state machine in `tests/fau
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -18,8 +17,8 @@ from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.jobs.submission import seal_job
-from jobs.schema import ChunkState, JobState, predictions
-from tests.ledger_probes import chunk_states_of, status_of
+from jobs.schema import JobState, predictions
+from tests.ledger_probes import status_of
 from tests.outcomes import Outcome, best, to_columns
 from tests.threads import at_once
 
@@ -46,27 +45,6 @@ def sevens(*names: str) -> list[Outcome]:
 
 
 # ---- what is recorded ---------------------------------------------------------------------------------
-
-
-def test_each_image_has_its_outcome_at_its_place(ledger, make_job, champion, worker):
-    # Given a job of two chunks
-    job = make_job([1, 2])
-
-    # When the second is finished, with one unreadable image
-    outcomes = [
-        Outcome("b.png", "7", 0.9375),
-        Outcome("c.png", None, None, ErrorCode.CORRUPT, "truncated after 12 bytes"),
-    ]
-    worker.work(job.chunks[1], outcomes)
-
-    # Then the rows have the images' indices in the job, and its model
-    assert predictions_of(ledger, job) == [
-        Prediction(1, "b.png", "7", 0.9375, None, None, champion.id),
-        Prediction(2, "c.png", None, None, ErrorCode.CORRUPT, "truncated after 12 bytes", champion.id),
-    ]
-    # And the counters include them
-    assert counters_of(ledger, job) == (JobState.RUNNING, 3, 1, 1)
-    assert chunk_states_of(ledger, job) == [ChunkState.PENDING, ChunkState.DONE]
 
 
 def test_alternatives_are_recorded_beside_images_and_jobs_without_any(ledger, make_job, worker):
@@ -229,10 +207,11 @@ def interrupted(outcomes, happens):
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
-    ledger, make_job, worker, postgresql_server
+@pytest.mark.parametrize("times_out", [False, True], ids=["the connection breaks", "a time limit is reached"])
+def test_a_database_that_fails_among_the_rows_is_a_service_that_is_down(
+    ledger, make_job, worker, postgresql_server, times_out
 ):
-    # Given a claim, and a database that ends the connection while the rows are sent
+    # Given a claim, and a database that ends the connection, or the statement, while the rows are sent
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0])
 
@@ -240,6 +219,9 @@ def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
         with worker.ledger.transaction() as connection:
             pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
             end_it = f"SELECT pg_terminate_backend({pid}, 5000)"
+            if times_out:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = '20ms'")
+                end_it = "SELECT pg_sleep(0.1)"
             outcomes = interrupted(sevens("a", "b"), lambda: postgresql_server.execute(end_it))
             record_results(connection, [Classified(claim, outcomes)])
 
@@ -251,24 +233,6 @@ def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
     assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
     worker.finish(claim)
     assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
-
-
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_job, worker):
-    # Given a claim, and a database with a short statement timeout
-    job = make_job([2])
-    claim = worker.must_claim(job.chunks[0])
-
-    def record():
-        with worker.ledger.transaction() as connection:
-            connection.exec_driver_sql("SET LOCAL statement_timeout = '20ms'")
-            record_results(
-                connection, [Classified(claim, interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))]
-            )
-
-    # When the rows are sent slowly, Then the error is Unavailable
-    with pytest.raises(Unavailable):
-        record()
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
