@@ -334,26 +334,6 @@ def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job
     assert (len(rows), said) == (5, "")
 
 
-def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worker):
-    # Given a job whose images are in a folder
-    job = make_job([1])
-    worker.work(job.chunks[0], [Outcome("pics/000.png", "7", 0.75)])
-    none = f"no image of job {job.id} matches"
-
-    # When no image matches, Then stderr says so, and how to match a name
-    assert export(job, "--errors") == ([], none + "\n")
-    assert export(job, "--label", "1") == ([], none + "\n")
-    assert (
-        export(job, "--name", "000.png")[1]
-        == none + ": --name matches the whole name, so try --name '*000.png'\n"
-    )
-    assert export(job, "--name", "*9.png")[1] == none + "\n"
-
-    # When an image matches, or the last page was read before, Then stderr is empty
-    assert len(export(job, "--name", "*000.png", "--label", "7")[0]) == 1
-    assert export(job, "--label", "7", "--after", "0") == ([], "")
-
-
 def test_a_label_that_is_no_class_of_the_jobs_model_is_refused(make_job, worker, settings):
     job = make_job([1])
     worker.work(job.chunks[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.ledger.learning.corrections import NewCorrection, save_corrections
 from jobs.ledger.learning.models import add_model, add_verdict, move_champion, roll_back, save_evaluation
@@ -224,12 +223,6 @@ def test_corrections_of_its_predictions_are_told(ledger):
         "People have given the true label of 2 of its predictions in jobs; 1 of them were right"
         in " ".join(render(facts_of(ledger, model)).split())
     )
-
-
-def test_a_model_that_was_never_evaluated_says_what_to_do(ledger):
-    model = add(ledger, "a", wrong=None)
-    with pytest.raises(NotFound, match=f"labelmill models evaluate {model}"):
-        facts_of(ledger, model)
 
 
 # ---- at the console -----------------------------------------------------------------------------------

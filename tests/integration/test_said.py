@@ -46,13 +46,6 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
     assert "could not" not in labelmill("submit", photos).stderr
 
 
-def test_more_alternatives_than_there_can_be_are_refused(labelmill: Command, photos: Path) -> None:
-    for command in ("submit", "classify"):
-        done = labelmill(command, photos, "--top", 11)
-        assert (done.exit_code, done.stdout) == (2, "")
-        assert "'--top': '11' should be less than or equal to 10" in done.stderr
-
-
 def test_a_job_without_results_waits_for_a_worker(
     labelmill: Command, make_job: JobMaker, worker: Worker
 ) -> None:
@@ -66,17 +59,6 @@ def test_a_job_without_results_waits_for_a_worker(
     # and once a worker has recorded images, it does not
     worker.finish(worker.must_claim(job.chunks[0]))
     assert "waits for a worker" not in labelmill("jobs").stdout
-
-
-def test_a_command_that_did_nothing_shows_no_progress(labelmill: Command, photos: Path) -> None:
-    # Given a submission with a key, when it is repeated, then stderr only says that
-    job = labelmill("submit", photos, "--key", "a key").stdout
-    again = labelmill("submit", photos, "--key", "a key")
-    assert again.stdout == job
-    assert again.stderr == "the key 'a key' already has a job with the same content: this one\n"
-
-    # and a purge without anything to remove only says that
-    assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
 
 
 def test_a_purge_counts_jobs_whether_or_not_they_had_payloads_left(
