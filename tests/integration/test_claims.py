@@ -15,12 +15,7 @@ from sqlalchemy.engine import Row
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.jobs.claims import (
-    COMBINED_CLAIM_IMAGES,
-    RETRY_SECONDS,
-    Reason,
-    claim_next,
-)
+from jobs.ledger.jobs.claims import COMBINED_CLAIM_IMAGES, RETRY_SECONDS, Reason, claim_next
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, chunks, db_now
 from tests.conftest import plans_of
@@ -48,21 +43,9 @@ def submit(make_job):
 # ---- who is next ------------------------------------------------------------------------------------------
 
 
-def test_a_claim_has_all_that_the_work_needs(ledger, make_job, champion, worker):
-    # Given a job of two chunks, the first of which is claimed
-    job = make_job([LARGE, LARGE + 1])
-    worker.claim_next()
-
-    # When a worker claims the next chunk
+def test_a_claimed_chunk_has_its_owner_and_a_lease_that_starts_now(ledger, submit, worker):
+    submit([LARGE])
     (claim,) = worker.claim_next()
-
-    # Then the claim has the location of its images, their first index, and the model
-    assert (claim.chunk_id, claim.job_id, claim.model_id) == (job.chunks[1].id, job.id, champion.id)
-    assert (claim.first_index, claim.images, claim.attempts) == (LARGE, LARGE + 1, 1)
-    assert (claim.payload, claim.payload_digest) == (job.chunks[1].payload, job.chunks[1].payload_digest)
-    assert not claim.was_cut
-
-    # And the row has the owner, and a lease that starts now
     row = row_of(ledger, claim.chunk_id)
     assert (row.state, row.owner, row.token) == (ChunkState.CLAIMED, worker.name, claim.token)
     with ledger.reading() as connection:
@@ -108,34 +91,10 @@ def test_what_is_next_is_found_by_an_index_however_much_waits(ledger, submit):
     assert "TEMP B-TREE" not in plan
 
 
-# ---- small chunks together --------------------------------------------------------------------------------
-
-
-def test_small_chunks_of_one_model_are_claimed_together_under_one_token(submit, make_model, worker):
-    # Given small jobs of two models, a large job, and a small one of lower priority
-    small = [submit([size])[0] for size in (1, 2, SMALL_JOB_IMAGES)]
-    submit([1], model=make_model(b"another", champion=False))
-    submit([LARGE])
-    (low,) = submit([1], priority=-1)
-
-    # When a worker claims
-    claims = worker.claim_next()
-
-    # Then it gets the small chunks of the first one's model, in order
-    assert [claim.chunk_id for claim in claims] == [chunk.id for chunk in (*small, low)]
-    assert len({claim.token for claim in claims}) == 1
-    assert {claim.attempts for claim in claims} == {1}
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(8, 2), (10_000, 8)])
-def test_no_more_are_claimed_together_than_a_batch_or_the_limit_holds(submit, worker, limit, expected):
+def test_no_more_are_claimed_together_than_a_batch_holds(submit, worker):
     for _ in range(9):
-        submit([4 if limit == 8 else SMALL_JOB_IMAGES])
-
-    claims = worker.claim_next(images=limit)
-
-    assert len(claims) == expected
-    assert sum(claim.images for claim in claims) <= min(limit, COMBINED_CLAIM_IMAGES)
+        submit([SMALL_JOB_IMAGES])
+    assert sum(claim.images for claim in worker.claim_next()) == COMBINED_CLAIM_IMAGES
 
 
 # ---- releasing --------------------------------------------------------------------------------------------
@@ -155,19 +114,6 @@ def test_an_unavailable_service_is_asked_less_and_less_often(ledger, submit, wor
     # Then each wait is longer, up to a minute, and no crash is counted
     assert waits == pytest.approx([*RETRY_SECONDS, 60, 60], abs=0.9)
     assert (row_of(ledger, chunk.id).releases, row_of(ledger, chunk.id).crashes) == (9, 0)
-
-
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
-def test_the_reconciler_does_not_wait_for_a_worker_that_records_late(ledger, submit, new_worker):
-    # Given an expired lease, and a worker that is recording right now
-    submit([LARGE])
-    slow = new_worker()
-    (claim,) = slow.claim_next(lease_seconds=-1)
-    with slow.ledger.transaction() as connection:
-        connection.execute(chunks.update().where(chunks.c.id == claim.chunk_id).values(error="recording"))
-
-        # When the reconciler runs, Then it skips the chunk
-        assert expire(ledger) == 0
 
 
 # ---- time -------------------------------------------------------------------------------------------------

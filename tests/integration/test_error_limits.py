@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import ErrorCode, UserError
-from jobs.ledger.jobs.control import drop_leftover_chunks
 from jobs.limits import ErrorLimits
-from jobs.schema import ChunkState, JobState, chunks
+from jobs.schema import ChunkState, JobState
 from tests.conftest import Job, JobMaker
 from tests.ledger_probes import chunk_states_of, status_of
 from tests.outcomes import Outcome
@@ -72,14 +71,6 @@ def test_exactly_the_share_goes_on_and_one_more_stops(ledger, limited, worker, r
     assert status_of(ledger, over).state == JobState.FAILED
 
 
-def test_the_sample_is_a_thousand_where_nobody_says(ledger, limited, worker):
-    job = limited([999, 1, 1], rate=0.05)
-    worker.work(job.chunks[0], outcomes(999, errors=999))
-    assert status_of(ledger, job).state == JobState.RUNNING
-    worker.work(job.chunks[1], outcomes(1, errors=1))
-    assert status_of(ledger, job).state == JobState.FAILED
-
-
 def test_either_limit_stops(ledger, limited, worker):
     # Given jobs with both limits, each of which exceeds one
     by_count = limited([100, 1], count=3, rate=0.5, sample=10)
@@ -112,26 +103,6 @@ def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_wo
     assert (status.state, status.failed) == (JobState.FAILED, 16)
     assert status.error == "2 of 2 images got an error, more than its limit of 1."
     assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 8 + [ChunkState.DROPPED] * 2
-
-
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_chunk_that_is_being_claimed_does_not_hold_up_the_end(ledger, limited, new_worker):
-    # Given a job, and a claim on its second chunk that is not committed yet
-    job = limited([1, 1], count=0)
-    anna, ben = new_worker("anna"), new_worker("ben")
-    claim = anna.must_claim(job.chunks[0])
-    with ben.ledger.transaction() as connection:
-        connection.execute(chunks.update().where(chunks.c.id == job.chunks[1].id).values(owner="ben"))
-
-        # When the job is stopped, Then that does not wait for the claim
-        anna.finish(claim, outcomes(1, errors=1))
-    assert status_of(ledger, job).state == JobState.FAILED
-
-    # And the reconciler drops the skipped chunk
-    assert ben.claim(job.chunks[1]) is None
-    with ledger.transaction() as connection:
-        drop_leftover_chunks(connection)
-    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
 
 
 # ---- invalid limits -----------------------------------------------------------------------------------
