@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,7 +17,6 @@ from jobs.ledger import Ledger, counters
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
 from jobs.ledger.jobs.claims import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.results import Classified, Spent, record_results
 from jobs.ledger.jobs.submission import seal_job
 from jobs.ledger.learning.runs import (
     FailureDetector,
@@ -29,10 +27,11 @@ from jobs.ledger.learning.runs import (
     interrupt_runs_of,
     request_run,
 )
-from jobs.ledger.maintenance import delete_job, delete_rows, mark_purged
-from jobs.schema import JOB_PLACES, JobState, RunState, db_now, training_runs
+from jobs.schema import JobState, RunState, db_now, jobs, training_runs
 from jobs.schema import counters as table
-from tests.outcomes import Outcome, to_columns
+from labelmill.operations.purging import Purge
+from tests.ledger_probes import count_rows
+from tests.outcomes import Outcome
 
 
 def counted(ledger: Ledger, name: CounterName) -> dict[str, float]:
@@ -48,7 +47,9 @@ def attempts(ledger: Ledger) -> dict[str, float]:
 # ---- images and attempts ------------------------------------------------------------------------------
 
 
-def test_outcomes_are_counted_by_what_came_of_the_image(ledger, make_job, worker):
+def test_outcomes_are_counted_by_what_came_of_the_image_and_stay_when_the_job_goes(
+    ledger, store, make_job, worker
+):
     # Given two chunks, when their outcomes are recorded
     job = make_job([3, 2])
     worker.work(job.chunks[0])
@@ -58,6 +59,12 @@ def test_outcomes_are_counted_by_what_came_of_the_image(ledger, make_job, worker
     # Then each image counts under its code, and each attempt and the job under how they ended
     assert counted(ledger, CounterName.IMAGES) == {"ok": 3, "corrupt": 1, "quarantined": 1}
     assert attempts(ledger) == {"done": 2}
+    assert counted(ledger, CounterName.JOBS) == {"done": 1}
+
+    # And so it stays when the job is purged
+    Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).whole_jobs(days=-1)
+    assert count_rows(ledger, jobs) == 0
+    assert counted(ledger, CounterName.IMAGES) == {"ok": 3, "corrupt": 1, "quarantined": 1}
     assert counted(ledger, CounterName.JOBS) == {"done": 1}
 
 
@@ -114,48 +121,7 @@ def test_a_transaction_that_rolls_back_counts_nothing(ledger):
     assert counted(ledger, CounterName.IMAGES) == {"corrupt": 1}
 
 
-def test_a_purge_leaves_the_counters_alone(ledger, make_job, worker):
-    # Given a job that is done
-    job = make_job([3])
-    worker.work(job.chunks[0])
-    with ledger.reading() as connection:
-        before = totals(connection)
-
-    # When its rows are deleted
-    with ledger.transaction() as connection:
-        assert mark_purged(connection, job.id)
-        for place in JOB_PLACES:
-            delete_rows(connection, place, job.id, after=-1)
-        assert delete_job(connection, job.id)
-
-    # Then the counters stay
-    with ledger.reading() as connection:
-        assert totals(connection) == before
-    assert before[CounterName.IMAGES, "ok"] == 3
-
-
 # ---- time ---------------------------------------------------------------------------------------------
-
-
-def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, worker):
-    # Given a chunk with the times of its stages
-    job = make_job([1, 1])
-    claim = worker.must_claim(job.chunks[0])
-    with worker.ledger.transaction() as connection:
-        spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
-        record_results(connection, [Classified(claim, to_columns([Outcome("a", "7", 0.5)]))], spent)
-
-    # Then each stage is counted, including recording, and the total falls into one bucket
-    stages = counted(ledger, CounterName.STAGE_SECONDS)
-    assert (stages["read"], stages["decode"]) == (0.5, 1.25)
-    assert 0 < stages["record"] < 30
-    [seconds] = counted(ledger, CounterName.CHUNK_SECONDS).values()
-    assert 2.0 <= seconds < 30
-    assert counted(ledger, CounterName.CHUNK_BUCKET) == {bucket_of(seconds): 1}
-
-    # And a chunk without times does not count
-    worker.work(job.chunks[1])
-    assert counted(ledger, CounterName.CHUNK_BUCKET) == {bucket_of(seconds): 1}
 
 
 @pytest.mark.parametrize(
