@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
-from jobs.ledger.jobs.outcomes import Outcomes
 from jobs.ledger.jobs.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.ledger.locks import take_lock
 from jobs.ledger.maintenance import (
@@ -24,13 +22,8 @@ from jobs.ledger.maintenance import (
 )
 from jobs.schema import JobState, chunks, jobs
 from tests.conftest import plans_of
-from tests.ledger_probes import age_heartbeat, count_rows, status_of
+from tests.ledger_probes import age_heartbeat, cancel, count_rows, status_of
 from tests.threads import at_once
-
-
-def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
-    with ledger.transaction() as connection:
-        return take_lock(connection, name, holder, seconds=seconds)
 
 
 def due(ledger: Ledger, limit: int = 100) -> int:
@@ -44,8 +37,12 @@ def due(ledger: Ledger, limit: int = 100) -> int:
 def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
     # Given eight workers that start at the same moment
     def come(name):
+        taken = []
         with closing(Ledger(ledger_url)) as ledger:
-            return [take(ledger, f"lock {number}", name) for number in range(5)]
+            for number in range(5):
+                with ledger.transaction() as connection:
+                    taken.append(take_lock(connection, f"lock {number}", name, seconds=60))
+        return taken
 
     # When each tries to take five locks, Then each lock has one holder
     taken = at_once(come, [f"worker {number}" for number in range(8)])
@@ -141,38 +138,24 @@ def fail_abandoned(ledger: Ledger) -> list[str]:
         return fail_abandoned_jobs(connection)
 
 
-def test_a_job_whose_producer_was_killed_fails(ledger, make_job, worker):
-    # Given a job without a heartbeat from its producer for too long, and one image done
-    job = make_job([1, 1], sealed=False)
-    worker.work(job.chunks[0])
-    age_heartbeat(ledger, job, ABANDONED_SECONDS + 1)
+def test_only_a_job_whose_producer_was_killed_fails(ledger, make_job, worker):
+    # Given producers without a heartbeat: one for too long, with one image done, and one for a while
+    abandoned, slow = make_job([1, 1], sealed=False), make_job([1], sealed=False)
+    worker.work(abandoned.chunks[0])
+    age_heartbeat(ledger, abandoned, ABANDONED_SECONDS + 1)
+    age_heartbeat(ledger, slow, ABANDONED_SECONDS - 30)
 
-    # When the reconciler runs
-    assert fail_abandoned(ledger) == [job.id]
-
-    # Then the job has failed with the reason, keeps its predictions, and nothing of it is due
-    status = status_of(ledger, job)
-    assert count_rows(ledger, chunks) == 2
-    assert (status.state, status.error, status.succeeded) == (JobState.FAILED, ABANDONED, 1)
-    assert due(ledger) == 0
-    assert fail_abandoned(ledger) == []
-
-
-def test_a_producer_that_is_slow_is_left_alone(ledger, make_job):
-    age_heartbeat(ledger, make_job([1], sealed=False), ABANDONED_SECONDS - 30)
-    assert fail_abandoned(ledger) == []
-
-
-def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
-    # Given jobs that were submitted long ago: one running, one done, one cancelled
+    # And jobs that were submitted long ago: one running, one done, one cancelled
     waiting, done, cancelled = make_job([1]), make_job([1]), make_job([1])
     worker.work(done.chunks[0])
-    with ledger.transaction() as connection:
-        end_job(connection, cancelled.id, JobState.CANCELLED)
+    cancel(ledger, cancelled)
     for job in (waiting, done, cancelled):
         age_heartbeat(ledger, job, 10 * ABANDONED_SECONDS)
 
-    # When the reconciler runs, Then none of them counts as abandoned
+    # When the reconciler runs, Then one job has failed with the reason, and keeps its prediction
+    assert fail_abandoned(ledger) == [abandoned.id]
+    status = status_of(ledger, abandoned)
+    assert (status.state, status.error, status.succeeded) == (JobState.FAILED, ABANDONED, 1)
     assert fail_abandoned(ledger) == []
 
 
@@ -219,49 +202,15 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
 # ---- sessions that hang -------------------------------------------------------------------------------
 
 
-class Standing(list):
-    """A column of outcomes that blocks at its second value until it is released."""
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_only_a_session_of_this_ledger_that_stands_still_for_long_is_ended(
+    ledger, make_job, worker, empty_postgresql_url, monkeypatch
+):
+    def end_stalled(ledger: Ledger) -> int:
+        with ledger.transaction() as connection:
+            return end_stalled_sessions(connection)
 
-    def __init__(self, column):
-        super().__init__(column)
-        self.stands = threading.Event()
-        self.goes_on = threading.Event()
-
-    def __iter__(self):
-        for number, value in enumerate(super().__iter__()):
-            if number == 1 and not self.stands.is_set():
-                self.stands.set()
-                self.goes_on.wait(15)
-            yield value
-
-
-@contextmanager
-def standing_still(worker, claim):
-    """Let a worker block while it records; yield the future of its result."""
-    labels = Standing(["7"] * claim.images)
-    names = [f"{number}.png" for number in range(claim.images)]
-    outcomes = Outcomes(names, labels, [0.75] * claim.images)
-    with ThreadPoolExecutor(1) as pool:
-        recorded = pool.submit(worker.finish, claim, outcomes)
-        try:
-            assert labels.stands.wait(30)
-            yield recorded
-        finally:
-            labels.goes_on.set()
-
-
-def end_standing(ledger):
-    with ledger.transaction() as connection:
-        return end_stalled_sessions(connection)
-
-
-on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-
-
-@on_postgresql
-def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
     # Given a session that has locked a job's row, and does not read the long result of its query
-    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
     job = make_job([1])
     standing = Ledger(ledger.engine.url).engine.raw_connection()
     try:
@@ -272,34 +221,17 @@ def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, mak
         standing.driver_connection.pgconn.flush()
         time.sleep(0.5)
 
-        # When the reconciler runs, Then the row is unlocked
-        assert end_standing(ledger) == 1
+        # Then it may stand still for some seconds
+        assert end_stalled(ledger) == 0
+
+        # And when these are over, the reconciler of another ledger on the same server leaves it alone
+        monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
+        with closing(Ledger(empty_postgresql_url)) as other:
+            assert end_stalled(other) == 0
+
+        # And its own ledger's ends it, which unlocks the row
+        assert end_stalled(ledger) == 1
         worker.work(job.chunks[0])
     finally:
         standing.invalidate()
     assert status_of(ledger, job).state == JobState.DONE
-
-
-@on_postgresql
-def test_who_has_only_just_begun_to_record_is_left_in_peace(ledger, make_job, worker):
-    job = make_job([2])
-    with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:
-        assert end_standing(ledger) == 0
-    recorded.result(30)
-
-
-@on_postgresql
-def test_another_ledger_of_the_same_server_is_not_ours_to_look_after(
-    make_job, worker, empty_postgresql_url, monkeypatch
-):
-    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0)
-    job = make_job([2])
-    with closing(Ledger(empty_postgresql_url)) as other:
-        with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:
-            assert end_standing(other) == 0
-        recorded.result(30)
-
-
-def test_on_sqlite_there_are_no_sessions_to_end(empty_sqlite_url):
-    with closing(Ledger(empty_sqlite_url)) as ledger:
-        assert end_standing(ledger) == 0
