@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import Conflict, DataUnavailable, LabelmillError, NotFound, Unavailable
+from jobs.errors import DataUnavailable, LabelmillError, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.learning.runs import Run, get_run
 from jobs.models.dataset import DatasetVersion, decoded_folder
 from jobs.models.model import InputSpec
-from jobs.schema import RunState, dataset_versions, evaluations
+from jobs.schema import RunState, evaluations
 from jobs.settings import Settings
 from jobs.storage.dataset_list import read_manifest
 from jobs.storage.store import Store
 from labelmill.client import Client
 from tests import training
 from tests.colours import write_pictures
+from tests.ledger_probes import run_of
 from worker.learning import fit
 from worker.learning.data import Data
 from worker.learning.stored import StoredDataset
@@ -65,11 +65,6 @@ def version(client: Client) -> DatasetVersion:
     return client.dataset(SHAPES)
 
 
-def run_of(ledger: Ledger, run_id: str) -> Run:
-    with ledger.reading() as connection:
-        return get_run(connection, run_id)
-
-
 def check_it_fails(
     settings: Settings, ledger: Ledger, run_id: str, error: type[LabelmillError], message: str
 ) -> None:
@@ -91,18 +86,6 @@ def same_pixels(one: Data, other: Data) -> bool:
 
 
 # ---- the dataset changes ------------------------------------------------------------------------------
-
-
-def test_a_dataset_is_not_removed_while_a_run_needs_it(
-    begin: Callable[[], str], client: Client, ledger: Ledger, settings: Settings
-) -> None:
-    run_id = begin()
-    with pytest.raises(Conflict, match=f"while training run {run_id} is active"):
-        client.remove_dataset(SHAPES)
-    # and if its rows are gone anyway, the run says so.
-    with ledger.transaction() as connection:
-        connection.execute(dataset_versions.delete())
-    check_it_fails(settings, ledger, run_id, NotFound, "There is no dataset 'shapes'")
 
 
 def test_a_version_that_is_added_during_a_training_is_for_the_next_one(

@@ -22,7 +22,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.learning.corrections import NewCorrection, correction_key, save_corrections
 from jobs.ledger.learning.datasets import get_version
 from jobs.ledger.learning.models import find_champion, find_evaluation
-from jobs.ledger.learning.runs import RunLost, get_run
+from jobs.ledger.learning.runs import get_run
 from jobs.models.dataset import Split, decoded_folder
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
@@ -34,6 +34,7 @@ from jobs.storage.store import Store
 from labelmill.client import Client
 from tests import training
 from tests.colours import COLOURS, picture, write_pictures
+from tests.conftest import ModelMaker
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
 from worker.learning.stored import StoredDataset
@@ -75,10 +76,10 @@ LIGHT: Final = {"architecture": "mlp", "augment": "none"}
 def load(settings: Settings, ledger: Ledger, store: Store) -> Callable[..., Data]:
     """Return a function that loads a dataset's latest version for an input."""
 
-    def load(dataset: str, spec: InputSpec = OWN_SIZE, **more: Any) -> Data:
+    def load(dataset: str, spec: InputSpec = OWN_SIZE) -> Data:
         with ledger.reading() as connection:
             version = get_version(connection, dataset)
-        return StoredDataset(settings, store, version, **more).prepared(spec)
+        return StoredDataset(settings, store, version).prepared(spec)
 
     return load
 
@@ -202,21 +203,6 @@ def test_only_the_latest_inputs_are_kept(
     assert not list(settings.cache_dir.rglob("*.pixels"))
 
 
-def test_an_interrupted_decoding_leaves_nothing_behind(
-    shapes: str, load: Callable[..., Data], settings: Settings
-) -> None:
-    # Given a run that is lost while its images are decoded
-    def lost() -> None:
-        raise RunLost("the run was cancelled")
-
-    with pytest.raises(RunLost):
-        load(shapes, check=lost)
-    # Then the cache has no file
-    assert not [path for path in (settings.cache_dir / "datasets").rglob("*") if path.is_file()]
-    # and the next training decodes them.
-    assert len(load(shapes).train) == 36
-
-
 def test_a_trainer_that_is_killed_while_it_decodes_leaves_no_file_to_be_used(
     shapes: str, settings: Settings, ledger: Ledger, store: Store
 ) -> None:
@@ -253,7 +239,7 @@ def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
     shapes: str, client: Client, train: Callable[..., training.Trained], ledger: Ledger, tmp_path: Path
 ) -> None:
     # Given a champion of three classes, and a dataset of two of them
-    first = train(shapes, size=16)
+    first = train(shapes, size=16, **LIGHT)
     client.add_dataset(
         "pair",
         write_pictures(tmp_path / "pair", {"train": 6, "validation": 2, "test": 2}, ("red", "blue")),
@@ -287,20 +273,19 @@ def test_what_cannot_be_trained_is_refused_with_advice(
 
 
 def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
-    shapes: str,
-    train: Callable[..., training.Trained],
-    load: Callable[..., Data],
-    ledger: Ledger,
-    store: Store,
+    shapes: str, load: Callable[..., Data], ledger: Ledger, store: Store, make_model: ModelMaker
 ) -> None:
-    # Given a champion, and corrections of new pictures, a training, a validation and a test image
-    model = train(shapes, **LIGHT).model
+    # Given a model, corrections of new pictures, a training, a validation and a test image, and a correction
+    # of another dataset's model
+    model, other = make_model(b"ours", dataset=shapes), make_model(b"another", dataset="birds")
     data = load(shapes)
     pictures = [picture("red", number) for number in (1001, 1002)]
     pictures += [each.take([0])[0] for each in (data.train, data.validation, data.test)]
-    labels = ["blue", "green", "red", "red", "red"]
+    pictures.append(picture("green", 1003))
+    labels = ["blue", "green", "red", "red", "red", "red"]
+    models = [model] * 5 + [other]
     for index, (pixels, label) in enumerate(zip(pictures, labels, strict=True)):
-        _correct(ledger, store, model, index, png(pixels), label)
+        _correct(ledger, store, models[index], index, png(pixels), label)
     # When the data of the next training are built
     found = add_corrections(data, ledger, store, Settings().image_limits)
     # Then the test image is left out, and the others are learnt once, with their new labels

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,37 +345,22 @@ def test_idx_files_bring_their_labels(client, little_mnist, tmp_path) -> None:
 # ---- bad input ----------------------------------------------------------------------------------------
 
 
-def one_class(folder: Path) -> Path:
-    return write_classes(folder, classes=("cat",))
+def with_class(name: str, *images: bytes) -> Callable[[Path], Path]:
+    """Return a function that writes two good classes, and one with these files."""
 
+    def write(folder: Path) -> Path:
+        write_classes(folder)
+        (folder / name).mkdir()
+        for number, data in enumerate(images):
+            (folder / name / f"{number}.png").write_bytes(data)
+        return folder
 
-def empty_class(folder: Path) -> Path:
-    write_classes(folder)
-    (folder / "empty").mkdir()
-    return folder
-
-
-def lonely_class(folder: Path) -> Path:
-    write_classes(folder)
-    return write_classes(folder, classes=("emu",), each=1, first=7000)
-
-
-def broken_class(folder: Path) -> Path:
-    write_classes(folder)
-    (folder / "emu").mkdir()
-    (folder / "emu" / "1.png").write_bytes(b"no image")
-    return folder
+    return write
 
 
 def many_classes(folder: Path) -> Path:
     for number in range(MAX_CLASSES + 1):
         (folder / str(number)).mkdir(parents=True)
-    return folder
-
-
-def no_labels(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "1.png").write_bytes(picture(1))
     return folder
 
 
@@ -428,12 +414,12 @@ def outside_archive(folder: Path) -> Path:
 
 
 BAD = [
-    (one_class, "one class, 'cat'"),
-    (empty_class, "class 'empty' is empty"),
-    (lonely_class, "'emu' has only one image"),
-    (broken_class, "'emu' has no image that can be used .*unidentified"),
+    (partial(write_classes, classes=("cat",)), "one class, 'cat'"),
+    (with_class("empty"), "class 'empty' is empty"),
+    (with_class("emu", picture(7000)), "'emu' has only one image"),
+    (with_class("emu", b"no image"), "'emu' has no image that can be used .*unidentified"),
     (many_classes, "more than 1,000 classes"),
-    (no_labels, "no images of a class"),
+    (partial(write_classes, classes=("",)), "no images of a class"),  # not in a folder of a class
     (rows_with(label=7), "line 8: its label is 7, which is not text"),
     (rows_with(label=["a"]), "line 8: its label .* not text"),
     (rows_with(label=""), "line 8: it has no label"),

@@ -33,14 +33,13 @@ from jobs.ledger.learning.runs import (
     request_run,
 )
 from jobs.messages import RETRAIN_QUEUE
-from jobs.models.evaluation import GateLimits, Part
+from jobs.models.evaluation import Part
 from jobs.models.model import Model
 from jobs.models.promotion import check_limits
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs
 from jobs.storage.store import Store
 from labelmill.client import Client
-from labelmill.datasets.mnist import GATE
 from tests.conftest import Broker, JobMaker, ModelMaker
 from tests.evaluations import made_evaluation
 from tests.ledger_probes import change_run, run_of
@@ -155,13 +154,6 @@ def test_an_accuracy_names_the_version_that_it_is_about(client: Client, finch: M
     assert (model.accuracy, model.accuracy_version) == (2 / 3, 2)
     assert stored is not None
     assert (stored.dataset, stored.version) == (BIRDS, 2)
-
-
-def test_the_limits_for_digits_do_not_judge_other_images() -> None:
-    evaluation, _ = made_evaluation([0, 1, 2], [1, 2, 0])
-    digits = check_limits(GateLimits(**GATE), evaluation)
-    assert [check.name for check in digits] == ["accuracy", "class recall", "calibration", "speed"]
-    assert check_limits(GateLimits(), evaluation) == ()
 
 
 # ---- jobs and shadows ---------------------------------------------------------------------------------
