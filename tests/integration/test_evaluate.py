@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -19,16 +17,10 @@ from labelmill.commands.evaluate import app as evaluate_command
 from labelmill.commands.models import app as models_command
 from producer.sources import SourceImage
 from tests.conftest import Job
+from tests.labelled import picture
 from tests.ledger_probes import count_rows
 from tests.outcomes import Outcome
 from tests.registering import register_digits
-
-
-def picture(grey: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((28, 28), grey, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
 
 #: The folder of each image of a job, and the label that it got.
 OUTCOMES = (("3", "3"), ("3", "3"), ("3", "8"), ("8", "8"), ("8", None), ("misc", "1"))
@@ -93,14 +85,6 @@ def test_the_report_on_a_job_shows_its_mistakes(run_command, store: Store, job: 
     assert run_command(evaluate_command, job.id, "--output", path, "--force").exit_code == 0
     assert "data:image/png;base64," not in path.read_text()
     assert "pics/3/2&lt;b&gt;.png" in path.read_text()
-
-
-def test_a_job_without_labels_says_what_to_do(run_command, submitted, worker) -> None:
-    job = submitted(3)
-    worker.work(job.chunks[0], [Outcome(f"{place}.png", "7", 0.9) for place in range(3)])
-    done = run_command(evaluate_command, job.id)
-    assert done.exit_code == 2
-    assert "None of the 3 images is in a folder named after a class" in done.stderr
 
 
 def test_a_labelled_folder_is_evaluated_with_a_model(

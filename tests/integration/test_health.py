@@ -233,15 +233,6 @@ def test_of_a_large_job_a_part_of_everything_is_counted(ledger, classified, monk
     assert health_of(ledger).images == 1000
 
 
-def test_the_sample_is_spread_from_the_first_to_the_last_image() -> None:
-    slices = health._sampled(70_000)
-    assert sum(map(len, slices)) == health.SAMPLE_IMAGES
-    assert (slices[0].start, slices[-1].stop) == (0, 70_000)
-    indices = [index for each in slices for index in each]
-    assert len(set(indices)) == len(indices)
-    assert health._sampled(3) == [range(3)]
-
-
 @pytest.mark.fast
 @pytest.mark.usefixtures("evaluated")
 def test_recent_jobs_are_found_by_when_they_came(ledger, classified) -> None:

@@ -57,41 +57,7 @@ def lambda_file(tmp_path: Path, trap: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.fixture
-def h5_file(tmp_path: Path) -> bytes:
-    """Return a model in the older HDF5 format, saved by Keras."""
-    from worker.learning.fit import build
-
-    path = tmp_path / "model.h5"
-    build("mlp", MNIST_INPUT, 10).save(path)
-    return path.read_bytes()
-
-
 # ---- registering --------------------------------------------------------------------------------------
-
-
-def test_a_larger_network_of_known_layers_may_be_registered(
-    ledger: Ledger, store: Store, tmp_path: Path
-) -> None:
-    # given a network with convolutions, a shortcut, regularization and an optimizer
-    from worker.predicting.tensorflow_runtime import keras
-
-    layers = keras.layers
-    picture = keras.Input((28, 28), dtype="uint8")
-    rescaled = layers.Reshape((28, 28, 1))(layers.Rescaling(1 / 255)(picture))
-    augmented = layers.RandomRotation(0.1)(rescaled)
-    first = layers.Conv2D(4, 3, padding="same", activation="relu", kernel_regularizer="l2")(augmented)
-    second = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(first))
-    pooled = layers.GlobalAveragePooling2D()(layers.Add()([first, second]))
-    output = layers.Dense(10, activation=keras.activations.softmax)(layers.Dropout(0.1)(pooled))
-    model = keras.Model(picture, output)
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
-    model.compile(optimizer=keras.optimizers.AdamW(), loss=loss, metrics=["accuracy"])
-    path = tmp_path / "network.keras"
-    model.save(path)
-
-    # when it is registered, then it is accepted
-    assert register_digits(ledger, store, path.read_bytes()).sha256
 
 
 def test_a_model_with_code_in_it_is_not_registered(
@@ -145,11 +111,6 @@ def test_a_worker_does_not_load_a_model_with_code_in_it(
     reason = "is refused. Its config names keras.layers.Lambda"
     assert_refused_and_alive(keras_harness, lambda_file, reason)
     assert not trap.exists()
-
-
-def test_a_worker_does_not_load_an_h5_file(keras_harness: Harness, h5_file: bytes) -> None:
-    reason = "is refused. It is an HDF5 file"
-    assert_refused_and_alive(keras_harness, h5_file, reason)
 
 
 def members_of(data: bytes) -> dict[str, bytes]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -16,13 +14,12 @@ from jobs.ledger.learning.models import (
     CHAMPION,
     add_model,
     find_champion,
-    get_model,
     list_models,
     point_alias,
 )
 from jobs.models.model import InputSpec, Model
 from jobs.schema import db_now, models
-from jobs.storage.registry import fetch_model, model_key, register_model
+from jobs.storage.registry import fetch_model, model_key
 from jobs.storage.store import Store
 from tests.kerasfile import keras_file
 
@@ -41,49 +38,6 @@ def champion_of(ledger: Ledger) -> Model | None:
 def point(ledger: Ledger, alias: str, model: Model) -> None:
     with ledger.transaction() as connection:
         point_alias(connection, alias, model.id)
-
-
-def test_a_registered_model_is_told_as_it_was_declared(ledger, shelf):
-    # Given a model with every property set
-    data = keras_file()
-    spec = InputSpec(width=32, height=24, mode="RGB", resampling="lanczos", invert="never")
-    metrics = {"loss": 0.25, "history": [{"epoch": 1, "accuracy": 0.5}], "note": "né à la main 七"}
-
-    # When it is registered
-    made = register_model(
-        ledger,
-        shelf,
-        data,
-        architecture="dense",
-        classes=("cat", "dog", "Ω"),
-        input_spec=spec,
-        accuracy=None,
-        metrics=metrics,
-    )
-
-    # Then the ledger returns the same
-    with ledger.reading() as connection:
-        told = get_model(connection, made.id)
-    assert told == made
-    assert (told.architecture, told.classes, told.input_spec) == ("dense", ("cat", "dog", "Ω"), spec)
-    assert (told.accuracy, told.metrics, told.aliases) == (None, metrics, ())
-    assert (told.sha256, told.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
-    assert told.created_at.utcoffset() == timedelta(0)
-
-
-def test_the_same_file_twice_is_one_model(ledger, make_model):
-    # Given a model
-    first = make_model(b"the same", champion=False)
-
-    # When the same bytes are registered again, and other bytes
-    again = make_model(b"the same", champion=False)
-    other = make_model(b"others", champion=False)
-
-    # Then the same bytes are the same model
-    assert again == first
-    assert other.id != first.id
-    with ledger.reading() as connection:
-        assert {model.id for model in list_models(connection)} == {first.id, other.id}
 
 
 def test_only_a_model_can_be_champion(ledger, make_model):
@@ -168,17 +122,6 @@ def test_a_tampered_copy_is_not_used(make_model, shelf, tmp_path):
 
     # When the model is fetched, Then it is read from the store again
     assert fetch_model(shelf, model, tmp_path / "cache").read_bytes() == keras_file(b"the bytes")
-
-
-def test_a_tampered_file_is_refused_before_anything_reads_it(make_model, shelf, tmp_path):
-    # Given a file that was changed in the store
-    model = make_model(b"the bytes", store=shelf)
-    shelf.put(f"models/{model.sha256}.keras", b"evil code")
-
-    # When the model is fetched, Then it is refused, and no copy is left
-    with pytest.raises(ModelRefused, match="not the one that was registered"):
-        fetch_model(shelf, model, tmp_path / "cache")
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_a_file_that_is_gone_is_refused(make_model, shelf, tmp_path):
