@@ -91,15 +91,6 @@ def judge(connection: sa.Connection, model: Model) -> None:
     )
 
 
-USES = [
-    (use_in_job, "jobs (1)"),
-    (use_as_challenger, "aliases (1)"),
-    (use_in_history, "promotions (1)"),
-    (use_in_correction, "corrections (1)"),
-    (use_in_run, "training runs (1)"),
-]
-
-
 # ---- corrected names ----------------------------------------------------------------------------------
 
 
@@ -143,18 +134,6 @@ def test_names_that_cannot_be_used_change_nothing(
         assert get_model(connection, model.id) == model
 
 
-@pytest.mark.parametrize(("use", "what"), USES)
-def test_names_that_something_depends_on_stay(
-    run: Run, model: Model, ledger: Ledger, use: Callable[..., None], what: str
-) -> None:
-    with ledger.transaction() as connection:
-        use(connection, model)
-    code, _, said = run("edit", model.id, "--classes", ",".join(LETTERS))
-    assert (code, f"it is used by {what}." in said) == (2, True)
-    with ledger.reading() as connection:
-        assert get_model(connection, model.id).classes == model.classes
-
-
 # ---- removed models -----------------------------------------------------------------------------------
 
 
@@ -174,15 +153,30 @@ def test_a_model_that_nothing_refers_to_goes_with_its_file(
     assert (again.id != model.id, again.classes) == (True, LETTERS)
 
 
-@pytest.mark.parametrize(("use", "what"), [*USES, (judge, "verdicts (1)")])
-def test_a_model_that_something_refers_to_stays_with_its_file(
+@pytest.mark.parametrize(
+    ("use", "what"),
+    [
+        (use_in_job, "jobs (1)"),
+        (use_as_challenger, "aliases (1)"),
+        (use_in_history, "promotions (1)"),
+        (use_in_correction, "corrections (1)"),
+        (use_in_run, "training runs (1)"),
+        (judge, "verdicts (1)"),
+    ],
+)
+def test_a_model_that_something_refers_to_stays_with_its_names_and_its_file(
     run: Run, model: Model, ledger: Ledger, store: Store, use: Callable[..., None], what: str
 ) -> None:
     with ledger.transaction() as connection:
         use(connection, model)
-    code, printed, said = run("remove", model.id)
-    assert (code, printed, f"it is used by {what}." in said) == (2, "", True)
+    commands = [("remove", model.id)]
+    if use is not judge:  # a verdict does not name classes
+        commands.append(("edit", model.id, "--classes", ",".join(LETTERS)))
+    for command in commands:
+        code, printed, said = run(*command)
+        assert (code, printed, f"it is used by {what}." in said) == (2, "", True)
     with ledger.reading() as connection:
+        assert get_model(connection, model.id).classes == model.classes
         assert find_evaluation(connection, model.id) is not None
     assert read_stored(store, model)
 
