@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fsspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -29,14 +28,6 @@ def payload_of(ledger, store):
     return payload_of
 
 
-@pytest.fixture
-def job(make_job, worker):
-    """Return a finished job of five images; image n has the confidence n / 10."""
-    job = make_job([5])
-    worker.work(job.chunks[0], [Outcome(f"{n}.png", "7", n / 10) for n in range(5)])
-    return job
-
-
 # ---- NumPy's numbers ----------------------------------------------------------------------------------
 
 
@@ -44,46 +35,25 @@ def indices(predictions):
     return [prediction.index for prediction in predictions]
 
 
-@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint8, int])
-def test_predictions_go_on_after_a_number_of_numpy(client, job, number):
-    assert indices(client.predictions(job.id, after=number(2))) == [3, 4]
-    assert indices(client.predictions(job.id, limit=number(2))) == [0, 1]
-
-
-@pytest.mark.parametrize("number", [np.float64, np.float32, float])
-def test_confidences_are_compared_with_a_number_of_numpy(client, job, number):
-    assert indices(client.predictions(job.id, below=number(0.15))) == [0, 1]
-
-
-@pytest.mark.usefixtures("champion")
-def test_a_number_of_numpy_names_the_image_that_is_corrected(client, ledger, worker):
-    # Given two images with predictions
-    job_id = client.submit(b"one", b"two")
-    [chunk] = chunks_of(ledger, job_id)
-    worker.work(chunk)
-
-    # When the second is corrected by a NumPy index, Then that image is corrected, and that can be undone
-    assert client.correct(job_id, np.int64(1), "3").index == 1
-    assert client.undo_correction(job_id, np.int64(1)).label == "3"
-
-
-def test_lists_are_as_long_as_a_number_of_numpy_says(client, make_job):
-    for _ in range(3):
-        make_job()
-    assert len(client.jobs(limit=np.int64(2))) == 2
-
-
-@pytest.mark.usefixtures("champion")
-def test_a_job_stops_early_at_a_number_of_numpy(client):
+@pytest.mark.usefixtures("champion", "mnist")
+def test_numbers_of_numpy_are_numbers(client, ledger, worker):
+    # Given a job with limits, and another one; image n has the confidence n / 10
     limits = ErrorLimits(count=np.int64(2), rate=np.float32(0.5), sample=np.int64(10))
-    job_id = client.submit(b"one", error_limits=limits)
-    with client.ledger.reading() as connection:
-        [row] = connection.execute(sa.select(jobs).where(jobs.c.id == job_id))
+    job_id = client.submit(*[b"an image"] * 5, error_limits=limits)
+    [chunk] = chunks_of(ledger, job_id)
+    worker.work(chunk, [Outcome(f"{n}.png", "7", n / 10) for n in range(5)])
+    client.submit(b"another")
+    with ledger.reading() as connection:
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
     assert (row.error_limit, row.error_rate_limit, row.error_rate_sample) == (2, 0.5, 10)
 
-
-@pytest.mark.usefixtures("mnist")
-def test_a_seed_of_numpy_is_that_seed(client):
+    # Then they choose results and jobs, name images, and are seeds
+    assert indices(client.predictions(job_id, after=np.uint8(2))) == [3, 4]
+    assert indices(client.predictions(job_id, limit=np.int32(2))) == [0, 1]
+    assert indices(client.predictions(job_id, below=np.float32(0.15))) == [0, 1]
+    assert len(client.jobs(limit=np.int64(1))) == 1
+    assert client.correct(job_id, np.int64(1), "3").index == 1
+    assert client.undo_correction(job_id, np.int64(1)).label == "3"
     assert client.run(client.retrain(seed=np.int64(5))).recipe["seed"] == 5
 
 
@@ -126,16 +96,6 @@ def test_what_is_no_source_says_what_to_pass(client, source):
         client.submit(source)
 
 
-@pytest.mark.usefixtures("champion")
-def test_urls_are_sources_like_paths(client, payload_of, tmp_path):
-    # Given an image in an object store, and one on this machine
-    fsspec.filesystem("memory").pipe_file("/client/a.png", b"far")
-    (tmp_path / "b.png").write_bytes(b"near")
-    # When both are submitted, Then both are in the job
-    _, contents = payload_of(client.submit("memory://client/", tmp_path))
-    assert contents == [b"far", b"near"]
-
-
 # ---- which model --------------------------------------------------------------------------------------
 
 
@@ -154,10 +114,3 @@ def test_a_model_is_named_by_its_alias_or_the_beginning_of_its_id(client, make_m
         (other.id[:-1], other),
     ]:
         assert client.status(client.submit(b"an image", model=name)).model == meant.id
-
-
-def test_a_model_is_promoted_by_the_beginning_of_its_id(client, make_model, store):
-    make_model(b"champion", store=store)
-    other = make_model(b"other", champion=False, store=store)
-    assert client.promote(other.id[:-1], force=True).promote
-    assert client.model("champion").id == other.id
