@@ -19,7 +19,6 @@ from jobs.ledger.counters import totals
 from jobs.ledger.disks import STALE_SECONDS, list_disks
 from jobs.ledger.learning.runs import claim_run, request_run
 from jobs.ledger.workers import (
-    BEAT,
     FORGOTTEN_SECONDS,
     GONE_SECONDS,
     WorkerRow,
@@ -225,12 +224,6 @@ def test_a_worker_that_was_replaced_is_ready_when_the_new_one_is(ledger, setting
     answer(settings, Part.WORKER, ready=False)
     report(ledger, "host/2", children=3)
     assert "host/2" in answer(settings, Part.WORKER, ready=True)
-
-
-def test_beat_is_ready_while_it_has_a_recent_heartbeat(ledger, settings):
-    assert "no beat on this host" in answer(settings, Part.BEAT, ready=False)
-    report(ledger, "host/1", queue=BEAT)
-    answer(settings, Part.BEAT, ready=True)
 
 
 def test_a_producer_is_ready_if_ledger_and_broker_answer(ledger, settings, short_folder):

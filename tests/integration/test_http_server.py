@@ -12,7 +12,6 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import add_batch
 from jobs.ledger.api.deliveries import claim_delivery
 from jobs.ledger.api.files import add_file, file_key
 from jobs.ledger.api.webhooks import secret_of_batches
@@ -66,28 +65,6 @@ def test_the_output_of_no_batch_is_no_file(api: httpx.Client) -> None:
         404,
         "There is no file 'file-06h0w4r0rf0dkckt-output'.",
     )
-
-
-def test_images_that_are_gone_cannot_be_retried(
-    api: httpx.Client, make_job: JobMaker, worker: Worker, store: Store
-) -> None:
-    # Given a batch whose only image got an error, and is not in the store
-    store.put("payloads/another", b"")
-    job = make_job([1])
-    worker.work(job.chunks[0], [Outcome("0.png", None, None, "corrupt")])
-    # When it is retried, then the answer says why that is not possible
-    answer = api.post(f"/batches/{job.id}/retry")
-    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-    assert "is gone from the store" in answer.json()["detail"]
-
-
-def test_a_batch_without_images_has_no_results(api: httpx.Client, ledger: Ledger, champion: Model) -> None:
-    job_id = new_id()
-    with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id)
-        add_batch(connection, job_id, request={}, file_id=new_id())
-    assert api.get(f"/batches/{job_id}").json()["status"] == "validating"
-    assert api.get(f"/batches/{job_id}/results").json() == []
 
 
 @pytest.mark.usefixtures("champion")

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning import runs
-from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, claim_run, renew_run, request_run
+from jobs.ledger.learning.runs import claim_run, renew_run, request_run
 from jobs.schema import RunState, db_now, training_runs
-from jobs.settings import ENV_PREFIX, Settings
+from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.commands.runs import app as runs_command
 
 
-@pytest.fixture(autouse=True)
-def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the commands use the test's settings."""
-    for name in ("home", "ledger_url", "broker_url"):
-        monkeypatch.setenv(ENV_PREFIX + name.upper(), str(getattr(settings, name)))
+@pytest.fixture
+def ask(run_command: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function: `ask("show", id)` runs `labelmill runs`."""
+    return lambda *arguments: run_command(runs_command, *arguments)
 
 
 @pytest.fixture
@@ -38,11 +37,9 @@ def dead(ledger: Ledger) -> runs.RunClaim:
     return claim
 
 
-def ask(*arguments: str) -> Any:
-    return CliRunner().invoke(runs_command, arguments)
-
-
-def test_it_is_told_from_one_that_is_trained(ledger: Ledger, dead: runs.RunClaim) -> None:
+def test_it_is_told_from_one_that_is_trained(
+    ledger: Ledger, dead: runs.RunClaim, ask: Callable[..., Result]
+) -> None:
     # given a run without a heartbeat, then every command that shows it says so
     listed = ask().stdout.splitlines()[1]
     assert " running " in listed
@@ -60,7 +57,7 @@ def test_it_is_told_from_one_that_is_trained(ledger: Ledger, dead: runs.RunClaim
 
 
 def test_who_follows_it_sees_its_end(
-    settings: Settings, dead: runs.RunClaim, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, dead: runs.RunClaim, ask: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given somebody who follows the run for the grace period, then the run is interrupted
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
@@ -73,19 +70,3 @@ def test_who_follows_it_sees_its_end(
     done = ask("show", dead.run_id, "--watch")
     assert done.exit_code == 1
     assert f"training run {dead.run_id} is interrupted: its trainer stopped sending heartbeats" in done.stdout
-
-
-def test_who_follows_it_does_not_end_it_at_their_first_look(
-    settings: Settings, ledger: Ledger, dead: runs.RunClaim
-) -> None:
-    # given somebody who has looked twice within the grace period
-    assert RUN_GRACE_SECONDS > 5
-    with Client(settings) as client:
-        looks = client.follow_run(dead.run_id)
-        assert [next(looks).state for _ in range(2)] == [RunState.RUNNING] * 2
-
-        # when the trainer sends a heartbeat, then its run goes on
-        with ledger.transaction() as connection:
-            renew_run(connection, dead)
-        run = next(looks)
-    assert (run.state, run.silent_since) == (RunState.RUNNING, None)

@@ -242,28 +242,13 @@ def start_run(ledger: Ledger, owner: str) -> str:
     return run_id
 
 
-def test_a_reconciler_whose_ledger_is_unavailable_tries_again(
-    ledger: Ledger, settings: Settings, app: Celery, caplog: pytest.LogCaptureFixture
-) -> None:
-    # given a worker that has started
-    app.amqp.queues.select([CLASSIFY_QUEUE])
-    main = Main(app, children=[17])
-    reconcile_step(settings)(main).start(main)
-
-    # when its timer fires while the ledger is unavailable, then it logs that once, and survives
-    with unavailable():
-        main.tick()
-        main.tick()
-    assert caplog.text.count("reconciling waits: The ledger cannot be reached") == 1
-
-    # and the next time, it reconciles and writes its heartbeat
-    main.tick()
-    with ledger.reading() as connection:
-        assert [worker.processes for worker in list_workers(connection)] == [1]
-
-
-def test_a_lease_that_expires_while_the_ledger_is_unavailable_is_no_crash(
-    ledger: Ledger, settings: Settings, app: Celery, make_job: JobMaker, new_worker: WorkerMaker
+def test_a_reconciler_whose_ledger_is_unavailable_tries_again_and_blames_no_worker(
+    ledger: Ledger,
+    settings: Settings,
+    app: Celery,
+    make_job: JobMaker,
+    new_worker: WorkerMaker,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     # given a chunk that its worker could not release, and whose lease has expired
     new_worker().must_claim(make_job([1]).chunks[0], lease_seconds=-1)
@@ -271,12 +256,17 @@ def test_a_lease_that_expires_while_the_ledger_is_unavailable_is_no_crash(
     main = Main(app, children=[17])
     reconcile_step(settings)(main).start(main)
 
-    # when the ledger is available again, then the chunk is pending, and no crash is counted
+    # when the timer fires while the ledger is unavailable, then that is logged once
     with unavailable():
         main.tick()
+        main.tick()
+    assert caplog.text.count("reconciling waits: The ledger cannot be reached") == 1
+
+    # and the next time, the chunk is pending without a crash, and the worker's heartbeat is written
     main.tick()
     with ledger.reading() as connection:
         row = connection.execute(sa.select(chunks)).one()
+        assert [worker.processes for worker in list_workers(connection)] == [1]
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
     assert row.error == "its lease ran out while the ledger was unavailable"
 
