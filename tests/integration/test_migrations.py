@@ -147,34 +147,29 @@ def migrated_by_another(ledger, number, *, compatible_since):
         connection.execute(sa.text(statement), {"number": number, "since": compatible_since})
 
 
-def test_an_incompatible_newer_ledger_is_refused_and_left_as_it_is(ledger, tmp_path):
-    # Given a deployed and an embedded ledger that a newer Labelmill migrated, and that this one cannot use
+@pytest.mark.fast
+@pytest.mark.parametrize("is_compatible", [True, False])
+def test_a_newer_ledger_is_used_if_it_is_compatible_and_left_as_it_is(ledger, tmp_path, is_compatible):
+    # Given a deployed and an embedded ledger that a newer Labelmill migrated
     settings = Settings(home=tmp_path / "home")
     for each in (ledger, open_ledger(settings)):
-        migrated_by_another(each, "9999", compatible_since="9998")
+        migrated_by_another(each, "9999", compatible_since=REVISION if is_compatible else "9998")
 
-    # When the first is upgraded and the second opened, Then each error names both versions and the remedy
-    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}: use the newer version, or restore"):
+    def as_expected():
+        refused = pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}: use the newer version, or restore")
+        return contextlib.nullcontext() if is_compatible else refused
+
+    # When the first is upgraded and the second opened, Then both can be used, or the errors name both
+    # versions and the remedy
+    with as_expected():
         upgrade(ledger)
-    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}: use the newer version, or restore"):
-        open_ledger(settings)
+        ledger.check()
+    with as_expected(), contextlib.closing(open_ledger(settings)) as embedded:
+        embedded.check()
+
+    # And the version stays
     with ledger.reading() as connection:
         assert revision(connection) == "9999"
-
-
-@pytest.mark.fast
-def test_a_compatible_newer_ledger_is_used_and_left_as_it_is(ledger, tmp_path):
-    # Given a deployed and an embedded ledger that a newer Labelmill migrated, and that this one can use
-    settings = Settings(home=tmp_path / "home")
-    for each in (ledger, open_ledger(settings)):
-        migrated_by_another(each, "9999", compatible_since=REVISION)
-
-    # When the first is upgraded and the second opened, Then both can be used and keep their version
-    upgrade(ledger)
-    for each in (ledger, open_ledger(settings)):
-        with contextlib.closing(each), each.reading() as connection:
-            each.check()
-            assert revision(connection) == "9999"
 
 
 @pytest.mark.fast
@@ -266,22 +261,6 @@ def test_a_ledger_nobody_migrated_is_not_migrated_behind_ones_back(empty_ledger,
     assert tables_of(empty_ledger) == set()
 
 
-def test_the_embedded_ledger_is_made_where_it_is_needed(tmp_path):
-    # Given a state folder that does not exist
-    settings = Settings(home=tmp_path / "home")
-
-    # When its ledger is opened, also a second time, Then it is ready
-    for _ in range(2):
-        with contextlib.closing(open_ledger(settings)) as ledger:
-            ledger.check()
-
-    # And only its owner can read it
-    path = tmp_path / "home" / "ledger.sqlite3"
-    assert make_url(settings.ledger).database == str(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
-
-
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_on_sqlite_who_reads_and_then_writes_waits_their_turn(ledger, ledger_url, make_job):
     """A transaction that began with a read could not write if another one had written meanwhile."""
@@ -299,15 +278,3 @@ def test_on_sqlite_who_reads_and_then_writes_waits_their_turn(ledger, ledger_url
     at_once(add_ten, range(4))
     with ledger.reading() as connection:
         assert job_status(connection, job.id).total == 41
-
-
-def test_sqlite_keeps_an_accepted_job_through_a_power_cut(tmp_path):
-    with (
-        contextlib.closing(open_ledger(Settings(home=tmp_path))) as ledger,
-        ledger.reading() as connection,
-    ):
-        pragma = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
-        }
-    assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
