@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -216,35 +215,3 @@ def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url)
         shards = Counter(connection.scalars(sa.select(table.c.shard)))
     assert len(shards) > 1
     assert attempts(ledger) == {"done": SHARDS}
-
-
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_who_waits_for_a_counter_holds_all_else_it_needs(ledger, make_job, worker, new_worker, monkeypatch):
-    """Counters are locked last: if job and counter were locked in either order, two could deadlock."""
-    # Given one shard, and a worker that counts something and then stops the job
-    monkeypatch.setattr(counters, "SHARDS", 1)
-    job = make_job([1])
-    second = new_worker("second")
-    claim = second.must_claim(job.chunks[0])
-    halfway, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        with worker.ledger.transaction() as connection:
-            count(connection, {(CounterName.IMAGES, "ok"): 1})
-            halfway.set()
-            assert go_on.wait(60)
-            end_job(connection, job.id, JobState.FAILED, error="damaged")
-
-    with ThreadPoolExecutor(2) as pool:
-        stopping = pool.submit(stop)
-        assert halfway.wait(60)
-
-        # When another worker finishes its chunk of the job in between, and counts the same event
-        try:
-            pool.submit(second.finish, claim).result(20)
-        finally:
-            go_on.set()
-
-        # Then both transactions commit
-        stopping.result(60)
-    assert counted(ledger, CounterName.IMAGES) == {"ok": 2}

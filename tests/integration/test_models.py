@@ -18,7 +18,7 @@ from jobs.ledger.learning.models import (
     point_alias,
 )
 from jobs.models.model import InputSpec, Model
-from jobs.schema import db_now, models
+from jobs.schema import aliases, db_now, models
 from jobs.storage.registry import fetch_model, model_key
 from jobs.storage.store import Store
 from tests.kerasfile import keras_file
@@ -47,6 +47,8 @@ def test_only_a_model_can_be_champion(ledger, make_model):
     # When the alias is set to an unknown model, Then the database refuses, and the champion stays
     with pytest.raises(sa.exc.IntegrityError), ledger.transaction() as connection:
         point_alias(connection, CHAMPION, "nothing")
+    with pytest.raises(sa.exc.IntegrityError), ledger.transaction() as connection:
+        connection.execute(aliases.update().values(model_id="nothing"))
     assert champion_of(ledger).id == model.id
 
 
