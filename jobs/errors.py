@@ -1,7 +1,7 @@
 """Every error that Labelmill raises, by whose fault it is.
 
 The class decides what happens: an `ImageError` is stored as the image's outcome, a `JobError` ends its job,
-an `Unavailable` is retried, a `UserError` is shown to the user. The docstring is the default message.
+an `Unavailable` is retried, a `UserError` is shown to the user.
 """
 
 from __future__ import annotations
@@ -68,6 +68,13 @@ class LabelmillError(Exception):
     #: The exit code of the console command.
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class SelfExplanatory(LabelmillError):
+    """An error whose docstring says what happened to what: it is the default message."""
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or ""))
 
@@ -97,11 +104,11 @@ class Unavailable(LabelmillError):
     """A service is out of reach for now: the broker, the ledger or the store."""
 
 
-class LedgerFull(Unavailable):
+class LedgerFull(SelfExplanatory, Unavailable):
     """The ledger's disk is full: free some space. Workers then go on by themselves."""
 
 
-class LeaseLost(LabelmillError):
+class LeaseLost(SelfExplanatory):
     """Another worker owns this chunk now, so these results are discarded."""
 
 
@@ -135,7 +142,7 @@ class Conflict(UserError):
     """The request conflicts with the current state."""
 
 
-class LedgerNotReady(UserError):
+class LedgerNotReady(SelfExplanatory, UserError):
     """The ledger has not been migrated: run `labelmill db upgrade`."""
 
 

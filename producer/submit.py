@@ -292,8 +292,8 @@ def _open_job(connection: Connection, job: _Job) -> None:
             retry_of=job.retry_of,
             traceparent=job.traceparent,
         )
-    except Conflict:
-        raise _KeyInUse from None
+    except Conflict as error:
+        raise _KeyInUse(str(error)) from None
 
 
 def _compare_with_holder(holder: KeyHolder, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from jobs.errors import LabelmillError
+from jobs.errors import SelfExplanatory
 from jobs.ledger import Ledger
 from jobs.network.urls import without_secrets
 from jobs.settings import Settings
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 3.0
 
 
-class NoLedgerYet(LabelmillError):
-    """There is no ledger yet."""
+class NoLedgerYet(SelfExplanatory):
+    """There is no ledger yet: `labelmill db upgrade` creates it."""
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def test_a_process_of_the_same_name_is_another_worker(ledger):
 def test_deaths_are_counted_once_even_if_the_ledger_was_away(ledger, heartbeat, monkeypatch):
     # given a ledger that cannot be reached when processes die
     def fail(*_: object, **__: object) -> None:
-        raise Unavailable
+        raise Unavailable("The ledger cannot be reached.")
 
     with monkeypatch.context() as patch:
         patch.setattr(heartbeat_module, "report_worker", fail)

@@ -488,10 +488,10 @@ def test_a_last_commit_that_breaks_off_is_read_back(
             complete = connection.scalar(sa.select(jobs.c.id).where(jobs.c.submitted_at.is_not(None)))
             if complete and not broken and not sealed:
                 broken.append(True)
-                raise Unavailable
+                raise Unavailable("The ledger cannot be reached.")
         if complete and not broken:
             broken.append(True)
-            raise Unavailable
+            raise Unavailable("The ledger cannot be reached.")
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 
@@ -604,7 +604,7 @@ def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
     def away_at_first(*arguments, **named) -> bool:
         if len(lost) < 3:
             lost.append(True)
-            raise Unavailable
+            raise Unavailable("The ledger cannot be reached.")
         given.set()
         return real(*arguments, **named)
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from jobs import errors
-from jobs.errors import ErrorCode, ImageError, LabelmillError, UserError
+from jobs.errors import ErrorCode, ImageError, LabelmillError, SelfExplanatory, UserError
 
 CLASSES = [
     thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, LabelmillError)
@@ -33,10 +33,16 @@ def test_a_code_fits_its_column():
     assert max(map(len, ErrorCode)) <= 32
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind is not ImageError])
-def test_an_error_says_what_it_is_without_being_told(kind):
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if issubclass(kind, SelfExplanatory)])
+def test_a_self_explanatory_error_says_its_docstring_without_being_told(kind):
     assert str(kind()) == kind.__doc__.strip()
     assert str(kind("something else")) == "something else"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if not issubclass(kind, SelfExplanatory)])
+def test_any_other_error_must_be_told_what_happened_to_what(kind):
+    with pytest.raises(TypeError):
+        kind()
 
 
 def test_an_image_error_has_its_code_and_says_it_where_there_is_no_more_to_say():
