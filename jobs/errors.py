@@ -7,8 +7,13 @@ an `Unavailable` is retried, a `UserError` is shown to the user.
 from __future__ import annotations
 
 import inspect
+from typing import Final
 
 from jobs.described import DescribedEnum
+
+
+#: The note of an error whose cause only an examination tells. A command prints it below the message.
+ASK_THE_DOCTOR: Final = "`labelmill doctor` looks for the cause."
 
 
 class ErrorCode(DescribedEnum):

@@ -89,11 +89,13 @@ def _secrets_in_files() -> dict[str, str]:
         try:
             found[name] = Path(path).read_text("utf-8").strip()
         except OSError as error:
-            raise SettingsError(f"{variable}_FILE: {path} cannot be read: {error.strerror}") from None
+            raise SettingsError(
+                f"{variable}_FILE: {path} cannot be read ({error.strerror}): check the path and its permissions"
+            ) from None
         except UnicodeDecodeError:
-            raise SettingsError(f"{variable}_FILE: {path} is not text") from None
+            raise SettingsError(f"{variable}_FILE: {path} is not text: write the value in UTF-8") from None
         if not found[name]:
-            raise SettingsError(f"{variable}_FILE: {path} is empty")
+            raise SettingsError(f"{variable}_FILE: {path} is empty: write the value in it")
     return found
 
 

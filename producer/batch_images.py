@@ -50,7 +50,7 @@ def batch_images(
         try:
             file = get_file(connection, intake.file_id)
         except NotFound:
-            raise SourceError("The file was deleted before its images were read: upload it again.") from None
+            raise SourceError("The uploaded file was deleted before its images were read: upload it again.") from None
     with ExitStack() as stack:
         try:
             path = stack.enter_context(store.local_copy(file.key))
@@ -99,9 +99,7 @@ def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[Source
     try:
         Roots(settings.reference_roots).check_folder(url)  # the setting may have changed since the request
     except ImageError as error:
-        raise SourceError(
-            f"{shown_url(url)} cannot be read: {error.detail} (LABELMILL_REFERENCE_ROOTS)."
-        ) from None
+        raise SourceError(f"{shown_url(url)} cannot be read: {error.detail}.") from None
     source = local_path(url)
     if is_url(source):
         source = f"{source.rstrip('/')}/"
@@ -112,7 +110,7 @@ def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[Source
         prefix = f"{shown(source).rstrip('/')}/"
         found = islice(Sources([source], max_bytes=settings.max_image_bytes), skip, None)
     else:
-        raise SourceError(f"{shown_url(url)} is not a folder.")
+        raise SourceError(f"{shown_url(url)} is not a folder: name one, or name each image in `urls`.")
     for image in found:
         yield image._replace(name=image.name.removeprefix(prefix))
 

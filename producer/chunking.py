@@ -103,8 +103,8 @@ def content_of(image: SourceImage, roots: Roots | None) -> Content:
         url = roots.locate(image.url)
     except ImageError as error:
         raise SourceError(
-            f"{image.name} cannot be submitted by reference: {error.detail} (LABELMILL_REFERENCE_ROOTS is "
-            f"{roots}). Add its folder there, for producers and workers, or leave out --by-reference."
+            f"{image.name} cannot be submitted by reference: {error.detail}. The roots are now {roots}. Without "
+            "--by-reference, its bytes are stored."
         ) from None
     return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))
 

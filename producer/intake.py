@@ -136,7 +136,7 @@ def _take_in(ledger: Ledger, store: Store, publisher: Publisher, settings: Setti
             if chunk.is_last:
                 return
     if not total:
-        raise SourceError("There are no images in it: name other sources.")
+        raise SourceError("The source contains no images: name another one.")
     with ledger.transaction() as connection:  # the process before was killed after the last image
         _finish(connection, intake, settings)
 

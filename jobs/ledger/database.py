@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from jobs.errors import LabelmillError, LedgerFull, LedgerNotReady, Unavailable
+from jobs.errors import ASK_THE_DOCTOR, LabelmillError, LedgerFull, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import PENDING_COUNTS, write_counts
 from jobs.ledger.sqlite import driver
@@ -317,7 +317,7 @@ def _translating_errors(url: URL) -> Iterator[None]:
             raise
         raise translated from error
     except PoolTimeoutError as error:
-        raise Unavailable("The ledger cannot be reached: all connections to it are in use.") from error
+        raise Unavailable("The ledger cannot be reached: all connections to it are in use. Try again.") from error
 
 
 def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailable:
@@ -328,7 +328,9 @@ def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailabl
         return LedgerFull(
             f"The ledger's disk is full ({reason}): free some space. Workers then go on by themselves."
         )
-    return Unavailable(f"The ledger cannot be reached: {reason}")
+    unavailable = Unavailable(f"The ledger cannot be reached: {reason}")
+    unavailable.add_note(ASK_THE_DOCTOR)
+    return unavailable
 
 
 def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
@@ -349,7 +351,7 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
             end = ledger_certificate_end(url)
             if end is not None and end < datetime.now(UTC):
                 return Unavailable(
-                    f"The ledger cannot be reached: {reason}: it has expired on {end:%Y-%m-%d}"
+                    f"The ledger cannot be reached: {reason}: it has expired on {end:%Y-%m-%d}. Renew it."
                 )
         return as_unavailable(error.orig or error, is_full=is_full)
     # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
@@ -358,4 +360,4 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
             f"The ledger cannot be reached: {error.orig}: {url.database}.\nRestore the file from its "
             "backup (docs/how-to/back-up.md), or set LABELMILL_LEDGER_URL to another one."
         )
-    return Unavailable("The connection to the ledger broke.") if error.connection_invalidated else None
+    return Unavailable("The connection to the ledger broke: try again.") if error.connection_invalidated else None

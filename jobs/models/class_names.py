@@ -15,12 +15,12 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     Raises UserError if the file cannot be read or the names cannot be used.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not a file; it must list the class names, one per line")
+        raise UserError(f"{path} is not a file: it must list the class names, one per line")
     try:
         # -sig: Windows editors put a byte order mark before the first name.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({error}): it must be text in UTF-8, and readable") from error
     names = tuple(line.strip() for line in lines if line.strip())
     check_class_names(names, str(path))
     return names
@@ -31,13 +31,13 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     if isinstance(names, str):
         raise UserError(f"{where} is the text {names!r}: give a list of names")
     if not names:
-        raise UserError(f"{where} names no class")
+        raise UserError(f"{where} names no class: name each output of the model, in order")
     seen = set()
     for name in names:
         if not name:
             raise UserError(f"{where} has an empty name: each class needs its own name")
         if not is_plain(name):
-            raise UserError(f"{where}: the name {name!r} has a control character")
+            raise UserError(f"{where}: the name {name!r} has a control character: remove it")
         if name in seen:
-            raise UserError(f"{where} lists a class twice: {name}")
+            raise UserError(f"{where} lists a class twice: {name}. Each class needs its own name")
         seen.add(name)

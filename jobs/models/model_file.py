@@ -42,6 +42,8 @@ _ZIP_ERRORS: Final = (
 #: Weights are copied in pieces of this size.
 _COPY_BYTES: Final = 1024 * 1024
 
+_SAVE_AGAIN: Final = "Save the model again with Keras: `model.save('NAME.keras')`."
+
 _ZIP: Final = b"PK\x03\x04"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -80,22 +82,22 @@ def check_model_file(data: bytes) -> None:
     refuses links to other files.
     """
     if data.startswith(_HDF5):
-        raise ModelRefused("It is an HDF5 file, not a .keras file; loading one can run code.")
+        raise _refused("It is an HDF5 file, not a .keras file; loading one can run code.")
     if not data.startswith(_ZIP):
-        raise ModelRefused("It is not a .keras file: it is not a ZIP archive.")
+        raise _refused("It is not a .keras file: it is not a ZIP archive.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_members(archive, len(data))
             with archive.open("model.weights.h5") as weights:
                 if weights.read(len(_HDF5)) != _HDF5:
-                    raise ModelRefused("Its model.weights.h5 is not HDF5.")
+                    raise _refused("Its model.weights.h5 is not HDF5.")
             _read_json(archive, "metadata.json")
             config = _read_json(archive, "config.json")
             _drop_compilation(config)
             _check_config(config)
     except _ZIP_ERRORS as error:
         reason = str(error).strip().partition("\n")[0][:200]
-        raise ModelRefused(f"It is not a complete .keras file: {reason}.") from None
+        raise _refused(f"It is not a complete .keras file: {reason}.") from None
 
 
 def find_compiled_parts(path: Path) -> dict[str, Any] | None:
@@ -144,34 +146,34 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
     members = archive.infolist()
     names = [member.filename for member in members]
     if len(names) != len(_MEMBERS) or set(names) != _MEMBERS:
-        raise ModelRefused(
+        raise _refused(
             f"It does not consist of {', '.join(sorted(_MEMBERS))}, each once: it is a SavedModel, or a "
             ".keras file with additional members."
         )
     for member in members:
         stored = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
         if not stored or member.file_size != member.compress_size:
-            raise ModelRefused(f"Its {member.filename} is compressed or encrypted; Keras stores it as is.")
+            raise _refused(f"Its {member.filename} is compressed or encrypted; Keras stores it as is.")
     if sum(member.file_size for member in members) > size:
-        raise ModelRefused("Its members claim to be larger than the file.")
+        raise _refused("Its members claim to be larger than the file.")
 
 
 def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
     if archive.getinfo(name).file_size > _MAX_JSON_BYTES:
-        raise ModelRefused(f"Its {name} has more than {_MAX_JSON_BYTES:,} bytes.")
+        raise _refused(f"Its {name} has more than {_MAX_JSON_BYTES:,} bytes.")
     try:
         found = json.loads(archive.read(name))
     except (ValueError, RecursionError):
-        raise ModelRefused(f"Its {name} is not JSON, or is nested too deeply.") from None
+        raise _refused(f"Its {name} is not JSON, or is nested too deeply.") from None
     if not isinstance(found, dict):
-        raise ModelRefused(f"Its {name} is not a JSON object.")
+        raise _refused(f"Its {name} is not a JSON object.")
     return found
 
 
 def _check_config(config: dict[str, Any]) -> None:
     """Check that everything the config would build, at any depth, is listed. Raises ModelRefused."""
     if "class_name" not in config:
-        raise ModelRefused("Its config.json names no class.")
+        raise _refused("Its config.json names no class.")
     waiting: list[Any] = [config]
     while waiting:
         value = waiting.pop()
@@ -215,4 +217,9 @@ def _check_value(name: str, config: Any) -> None:
         return
     dtype = config.get("dtype") if isinstance(config, dict) else None
     if not isinstance(dtype, str) or _DTYPE.fullmatch(dtype) is None or dtype == "object":
-        raise ModelRefused(f"Its config has a constant of the type {str(dtype)[:60]!r}, not of a number.")
+        raise _refused(f"Its config has a constant of the type {str(dtype)[:60]!r}, not of a number.")
+
+
+def _refused(what: str) -> ModelRefused:
+    """Return the error for a file that Keras did not write, or that is damaged."""
+    return ModelRefused(f"{what} {_SAVE_AGAIN}")

@@ -32,6 +32,8 @@ _MAX_PORT: Final = 65_535
 
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 
+_MALFORMED: Final = "The URL is malformed: write it as https://HOST/PATH."
+
 _NOT_IN_A_URL: Final = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 #: A name, or an IP address.
@@ -129,20 +131,20 @@ def is_public(address: str) -> bool:
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     """Return a URL, or the one to which `base` redirects. Raises AddressForbidden."""
     if _NOT_IN_A_URL.search(url):
-        raise AddressForbidden("The URL contains a character that is not allowed in a URL.")
+        raise AddressForbidden("The URL contains a character that is not allowed in a URL: write it percent-encoded, as in %20.")
     try:
         target = base.join(url) if base else httpx.URL(url.strip(" "))
         target = target.copy_with(host=target.raw_host.decode().lower().removesuffix("."))
     except (httpx.InvalidURL, ValueError):  # brackets without an address, an impossible name or port
-        raise AddressForbidden("The URL is malformed.") from None
+        raise AddressForbidden(_MALFORMED) from None
     if not is_web(target.scheme):
         raise AddressForbidden(f"{shown_url(url)} does not begin with http:// or https://.")
     if target.userinfo:
         raise AddressForbidden("The URL contains a user or a password: leave them out.")
     if not target.raw_host:
-        raise AddressForbidden("The URL names no host.")
+        raise AddressForbidden("The URL names no host: write it as https://HOST/PATH.")
     if not _HOST.fullmatch(target.raw_host.decode()) or not 0 < _port(target) <= _MAX_PORT:
-        raise AddressForbidden("The URL is malformed.")
+        raise AddressForbidden(_MALFORMED)
     return target
 
 
@@ -163,8 +165,8 @@ def _resolve(target: httpx.URL, allowed: set[str]) -> list[Any]:
     if allowed.isdisjoint(_names(target)) and not all(is_public(str(address[0])) for *_, address in found):
         # Without the address, which would tell strangers about the network.
         raise AddressForbidden(
-            f"{target.netloc.decode()} is not on the public internet, and LABELMILL_PRIVATE_HOSTS does not "
-            "list it."
+            f"{target.netloc.decode()} is not on the public internet: use a public address, or list the host in "
+            "LABELMILL_PRIVATE_HOSTS."
         )
     return found
 

@@ -45,6 +45,10 @@ _WEB_SECONDS: Final = 300.0
 
 _REDIRECTS: Final = 5
 
+_OUTSIDE: Final = (
+    "it is not below a root in LABELMILL_REFERENCE_ROOTS: add its folder there, for producers and workers"
+)
+
 #: Statuses that mean that the image does not exist or is forbidden. After others, a retry may succeed.
 _NOT_THERE: Final = frozenset(
     (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -148,12 +152,12 @@ class Roots:
         try:
             resolved = os.path.realpath(path)
         except ValueError:  # a name that no file can have
-            raise _forbidden("not a valid path") from None
+            raise _forbidden("no file can have this path") from None
         for root in self._folders:
             prefix = os.path.join(os.path.realpath(root), "")
             if resolved.startswith(prefix):
                 return _LocalFile(resolved, root, os.path.join(root, resolved[len(prefix) :]))
-        raise _forbidden("not below an allowed root")
+        raise _forbidden(_OUTSIDE)
 
     def _normal_below(self, url: str) -> str:
         try:
@@ -161,7 +165,7 @@ class Roots:
         except ValueError as error:
             raise _forbidden(str(error)) from None
         if not any(normal.startswith(prefix) and normal != prefix for prefix in self._prefixes):
-            raise _forbidden("not below an allowed root")
+            raise _forbidden(_OUTSIDE)
         return normal
 
 
@@ -245,7 +249,7 @@ def _read_web(url: str, private_hosts: Collection[str], size: int) -> bytes:
     if answer.status in _NOT_THERE:
         raise ImageError(ErrorCode.SOURCE_MISSING, f"the server answered {answer.status}")
     if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
-        raise Unavailable(f"{url} cannot be reached: the server answered {answer.status}")
+        raise Unavailable(f"{url} cannot be read: its server answered {answer.status}")
     if len(answer.body) > size:
         raise too_large(size)
     return answer.body

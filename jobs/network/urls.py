@@ -129,7 +129,7 @@ def _check_parts(url: SplitResult) -> None:
     except ValueError:
         raise ValueError(f"has a port that is not a number; {_ESCAPE}") from None
     if not url.hostname:
-        raise ValueError("names no host")
+        raise ValueError("names no host: it belongs after the //")
     if url.path not in ("", "/") and not url.path[1:].isdecimal():
         raise ValueError("must end in the number of a database, such as /0")
 
@@ -141,7 +141,7 @@ def _options(url: SplitResult, *, known: tuple[str, ...]) -> dict[str, str]:
             options_known = f"the options are {', '.join(known)}" if known else "such URLs have no options"
             raise ValueError(f"has an unknown option {name}; {options_known}")
         if name in options:
-            raise ValueError(f"has the option {name} twice")
+            raise ValueError(f"has the option {name} twice: keep one")
         options[name] = value
     return options
 
@@ -156,7 +156,7 @@ def _check_tls(options: dict[str, str]) -> None:
     if check == "none" and ("ssl_ca_certs" in options or "ssl_check_hostname" in options):
         raise ValueError("has ssl_cert_reqs=none, so nothing else about the server's certificate is checked")
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
-        raise ValueError("has an ssl_keyfile, but no ssl_certfile")
+        raise ValueError("has an ssl_keyfile, but no ssl_certfile: add one")
     _check_tls_files(options)
 
 
@@ -177,16 +177,18 @@ def _check_tls_files(options: dict[str, str]) -> None:
                 # An empty passphrase: without one, OpenSSL would ask on the terminal.
                 context.load_cert_chain(options[name], options.get("ssl_keyfile"), password="")
         except ssl.SSLError:
-            raise ValueError(f"has an {name} without a usable certificate or key") from None
+            raise ValueError(f"has an {name} without a usable certificate or key: name PEM files that belong together") from None
         except OSError as error:
-            raise ValueError(f"has an {name} that cannot be read: {error.strerror}") from None
+            raise ValueError(
+                f"has an {name} that cannot be read ({error.strerror}): check the path and its permissions"
+            ) from None
 
 
 def _check_postgresql(url: URL) -> None:
     """Raise ValueError if an option is invalid, or names a CA that libpq would not enforce."""
     for name, value in url.query.items():
         if not isinstance(value, str):
-            raise ValueError(f"has the option {name} twice")
+            raise ValueError(f"has the option {name} twice: keep one")
     if "password" in url.query:
         raise ValueError("has the password among its options; write it before the host, user:password@host")
     mode = url.query.get("sslmode", "prefer")

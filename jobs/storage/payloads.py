@@ -51,7 +51,8 @@ class Payload(NamedTuple):
         end = offset + images
         if len(self.names) != len(self.contents) or len(self.names) < end:
             raise PayloadDamaged(
-                f"A payload holds {len(self.names)} names and {len(self.contents)} images, not {end}."
+                f"A payload holds {len(self.names)} names and {len(self.contents)} images, not {end}: restore "
+                "it from a backup."
             )
         return Payload(self.names[offset:end], self.contents[offset:end])
 
@@ -107,12 +108,14 @@ def read_payload(store: Store, key: str, digest: str) -> Payload:
     try:
         data = store.get(key)
     except FileNotFoundError:
-        raise PayloadDamaged(f"The payload {key} is gone from the store.") from None
+        raise PayloadDamaged(f"The payload {key} is gone from the store: restore it from a backup.") from None
     if payload_digest(data) != digest:
-        raise PayloadDamaged(f"The payload {key} is not what was stored: its digest differs.")
+        raise PayloadDamaged(
+            f"The payload {key} is not what was stored, its digest differs: restore it from a backup."
+        )
     version, names, contents = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
     if version != _VERSION:
-        raise PayloadDamaged(f"The payload {key} is of version {version}, which this program does not know.")
+        raise PayloadDamaged(f"The payload {key} has the version {version}, which this program cannot read: upgrade it.")
     if set(map(type, contents)) != {bytes}:
         contents = list(map(_content, contents))
     return Payload(names, contents)

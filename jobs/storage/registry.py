@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from jobs.errors import Conflict, ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
@@ -23,6 +23,8 @@ from jobs.models.model import InputSpec, Model
 from jobs.models.model_file import check_model_file
 from jobs.reading import why
 from jobs.storage.store import Store
+
+_REMEDY: Final = "restore it from a backup, or use another model"
 
 
 def register_model(
@@ -64,8 +66,8 @@ def register_model(
         model = get_model(connection, model_id)
     if model.dataset != dataset:
         raise Conflict(
-            f"This file is registered already, as model {model.id} of dataset {model.dataset}: a model "
-            "belongs to one dataset."
+            f"This file is registered already, as model {model.id} of dataset {model.dataset}. A model "
+            "belongs to one dataset: use it there, or save it again and register the new file."
         )
     # `remove_model` in another process may have removed the file between the two.
     if not store.exists(key):
@@ -151,10 +153,10 @@ def read_stored(store: Store, model: Model) -> bytes:
     try:
         data = store.get(model_key(model.sha256), limit=model.size_bytes)
     except FileNotFoundError:
-        raise ModelRefused(f"The file of model {model.id} is gone from the store.") from None
+        raise ModelRefused(f"The file of model {model.id} is gone from the store: {_REMEDY}.") from None
     if _digest(data) != model.sha256:
         raise ModelRefused(
-            f"The file of model {model.id} is not the one that was registered: its SHA-256 differs."
+            f"The file of model {model.id} is not the one that was registered, its SHA-256 differs: {_REMEDY}."
         )
     return data
 

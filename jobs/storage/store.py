@@ -13,7 +13,7 @@ from typing import Final
 from billiard.exceptions import SoftTimeLimitExceeded
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.errors import LabelmillError, SettingsError, Unavailable
+from jobs.errors import ASK_THE_DOCTOR, LabelmillError, SettingsError, Unavailable
 from jobs.files import make_private_folder, sync, temporary_folder, write_whole, writing_whole
 from jobs.network.objects import read_range, url_to_fs
 from jobs.network.urls import without_secrets
@@ -221,7 +221,9 @@ class Store:
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
             reason = without_secrets(reason.splitlines()[0], self.url)
             # Without the cause, because a stack trace would show the URL that it may quote.
-            raise Unavailable(f"The store cannot be {what}: {reason}") from None
+            unavailable = Unavailable(f"The store cannot be {what}: {reason}")
+            unavailable.add_note(ASK_THE_DOCTOR)
+            raise unavailable from None
 
     def _check_kind(self, kind: str) -> None:
         """Raise Unavailable if there is no file of this kind at all."""

@@ -81,7 +81,9 @@ def register(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions."
+        ) from error
     try:
         classes, input_spec = _test_run(settings.cache_dir, data, classes, resampling, invert, logits)
     except ModelRefused as error:
@@ -109,7 +111,7 @@ def register(
     if model.input_spec != input_spec:
         raise Conflict(
             f"This file is already registered as model {model.id}, with another input: "
-            f"{describe_input(model.input_spec)}."
+            f"{describe_input(model.input_spec)}. Use it as it is, or save the model again and register that file."
         )
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"

@@ -128,7 +128,7 @@ def _correct_from_file(
                 file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job, on_skip=_report_unlabelled
             )
     except UnicodeDecodeError:
-        raise UserError(f"{source} is not UTF-8.") from None
+        raise UserError(f"{source} is not UTF-8: save it as UTF-8.") from None
     say(f"{pluralize(len(stored), 'correction')} stored")
     _report_skipped(client, stored)
     if as_json:
@@ -167,7 +167,7 @@ def _opened(source: Path) -> TextIO:
     try:
         return source.open(encoding="utf-8-sig", newline="")
     except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{source} cannot be read ({error.strerror}): check the path and its permissions.") from None
 
 
 def _stdin() -> Iterator[str]:

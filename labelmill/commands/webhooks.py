@@ -132,7 +132,10 @@ def test(webhook: IdArgument) -> None:
     with Client() as client, client.ledger.transaction() as connection:
         endpoint = get_endpoint(connection, webhook)
         if endpoint.url is None or endpoint.disabled_at is not None:
-            raise Conflict(f"Webhook {webhook} cannot be tested: it has no URL of its own, or is disabled.")
+            raise Conflict(
+                f"Webhook {webhook} cannot be tested, because it is disabled or has no URL of its own: "
+                "`labelmill webhooks add URL` adds one."
+            )
         print_data(report_test(connection, endpoint.id, endpoint.url))
 
 
@@ -155,7 +158,7 @@ def _secret_in(path: Path | None) -> str | None:
     try:
         return check_secret(path.read_text("utf-8").strip())
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not text.") from None
+        raise UserError(f"{path} is not text: write the secret in it, as UTF-8.") from None
 
 
 def _events_of(endpoint: Endpoint) -> str:

@@ -183,7 +183,7 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
             _report_unknown_settings()
             command(*args, **kwargs)
         except LabelmillError as error:
-            fail(str(error), ExitCode(error.exit_code))
+            fail("\n".join([str(error), *getattr(error, "__notes__", ())]), ExitCode(error.exit_code))
         except KeyboardInterrupt:
             fail("interrupted", ExitCode.INTERRUPTED)
         except BrokenPipeError:

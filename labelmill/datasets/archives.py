@@ -48,7 +48,7 @@ def scan_archive(path: str, found: ArchiveFormat, limits: ArchiveLimits) -> Cont
             elif is_image_name(base) and not any(part != "." and is_hidden(part) for part in name.split("/")):
                 folders.add(folder)
     except ImageError as error:
-        raise UserError(f"The manifest in {shown(path)} cannot be read: {error}.") from None
+        raise UserError(f"The manifest in {shown(path)} cannot be read ({error}): pack it again.") from None
     if manifests:
         return _only_manifest(path, manifests)
     return _find_classes(path, folders)

@@ -77,7 +77,7 @@ def _rows(file: BinaryIO, name: str, where: str) -> Iterator[Row]:
 def _label(row: dict[str, Any], place: str) -> Label:
     name, split = _text(row.get("label"), "label", place), _text(row.get("split"), "split", place)
     if name is None:
-        raise wrong(place, "it has no label")
+        raise wrong(place, "it has no label: write its class in the column label")
     if split is not None and split.lower() not in SPLITS:
         raise wrong(place, f"its split is {split!r}, not train, validation or test")
     try:

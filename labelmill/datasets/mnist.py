@@ -106,7 +106,10 @@ def add_mnist_if_missing(
     with idx_files(settings, say, allow_sample=allow_sample) as folder:
         images = sorted(str(path) for path in folder.iterdir() if "idx3-ubyte" in path.name)
         if not images:
-            raise DataUnavailable(f"{folder} has no IDX files of images, such as train-images-idx3-ubyte.gz.")
+            raise DataUnavailable(
+                f"{folder} has no IDX files of images: put MNIST's four files there, such as "
+                "train-images-idx3-ubyte.gz."
+            )
         try:
             add_dataset(ledger, store, settings, MNIST, images, on_progress=on_progress, on_add=_set_defaults)
         except Conflict:
@@ -131,7 +134,7 @@ def idx_files(settings: Settings, say: Callable[[str], None], *, allow_sample: b
     if settings.mnist_dir is not None:
         if not settings.mnist_dir.is_dir():
             raise DataUnavailable(
-                f"LABELMILL_MNIST_DIR names {settings.mnist_dir}, which is no folder: name the folder with "
+                f"LABELMILL_MNIST_DIR names {settings.mnist_dir}, which is not a folder: name the folder with "
                 "MNIST's four IDX files."
             )
         yield settings.mnist_dir

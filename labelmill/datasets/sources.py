@@ -174,7 +174,7 @@ class LabelledSources:
         labels: dict[str, list[Label]] = defaultdict(list)  # several are a conflict, which is reported
         for row in rows_of(contents.manifest, f"{shown(path)}/{contents.manifest_name}"):
             if row.path is None:
-                raise row.wrong("a manifest in an archive names paths, not URLs")
+                raise row.wrong("a manifest in an archive cannot name a URL: pack the image, and name its path")
             inside = os.path.normpath(row.path)
             if inside.startswith(("/", "..")):
                 raise _outside(row)
@@ -329,4 +329,4 @@ def _read_row_url(row: Row, reading: Reading) -> Iterator[SourceImage]:
 
 
 def _outside(row: Row) -> UserError:
-    return row.wrong(f"the path {row.path} leads out of the manifest's folder")
+    return row.wrong(f"the path {row.path} leads out of the manifest's folder: copy the image into it")

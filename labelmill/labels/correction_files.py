@@ -69,7 +69,7 @@ def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) ->
             first = found.requests.setdefault((request.job_id, request.index), request)
             if first.label != request.label:
                 found.problems[line] = UserError(
-                    f"its label is {request.label!r}, but line {first.line} says {first.label!r}."
+                    f"its label is {request.label!r}, but line {first.line} says {first.label!r}: keep one."
                 )
     return found
 
@@ -122,7 +122,7 @@ def _check_header(columns: list[str], job_id: str | None) -> None:
         raise UserError(f"The first line must name the columns {', '.join(needed)}{hint}.")
     for name in (*COLUMNS, _JOB_ALIAS):
         if columns.count(name) > 1:
-            raise UserError(f"The first line names the column {name} twice.")
+            raise UserError(f"The first line names the column {name} twice: remove one.")
 
 
 def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
@@ -144,11 +144,11 @@ def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> Correctio
     row = {**row, "job": row.get("job") or row.get(_JOB_ALIAS) or job_id}
     missing = [column for column in COLUMNS if row.get(column) in (None, "")]
     if missing:
-        raise UserError(f"it has no {' and no '.join(missing)}.")
+        raise UserError(f"it has no {' and no '.join(missing)}: add what is missing, or remove the line.")
     job, index, label = (str(row[column]) for column in COLUMNS)
     if not (index.isascii() and index.isdigit() and len(index) <= len(str(MAX_INDEX))):
         raise UserError(f"its index is {index!r}, not a whole number from 0.")
     job = job.strip().lower()  # as on the command line
     if job_id not in (None, job):
-        raise UserError(f"it belongs to job {job}, not to {job_id}.")
+        raise UserError(f"it belongs to job {job}, not to {job_id}: remove it, or leave out JOB.")
     return CorrectionRequest(job, int(index), label, line)

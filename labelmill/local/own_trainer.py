@@ -40,7 +40,7 @@ class OwnTrainer:
         """Raise Unavailable if the thread has ended: call it only while the run has not finished."""
         if not self._thread.is_alive():
             reason = f": {self._error}" if self._error is not None else ""
-            raise Unavailable(f"The training has ended without a result{reason}")
+            raise Unavailable(f"The training has ended without a result{reason}. Start it again.")
 
     def _execute(self) -> None:
         from worker.learning.task import execute_run

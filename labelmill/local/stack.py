@@ -161,7 +161,9 @@ class Stack:
         Raises UserError if a stack is already up in this home, Unavailable if a part cannot be started.
         """
         if self._settings.embedded_broker and broker_answers(self._settings):
-            raise UserError(f"A stack is already up in {self._settings.home}.")
+            raise UserError(
+                f"A stack is already up in {self._settings.home}: use it, or set LABELMILL_HOME to another folder."
+            )
         open_ledger(self._settings).close()
         self._signals.enter_context(sigterm_like_ctrl_c())
         try:
@@ -261,7 +263,7 @@ class Stack:
                 # Its thread inherits the blocked signals, so that they always reach the main thread.
                 service.log.follow(service.process)
         except OSError as error:
-            raise Unavailable(f"{service.name} cannot be started: {error}") from error
+            raise Unavailable(f"The {service.name} cannot be started: {error}") from error
         service.started_at = time.monotonic()
 
     def _wait_for_broker(self, service: _Service) -> None:
@@ -286,7 +288,9 @@ def _broker_command(settings: Settings) -> list[str]:
     socket = settings.broker_socket
     make_private_folder(socket.parent)
     if socket.parent.stat().st_uid != os.getuid():
-        raise LabelmillError(f"{socket.parent} belongs to another user.")
+        raise LabelmillError(
+            f"{socket.parent} belongs to another user: set LABELMILL_BROKER_URL to a Redis of your own."
+        )
     return [
         str(get_binary_path()),
         *("--port", "0"),  # no TCP: the socket's permissions decide who can connect

@@ -103,7 +103,7 @@ def _allowed(key: ApiKey | None, credentials: Credentials, role: Role) -> ApiKey
             {"WWW-Authenticate": "Bearer" if credentials is None else 'Bearer error="invalid_token"'},
         )
     if not key.role.includes(role):
-        detail = f"The key {key.name!r} has the role {key.role}, and this needs {role}."
+        detail = f"The key {key.name!r} has the role {key.role}, and this needs {role}: use another key."
         raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, detail)
     return key
 

@@ -155,7 +155,7 @@ def retry_batch(
         on_wait=_refuse_to_wait,
     )
     if retried is None:
-        detail = f"Batch {batch_id} has no image that could be submitted again."
+        detail = f"Batch {batch_id} has no image to submit again: its images have labels, or could not be read."
         raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
     return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
 
@@ -200,18 +200,14 @@ def _check_roots(session: Session, wanted: NewBatch) -> None:
     roots = Roots(session.client.settings.reference_roots)
     reason = None
     if wanted.by_reference and not roots:
-        reason = "by_reference: no folder or URL is allowed"
+        reason = "by_reference: no folder or URL is allowed: set LABELMILL_REFERENCE_ROOTS on the server"
     elif wanted.source_url is not None:
         try:
             roots.check_folder(wanted.source_url)
         except ImageError as error:
             reason = f"source_url: {error.detail}"
     if reason is not None:
-        raise ApiError(
-            HTTPStatus.FORBIDDEN,
-            ProblemCode.FORBIDDEN,
-            f"{reason}. The server's LABELMILL_REFERENCE_ROOTS decides.",
-        )
+        raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, f"{reason}.")
 
 
 def _check_webhook(session: Session, wanted: NewBatch) -> None:
@@ -288,7 +284,7 @@ def _found(connection: Connection, batch_id: str) -> JobStatus:
             return job_status(connection, batch_id)
     except NotFound:  # its message is about jobs and commands
         pass
-    raise NotFound(f"There is no batch {batch_id!r}.")
+    raise NotFound(f"There is no batch {batch_id!r}: `GET /v1/batches` lists them.")
 
 
 def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:

@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
-from jobs.ledger.api.files import File, add_file, delete_file, file_key, get_file, list_files
+from jobs.ledger.api.files import File, add_file, delete_file, file_key, get_file, list_files, no_file
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import JobStatus
 from jobs.storage.store_identity import check_store
@@ -141,7 +141,7 @@ def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     """Delete an uploaded file. Batches that have its images already keep them."""
     if find_output(session.client, file_id) is not None:
         raise Conflict(
-            f"File {file_id!r} cannot be deleted: it is made from its batch's results. Purge them instead."
+            f"File {file_id!r} cannot be deleted: it is made from its batch's results. Purge the batch instead."
         )
     file = _found(session, file_id)
     with session.client.ledger.transaction() as connection:
@@ -165,7 +165,7 @@ def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
     try:
         pieces = begun(session.client.store.pieces(file.key))
     except FileNotFoundError:
-        raise NotFound(f"The bytes of file {file_id!r} are missing from the store.") from None
+        raise NotFound(f"The bytes of file {file_id!r} are missing from the store: upload it again.") from None
     return StreamingResponse(
         pieces,
         # Never shown by a browser, whatever it contains.
@@ -233,7 +233,7 @@ def id_in(file_id: str) -> str:
     """Return a file's id in the ledger. Raises NotFound if there can be no such file."""
     found = file_id.removeprefix(FILE_PREFIX)
     if not is_id(found):
-        raise NotFound(f"There is no file {file_id!r}.")
+        raise no_file(file_id)
     return found
 
 
@@ -315,9 +315,9 @@ def find_output(client: Client, file_id: str) -> Output | None:
             try:
                 status = client.status(job_id)
             except NotFound:  # its message is about jobs and commands
-                raise NotFound(f"There is no file {file_id!r}.") from None
+                raise no_file(file_id) from None
             if not status.finished:
-                raise NotFound(f"Batch {job_id} has not finished, so it has no file {file_id!r} yet.")
+                raise NotFound(f"Batch {job_id} has not finished, so there is no file {file_id!r} yet: wait for its end.")
             return Output(client, status, errors=ending == _ERRORS)
     return None
 

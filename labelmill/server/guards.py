@@ -151,7 +151,7 @@ class Guard:
         path = request.scope["path"]  # `request.url` is made from the header `Host`
         head = len(path) + len(request.scope["query_string"])
         if head + sum(len(name) + len(value) for name, value in request.headers.raw) > MAX_HEAD_BYTES:
-            detail = f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes."
+            detail = f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes: send fewer headers."
             raise ApiError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, ProblemCode.TOO_LARGE, detail)
         local = (request.scope.get("server") or ("127.0.0.1",))[0]
         check_host(request.headers.get("host", ""), local, self._hosts)
@@ -190,7 +190,7 @@ def check_host(host: str, local: str, names: Collection[str]) -> None:
     raise ApiError(
         HTTPStatus.MISDIRECTED_REQUEST,
         ProblemCode.MISDIRECTED,
-        f"This server is not {name}: LABELMILL_API_HOSTS must have the names under which it is served.",
+        f"This server is not {name}: add the names under which it is served to LABELMILL_API_HOSTS.",
     )
 
 
@@ -204,7 +204,7 @@ def _check_body(request: Request) -> None:
             detail = "Send the body as `Content-Type: application/json`."
             raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail)
         if int(length) > _MAX_BODY_BYTES:
-            detail = f"The body is larger than {_MAX_BODY_BYTES:,} bytes."
+            detail = f"The body is larger than {_MAX_BODY_BYTES:,} bytes: send it in parts, or upload a file."
             raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, ProblemCode.TOO_LARGE, detail)
     elif "transfer-encoding" in request.headers:
         detail = "Send the length of the body: `Content-Length`."
@@ -224,7 +224,7 @@ def _in_time(receive: Receive) -> Receive:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
-            detail = f"The body did not arrive within {_BODY_SECONDS:g} seconds."
+            detail = f"The body did not arrive within {_BODY_SECONDS:g} seconds: send it again."
             # The framework would turn any other exception into a 400.
             raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail) from None
         is_complete = not message.get("more_body", False)

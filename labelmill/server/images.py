@@ -47,7 +47,7 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
         # Never shown by a browser, whatever it contains.
         headers = {"Content-Disposition": "attachment"}
         return Response(content, media_type="application/octet-stream", headers=headers)
-    raise NotFound(f"Batch {batch_id} has no image {index} that can be read.")
+    raise NotFound(f"Batch {batch_id} has no image {index} that can be read: its results list its images.")
 
 
 @router.get(
@@ -98,7 +98,7 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
     with client.ledger.reading() as connection:
         prediction = predictions_of(connection, batch_id, [index]).get(index)
     if prediction is None:
-        raise NotFound(f"Batch {batch_id} has no image {index} that is classified.")
+        raise NotFound(f"Batch {batch_id} has no image {index} that is classified: its results list those that are.")
     if prediction.error is not None:
         raise _no_thumbnail(prediction.error, prediction.detail)
     limits = client.settings.image_limits
@@ -110,7 +110,7 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
             return thumbnail(content, _SIDE, replace(limits, max_pixels=max_pixels), "WEBP")
         except ImageError as error:
             raise _no_thumbnail(error.code, error.detail) from None
-    raise NotFound(f"Batch {batch_id} has no image {index} that can be read.")
+    raise NotFound(f"Batch {batch_id} has no image {index} that can be read: its results list its images.")
 
 
 def _no_thumbnail(code: str, detail: str | None) -> ApiError:

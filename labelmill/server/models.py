@@ -114,5 +114,5 @@ def _run_id(session: Session, typed: str) -> str:
     """Return the run's full id. Raises NotFound, Conflict."""
     found = session.client.run_id(typed)
     if not is_id(found):
-        raise NotFound(f"There is no training run {typed!r}.")
+        raise NotFound(f"There is no training run {typed!r}: `GET /v1/runs` lists them.")
     return found

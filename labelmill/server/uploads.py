@@ -25,6 +25,8 @@ _MAX_FIELD_BYTES: Final = 1024
 
 _MAX_PARTS: Final = 32
 
+_FORM: Final = "send it as multipart/form-data, with the file in the field `file`"
+
 #: Maximum bytes of a form beside the file.
 MAX_FORM_BYTES: Final = 64 * 1024
 
@@ -84,17 +86,17 @@ class Upload:
         try:
             self._parser.write(data)
         except (FormParserError, MultipartParseError):
-            raise _malformed("The form is malformed.") from None
+            raise _malformed(f"The form is malformed: {_FORM}.") from None
 
     def finish(self) -> str:
         """Return the file's name. Raises ApiError if the body ended too early or has no file."""
         if not self.is_complete:
-            raise _malformed("The form ends too early.")
+            raise _malformed("The form ends too early: send it again, whole.")
         if self.filename is None:
             raise ApiError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 ProblemCode.INVALID,
-                "file: the form has none.",
+                "file: the form has no file: send it in the field `file`, with a file name.",
             )
         return self.filename
 
@@ -102,7 +104,7 @@ class Upload:
         self._headers, self._text = {}, b""
         self._parts += 1
         if self._parts > _MAX_PARTS:
-            raise _malformed("The form has too many fields.")
+            raise _malformed(f"The form has more than {_MAX_PARTS} fields: leave some out.")
 
     def _add_to_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -119,7 +121,7 @@ class Upload:
         name = options.get(b"name", b"").decode(errors="replace")
         if name == "file" and b"filename" in options:
             if self.filename is not None and self._begin_file is None:
-                raise _malformed("The form has more than one file.")
+                raise _malformed("The form has more than one file: send each in a request of its own.")
             self.filename = options[b"filename"].decode(errors="replace")
             self._field = None
             if self._begin_file is not None:
@@ -131,7 +133,7 @@ class Upload:
         if self._field is not None:
             self._text += data[start:end]
             if len(self._text) > _MAX_FIELD_BYTES:
-                raise _malformed(f"The field {self._field} is too long.")
+                raise _malformed(f"The field {self._field} has more than {_MAX_FIELD_BYTES:,} bytes: shorten it.")
             return
         self._write(memoryview(data)[start:end])
 
@@ -156,10 +158,11 @@ async def body_blocks(request: Request) -> AsyncIterator[bytes]:
                     is_complete = data is None
                     block += data or b""
         except ClientDisconnect:
-            raise _malformed("The body ends too early.") from None
+            raise _malformed("The body ends too early: send it again, whole.") from None
         except TimeoutError:
             detail = (
-                f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds."
+                f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds. Send "
+                "it over a faster connection."
             )
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ProblemCode.TIMEOUT, detail) from None
         if block:

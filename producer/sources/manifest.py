@@ -172,7 +172,10 @@ class Manifest:
                 if not is_below(resolved, os.path.realpath(self.folder)):
                     raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "it leads out of the manifest's folder")
             elif self.roots is None or not os.path.isabs(path):  # noqa: PTH117
-                raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "not an absolute path below an allowed root")
+                raise ImageError(
+                    ErrorCode.SOURCE_FORBIDDEN,
+                    "it is not an absolute path below a root in LABELMILL_REFERENCE_ROOTS: add its folder there",
+                )
             else:
                 located = self.roots.locate(path)  # the worker's path, by reference
                 resolved = os.path.realpath(located)
@@ -186,7 +189,7 @@ class Manifest:
         if _is_data(url):
             return _decode(url, self.max_bytes), None
         if storable(url) != url:
-            raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "a character is not allowed in a URL")
+            raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "it has a character that is not allowed in a URL: write it percent-encoded")
         try:
             path = local_path(url)
         except ValueError as error:

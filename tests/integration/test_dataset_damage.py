@@ -134,7 +134,7 @@ def test_a_damaged_payload_or_list_of_images_is_named(
     begin: Callable[[], str], ledger: Ledger, settings: Settings, store: Store, version: DatasetVersion
 ) -> None:
     assert store.folder is not None
-    remedy = "[Rr]estore it, or add the images as a dataset with another name"
+    remedy = "restore it.*[Oo]r add the images as a dataset with another name"
     [payload] = read_manifest(store, version).payloads
     for key, missing, changed in (
         (payload.key, "is gone from the store", "is not what was stored"),

@@ -63,7 +63,7 @@ def test_the_output_of_no_batch_is_no_file(api: httpx.Client) -> None:
     answer = api.get("/files/file-06h0w4r0rf0dkckt-output")
     assert (answer.status_code, answer.json()["detail"]) == (
         404,
-        "There is no file 'file-06h0w4r0rf0dkckt-output'.",
+        "There is no file 'file-06h0w4r0rf0dkckt-output': `GET /v1/files` lists them.",
     )
 
 

@@ -283,7 +283,7 @@ def test_a_job_for_a_model_that_is_removed_meanwhile_is_refused(
             remove_row(connection, model.id)
             submitted = pool.submit(submit)
             wait_until_blocked()
-        with pytest.raises(NotFound, match="was removed at this moment"):
+        with pytest.raises(NotFound, match="has just been removed"):
             submitted.result(30)
 
 

@@ -815,7 +815,8 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
 ) -> None:
     # given forty images by reference, and a server that returns an error for the second, or never answers
     pictures, over = digits(40), threading.Event()
-    error = "the server answered 503" if how == "an error" else "There was no answer within 0.56 s."
+    late = "An image was not read within 0.56 s: check its server or disk."
+    error = "the server answered 503" if how == "an error" else late
 
     def read(_roots: object, reference: Reference, **_: object) -> bytes:
         if reference.url == "1":

@@ -143,7 +143,7 @@ def test_a_model_belongs_to_its_dataset_and_has_its_classes(
     assert (model.dataset, model.classes) == ("birds", ("finch", "heron"))
     # And it can be registered for no other one
     code, _, said = run("register", file, "--classes", "finch,heron")
-    assert (code, f"as model {model_id} of dataset birds: a model belongs to one dataset" in said) == (
+    assert (code, f"as model {model_id} of dataset birds. A model belongs to one dataset" in said) == (
         2,
         True,
     )
@@ -360,7 +360,7 @@ def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
         (make_without_softmax(tmp_path / "logits.keras"), "register it with --logits"),
         (hollow, "could not be loaded"),
         (text, "text.keras cannot be used: It is not a .keras file"),
-        (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),
+        (tmp_path / "missing.keras", "missing.keras cannot be read (No such file or directory)"),
     ):
         # When it is registered, Then one line gives the reason
         code, printed, said = run("register", path)

@@ -44,7 +44,7 @@ def test_a_folder_is_used_and_nothing_else_is_tried(
         assert folder == tmp_path
     missing = settings.model_copy(update={"mnist_dir": tmp_path / "none"})
     with (
-        pytest.raises(DataUnavailable, match=r"LABELMILL_MNIST_DIR names .*none, which is no folder"),
+        pytest.raises(DataUnavailable, match=r"LABELMILL_MNIST_DIR names .*none, which is not a folder"),
         idx_files(missing, said.append, allow_sample=True),
     ):
         pass

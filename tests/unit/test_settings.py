@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -253,10 +254,10 @@ def test_a_secret_may_be_in_a_file(setenv, tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read: No such file or directory"),
-        (b"", "is empty"),
-        (b" \n", "is empty"),
-        (b"\xff\xfe", "is not text"),
+        (None, "cannot be read (No such file or directory): check the path and its permissions"),
+        (b"", "is empty: write the value in it"),
+        (b" \n", "is empty: write the value in it"),
+        (b"\xff\xfe", "is not text: write the value in UTF-8"),
     ],
 )
 def test_a_file_without_a_secret_is_named(setenv, tmp_path, content, words):
@@ -264,7 +265,7 @@ def test_a_file_without_a_secret_is_named(setenv, tmp_path, content, words):
     if content is not None:
         path.write_bytes(content)
     setenv(BROKER_URL_FILE=str(path))
-    with pytest.raises(SettingsError, match=f"^LABELMILL_BROKER_URL_FILE: {path} {words}$"):
+    with pytest.raises(SettingsError, match=f"^LABELMILL_BROKER_URL_FILE: {path} {re.escape(words)}$"):
         Settings.load()
 
 

@@ -117,7 +117,9 @@ def _data_with(accepted: dict[str, _Accepted], data: Data, store: Store, limits:
             pixels = np.array([decode(content, spec, limits) for content in contents], np.uint8)
             return Labelled(pixels, _labels(live), _pictures(live))
         except (_Unusable, ImageError) as error:
-            raise DataUnavailable(f"A correction of the live set cannot be read: {error}.") from None
+            raise DataUnavailable(
+                f"A corrected image of the live set cannot be read: {error}. Train again: the next run skips it."
+            ) from None
 
     return replace(
         data,

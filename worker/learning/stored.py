@@ -234,8 +234,7 @@ class StoredDataset:
             payload = retry(partial(read_payload, self._store, file.key, file.digest), self._pauses)
         except PayloadDamaged as error:
             raise DataUnavailable(
-                f"{self} cannot be loaded: {error} Restore it, or add the images as a dataset with "
-                "another name."
+                f"{self} cannot be loaded: {error} Or add the images as a dataset with another name."
             ) from None
         roots = Roots(self._settings.reference_roots, self._settings.private_hosts)
         size = math.prod(spec.shape)

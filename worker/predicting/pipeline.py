@@ -202,7 +202,7 @@ def _fetch_references(
     without an answer does not delay others.
     """
     seconds = FETCH_SHARE * context.settings.soft_time_limit
-    no_answer = Unavailable(f"There was no answer within {seconds:.3g} s.")
+    no_answer = Unavailable(f"An image was not read within {seconds:.3g} s: check its server or disk.")
     found = [no_answer if isinstance(each, Reference) else each for each in contents]
 
     def fetch(part: list[tuple[int, Reference]]) -> None:

@@ -55,7 +55,7 @@ def get_file(connection: Connection, file_id: str, *, keep: bool = False) -> Fil
         query = query.with_for_update(read=True)
     row = connection.execute(query).one_or_none()
     if row is None:
-        raise NotFound(f"There is no file {file_id!r}.")
+        raise no_file(file_id)
     return File(**row._mapping)
 
 
@@ -77,7 +77,7 @@ def delete_file(connection: Connection, file_id: str) -> None:
     Raises NotFound; Conflict while a batch still takes its images in.
     """
     if connection.execute(files.delete().where(files.c.id == file_id)).rowcount != 1:
-        raise NotFound(f"There is no file {file_id!r}.")
+        raise no_file(file_id)
     needed = (
         sa.select(batches.c.job_id)
         .join(jobs, jobs.c.id == batches.c.job_id)
@@ -91,3 +91,8 @@ def delete_file(connection: Connection, file_id: str) -> None:
 def known_files(connection: Connection, ids: Collection[str]) -> set[str]:
     """Return those of the ids that are files."""
     return set(connection.scalars(sa.select(files.c.id).where(files.c.id.in_(ids))))
+
+
+def no_file(file_id: str) -> NotFound:
+    """Return the error to raise if there is no such file."""
+    return NotFound(f"There is no file {file_id!r}: `GET /v1/files` lists them.")

@@ -64,7 +64,7 @@ def create_key(
     Raises UserError for an unusable name or time.
     """
     if days is not None and not 0 <= days <= MAX_DAYS:
-        raise UserError(f"A key expires within {MAX_DAYS:,} days, got {days:g}.")
+        raise UserError(f"The days of a key must be from 0 to {MAX_DAYS:,}, got {days:g}.")
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UserError(f"A key's name has 1 to {_MAX_NAME} printable characters, got {name!r}.")
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)

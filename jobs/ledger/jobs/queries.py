@@ -234,7 +234,10 @@ def _check_complete(connection: Connection, job_id: str) -> None:
     has_chunk = sa.exists().where(chunks.c.job_id == jobs.c.id)
     intact = sa.select(jobs.c.id).where(jobs.c.id == job_id, sa.or_(jobs.c.total == 0, has_chunk))
     if connection.scalar(intact) is None:
-        raise Conflict(f"Job {job_id} was purged before all its predictions were read: some are missing.")
+        raise Conflict(
+            f"Job {job_id} was purged before all its predictions were read, so some are missing: submit its "
+            "images again if you need them."
+        )
 
 
 def glob_to_regex(glob: str) -> str:

@@ -113,11 +113,11 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     model = get_model(connection, model_id)
     champion = require_champion(connection, model.dataset)
     if champion.id == model.id:
-        raise Conflict(f"Model {model.id} is the champion: it would be compared with itself.")
+        raise Conflict(f"Model {model.id} is the champion, and would be compared with itself: name another model.")
     if not comparable(champion, model):
         raise Conflict(
-            f"Model {model.id} has other classes or another input than the champion {champion.id}: "
-            "their labels cannot be compared."
+            f"Model {model.id} and the champion {champion.id} have different classes or inputs, so their "
+            "labels cannot be compared: name another model."
         )
     point_alias(connection, SHADOW, model.id)
     return model

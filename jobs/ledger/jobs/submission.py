@@ -85,10 +85,13 @@ def open_job(
         )
     except IntegrityError as error:
         if "foreign key" in str(error.orig).lower():
-            raise NotFound(f"Model {model_id} was removed at this moment.") from error
+            raise NotFound(f"Model {model_id} has just been removed: name another model.") from error
         if options.key is None:
             raise
-        raise Conflict(f"Another job was submitted under the key {options.key!r} at this moment.") from error
+        raise Conflict(
+            f"Another job has just been submitted under the key {options.key!r}: try again, or choose another "
+            "key."
+        ) from error
 
 
 def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:

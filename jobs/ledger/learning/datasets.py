@@ -108,8 +108,8 @@ def remove_dataset(connection: Connection, dataset: str) -> list[str]:
     alias = connection.execute(held.order_by(aliases.c.name).limit(1)).one_or_none()
     if alias is not None:
         raise Conflict(
-            f"Dataset {dataset} cannot be removed: model {alias.model_id} is its {alias.name}. Without the "
-            "dataset, no training could replace it and no evaluation check it."
+            f"Dataset {dataset} cannot be removed: model {alias.model_id} is its {alias.name}, and could no longer "
+            "be replaced or evaluated. To work with other images, add them under another name."
         )
     active = sa.select(training_runs.c.id).where(
         training_runs.c.dataset == dataset, training_runs.c.active.is_not(None)

@@ -36,11 +36,14 @@ def rename_classes(connection: Connection, model_id: str, classes: tuple[str, ..
     if len(classes) != len(model.classes):
         raise UserError(
             f"Model {model_id} has {len(model.classes)} classes ({name_classes(model.classes)}), and "
-            f"{len(classes)} are named."
+            f"{len(classes)} are named: name all of them, in the order of its outputs."
         )
     used = _used_by(connection, model_id, ignoring=verdicts)
     if used:
-        raise Conflict(f"The classes of model {model_id} cannot be changed any more: it is used by {used}.")
+        raise Conflict(
+            f"The classes of model {model_id} can no longer be changed, because it is used by {used}: save it "
+            "again, and register the new file with the right names."
+        )
     connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
     renamed = models.update().where(models.c.id == model_id)
     connection.execute(renamed.values(classes=list(classes), accuracy=None))
@@ -55,7 +58,10 @@ def remove_row(connection: Connection, model_id: str) -> None:
     _lock(connection, model_id)
     used = _used_by(connection, model_id)
     if used:
-        raise Conflict(f"Model {model_id} cannot be removed: it is used by {used}.")
+        raise Conflict(
+            f"Model {model_id} cannot be removed, because it is used by {used}: only a model that was never "
+            "used can be."
+        )
     for schedule in list_schedules(connection):
         if schedule.request.get("start") == model_id:
             raise Conflict(
@@ -66,7 +72,7 @@ def remove_row(connection: Connection, model_id: str) -> None:
     try:
         connection.execute(models.delete().where(models.c.id == model_id))
     except IntegrityError as error:
-        raise Conflict(f"Model {model_id} cannot be removed: another process began to use it.") from error
+        raise Conflict(f"Model {model_id} cannot be removed: another process has just begun to use it.") from error
 
 
 def _lock(connection: Connection, model_id: str) -> None:

@@ -445,7 +445,10 @@ def champion_before(connection: Connection, dataset: str = MNIST) -> str:
     """
     champion_id = find_alias(connection, CHAMPION, dataset)
     if champion_id is None:
-        raise Conflict(f"Dataset {dataset} has no champion to roll back.")
+        raise Conflict(
+            f"Dataset {dataset} has no champion to roll back: promote a model with `labelmill models promote "
+            "MODEL`."
+        )
     steps: list[str] = []
     for move in reversed(champion_history(connection, dataset)):
         if move.how == ROLLBACK:
