@@ -42,7 +42,7 @@ _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
 
 
 #: The objects of the HTTP API that other pages describe.
-_ELSEWHERE: Final = {"JobStatus": "[job](commands.md#a-job)", "JobState": "[state](sql.md#states)"}
+_ELSEWHERE: Final = {"JobState": "[state](sql.md#states)"}
 
 #: The tables that people query most come first.
 _MAIN_TABLES: Final = ("jobs", "predictions", "chunks")

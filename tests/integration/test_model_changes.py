@@ -174,7 +174,7 @@ def test_a_model_that_something_refers_to_stays_with_its_names_and_its_file(
         commands.append(("edit", model.id, "--classes", ",".join(LETTERS)))
     for command in commands:
         code, printed, said = run(*command)
-        assert (code, printed, f"it is used by {what}." in said) == (2, "", True)
+        assert (code, printed, f"it is used by {what}:" in said) == (2, "", True)
     with ledger.reading() as connection:
         assert get_model(connection, model.id).classes == model.classes
         assert find_evaluation(connection, model.id) is not None

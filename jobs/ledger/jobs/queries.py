@@ -44,24 +44,45 @@ PAGE_ROWS: Final = 5_000
 class JobStatus:
     """The state of a job: its row, and how long its oldest pending chunk has waited."""
 
+    # Its texts are those of the HTTP API and of the reference.
+    __pydantic_config__ = {"use_attribute_docstrings": True}
+
     id: str
+    """the job's id"""
     state: JobState
+    """its state"""
     total: int
+    """images submitted so far; final once the state is no longer `receiving`"""
     succeeded: int
+    """images with a label"""
     failed: int
+    """images with an error"""
     model: str
+    """id of the model that classifies the job"""
     key: str | None
+    """the submission key, or null"""
     error: str | None
+    """why the job failed, or null"""
     paused: bool
+    """whether it is paused"""
     top_k: int | None
+    """how many of the most probable classes each prediction keeps, or null"""
     retry_of: str | None
+    """id of the job whose images it retries, or null"""
     created_at: datetime
+    """when its first chunk was stored"""
     submitted_at: datetime | None
+    """when the submission was complete"""
     started_at: datetime | None
+    """when work began; null until the first results are recorded"""
     finished_at: datetime | None
+    """when it ended"""
     purged_at: datetime | None
+    """when the removal of its images began"""
     read_at: datetime
+    """the database's time when this was read"""
     oldest_waiting_at: datetime | None
+    """when its oldest waiting chunk was created; null if none waits"""
 
     @property
     def done(self) -> int:
