@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, get_args, get_origin
 
+import yaml
 from pydantic.fields import FieldInfo
 from sqlalchemy import Column
 from starlette.testclient import TestClient
@@ -43,6 +44,8 @@ _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
 
 #: The objects of the HTTP API that other pages describe.
 _ELSEWHERE: Final = {"JobState": "[state](sql.md#states)"}
+
+_ALERTS: Final = Path(__file__).parents[2] / "deploy" / "monitoring" / "alerts.yml"
 
 #: The tables that people query most come first.
 _MAIN_TABLES: Final = ("jobs", "predictions", "chunks")
@@ -148,6 +151,21 @@ def api_metrics() -> Iterator[str]:
 
 async def _no_application(_scope: Scope, _receive: Receive, _send: Send) -> None:
     """Answer nothing: only the metrics are wanted."""
+
+
+def alerts() -> Iterator[str]:
+    """Yield the alerts for Prometheus."""
+    [group] = yaml.safe_load(_ALERTS.read_text())["groups"]
+    rows = (
+        [f"`{each['alert']}`", *(_with_labels(each["annotations"][part]) for part in ("summary", "description"))]
+        for each in group["rules"]
+    )
+    return table(["alert", "meaning", "what to do"], rows)
+
+
+def _with_labels(text: str) -> str:
+    """Return the text of an alert, with the names of the labels that Prometheus puts into it."""
+    return markdown(re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), text))
 
 
 def attempts() -> Iterator[str]:
@@ -391,7 +409,7 @@ def _openapi() -> dict[str, Any]:
 LISTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     each.__name__: each
     for each in (
-        *(errors, problems, metrics, api_metrics, attempts, states, tables),
+        *(errors, problems, metrics, api_metrics, alerts, attempts, states, tables),
         *(settings, limits, api_settings, commands, operations, objects),
     )
 }
