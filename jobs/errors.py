@@ -11,7 +11,6 @@ from typing import Final
 
 from jobs.described import DescribedEnum
 
-
 #: The note of an error whose cause only an examination tells. A command prints it below the message.
 ASK_THE_DOCTOR: Final = "`labelmill doctor` looks for the cause."
 

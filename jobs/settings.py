@@ -90,7 +90,8 @@ def _secrets_in_files() -> dict[str, str]:
             found[name] = Path(path).read_text("utf-8").strip()
         except OSError as error:
             raise SettingsError(
-                f"{variable}_FILE: {path} cannot be read ({error.strerror}): check the path and its permissions"
+                f"{variable}_FILE: {path} cannot be read ({error.strerror}): check the path and its "
+                "permissions"
             ) from None
         except UnicodeDecodeError:
             raise SettingsError(f"{variable}_FILE: {path} is not text: write the value in UTF-8") from None

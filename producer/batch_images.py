@@ -50,7 +50,9 @@ def batch_images(
         try:
             file = get_file(connection, intake.file_id)
         except NotFound:
-            raise SourceError("The uploaded file was deleted before its images were read: upload it again.") from None
+            raise SourceError(
+                "The uploaded file was deleted before its images were read: upload it again."
+            ) from None
     with ExitStack() as stack:
         try:
             path = stack.enter_context(store.local_copy(file.key))

@@ -157,7 +157,10 @@ def alerts() -> Iterator[str]:
     """Yield the alerts for Prometheus."""
     [group] = yaml.safe_load(_ALERTS.read_text())["groups"]
     rows = (
-        [f"`{each['alert']}`", *(_with_labels(each["annotations"][part]) for part in ("summary", "description"))]
+        [
+            f"`{each['alert']}`",
+            *(_with_labels(each["annotations"][part]) for part in ("summary", "description")),
+        ]
         for each in group["rules"]
     )
     return table(["alert", "meaning", "what to do"], rows)

@@ -317,7 +317,9 @@ def _translating_errors(url: URL) -> Iterator[None]:
             raise
         raise translated from error
     except PoolTimeoutError as error:
-        raise Unavailable("The ledger cannot be reached: all connections to it are in use. Try again.") from error
+        raise Unavailable(
+            "The ledger cannot be reached: all connections to it are in use. Try again."
+        ) from error
 
 
 def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailable:
@@ -360,4 +362,8 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
             f"The ledger cannot be reached: {error.orig}: {url.database}.\nRestore the file from its "
             "backup (docs/how-to/back-up.md), or set LABELMILL_LEDGER_URL to another one."
         )
-    return Unavailable("The connection to the ledger broke: try again.") if error.connection_invalidated else None
+    return (
+        Unavailable("The connection to the ledger broke: try again.")
+        if error.connection_invalidated
+        else None
+    )

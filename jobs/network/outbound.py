@@ -131,7 +131,9 @@ def is_public(address: str) -> bool:
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     """Return a URL, or the one to which `base` redirects. Raises AddressForbidden."""
     if _NOT_IN_A_URL.search(url):
-        raise AddressForbidden("The URL contains a character that is not allowed in a URL: write it percent-encoded, as in %20.")
+        raise AddressForbidden(
+            "The URL contains a character that is not allowed in a URL: write it percent-encoded, as in %20."
+        )
     try:
         target = base.join(url) if base else httpx.URL(url.strip(" "))
         target = target.copy_with(host=target.raw_host.decode().lower().removesuffix("."))
@@ -165,7 +167,8 @@ def _resolve(target: httpx.URL, allowed: set[str]) -> list[Any]:
     if allowed.isdisjoint(_names(target)) and not all(is_public(str(address[0])) for *_, address in found):
         # Without the address, which would tell strangers about the network.
         raise AddressForbidden(
-            f"{target.netloc.decode()} is not on the public internet: use a public address, or list the host in "
+            f"{target.netloc.decode()} is not on the public internet: use a public address, or list the host "
+            "in "
             "LABELMILL_PRIVATE_HOSTS."
         )
     return found

@@ -177,7 +177,9 @@ def _check_tls_files(options: dict[str, str]) -> None:
                 # An empty passphrase: without one, OpenSSL would ask on the terminal.
                 context.load_cert_chain(options[name], options.get("ssl_keyfile"), password="")
         except ssl.SSLError:
-            raise ValueError(f"has an {name} without a usable certificate or key: name PEM files that belong together") from None
+            raise ValueError(
+                f"has an {name} without a usable certificate or key: name PEM files that belong together"
+            ) from None
         except OSError as error:
             raise ValueError(
                 f"has an {name} that cannot be read ({error.strerror}): check the path and its permissions"

@@ -51,7 +51,8 @@ class Payload(NamedTuple):
         end = offset + images
         if len(self.names) != len(self.contents) or len(self.names) < end:
             raise PayloadDamaged(
-                f"A payload holds {len(self.names)} names and {len(self.contents)} images, not {end}: restore "
+                f"A payload holds {len(self.names)} names and {len(self.contents)} images, not {end}: "
+                "restore "
                 "it from a backup."
             )
         return Payload(self.names[offset:end], self.contents[offset:end])
@@ -115,7 +116,9 @@ def read_payload(store: Store, key: str, digest: str) -> Payload:
         )
     version, names, contents = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
     if version != _VERSION:
-        raise PayloadDamaged(f"The payload {key} has the version {version}, which this program cannot read: upgrade it.")
+        raise PayloadDamaged(
+            f"The payload {key} has the version {version}, which this program cannot read: upgrade it."
+        )
     if set(map(type, contents)) != {bytes}:
         contents = list(map(_content, contents))
     return Payload(names, contents)

@@ -156,7 +156,8 @@ def read_stored(store: Store, model: Model) -> bytes:
         raise ModelRefused(f"The file of model {model.id} is gone from the store: {_REMEDY}.") from None
     if _digest(data) != model.sha256:
         raise ModelRefused(
-            f"The file of model {model.id} is not the one that was registered, its SHA-256 differs: {_REMEDY}."
+            f"The file of model {model.id} is not the one that was registered, its SHA-256 differs: "
+            f"{_REMEDY}."
         )
     return data
 

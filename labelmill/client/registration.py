@@ -111,7 +111,8 @@ def register(
     if model.input_spec != input_spec:
         raise Conflict(
             f"This file is already registered as model {model.id}, with another input: "
-            f"{describe_input(model.input_spec)}. Use it as it is, or save the model again and register that file."
+            f"{describe_input(model.input_spec)}. Use it as it is, or save the model again and register that "
+            "file."
         )
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"

@@ -167,7 +167,9 @@ def _opened(source: Path) -> TextIO:
     try:
         return source.open(encoding="utf-8-sig", newline="")
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}): check the path and its permissions.") from None
+        raise UserError(
+            f"{source} cannot be read ({error.strerror}): check the path and its permissions."
+        ) from None
 
 
 def _stdin() -> Iterator[str]:

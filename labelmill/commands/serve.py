@@ -56,4 +56,6 @@ def _opened(listen: str) -> socket.socket:
     try:
         return socket.socket(fileno=int(number))
     except (ValueError, OSError):
-        raise UserError(f"{listen} is not a socket that this process has inherited: name HOST:PORT instead.") from None
+        raise UserError(
+            f"{listen} is not a socket that this process has inherited: name HOST:PORT instead."
+        ) from None

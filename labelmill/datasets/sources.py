@@ -174,7 +174,9 @@ class LabelledSources:
         labels: dict[str, list[Label]] = defaultdict(list)  # several are a conflict, which is reported
         for row in rows_of(contents.manifest, f"{shown(path)}/{contents.manifest_name}"):
             if row.path is None:
-                raise row.wrong("a manifest in an archive cannot name a URL: pack the image, and name its path")
+                raise row.wrong(
+                    "a manifest in an archive cannot name a URL: pack the image, and name its path"
+                )
             inside = os.path.normpath(row.path)
             if inside.startswith(("/", "..")):
                 raise _outside(row)

@@ -162,7 +162,8 @@ class Stack:
         """
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(
-                f"A stack is already up in {self._settings.home}: use it, or set LABELMILL_HOME to another folder."
+                f"A stack is already up in {self._settings.home}: use it, or set LABELMILL_HOME to another "
+                "folder."
             )
         open_ledger(self._settings).close()
         self._signals.enter_context(sigterm_like_ctrl_c())

@@ -155,7 +155,9 @@ def retry_batch(
         on_wait=_refuse_to_wait,
     )
     if retried is None:
-        detail = f"Batch {batch_id} has no image to submit again: its images have labels, or could not be read."
+        detail = (
+            f"Batch {batch_id} has no image to submit again: its images have labels, or could not be read."
+        )
         raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
     return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
 

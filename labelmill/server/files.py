@@ -141,7 +141,8 @@ def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     """Delete an uploaded file. Batches that have its images already keep them."""
     if find_output(session.client, file_id) is not None:
         raise Conflict(
-            f"File {file_id!r} cannot be deleted: it is made from its batch's results. Purge the batch instead."
+            f"File {file_id!r} cannot be deleted: it is made from its batch's results. Purge the batch "
+            "instead."
         )
     file = _found(session, file_id)
     with session.client.ledger.transaction() as connection:
@@ -165,7 +166,9 @@ def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
     try:
         pieces = begun(session.client.store.pieces(file.key))
     except FileNotFoundError:
-        raise NotFound(f"The bytes of file {file_id!r} are missing from the store: upload it again.") from None
+        raise NotFound(
+            f"The bytes of file {file_id!r} are missing from the store: upload it again."
+        ) from None
     return StreamingResponse(
         pieces,
         # Never shown by a browser, whatever it contains.
@@ -317,7 +320,9 @@ def find_output(client: Client, file_id: str) -> Output | None:
             except NotFound:  # its message is about jobs and commands
                 raise no_file(file_id) from None
             if not status.finished:
-                raise NotFound(f"Batch {job_id} has not finished, so there is no file {file_id!r} yet: wait for its end.")
+                raise NotFound(
+                    f"Batch {job_id} has not finished, so there is no file {file_id!r} yet: wait for its end."
+                )
             return Output(client, status, errors=ending == _ERRORS)
     return None
 

@@ -98,7 +98,9 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
     with client.ledger.reading() as connection:
         prediction = predictions_of(connection, batch_id, [index]).get(index)
     if prediction is None:
-        raise NotFound(f"Batch {batch_id} has no image {index} that is classified: its results list those that are.")
+        raise NotFound(
+            f"Batch {batch_id} has no image {index} that is classified: its results list those that are."
+        )
     if prediction.error is not None:
         raise _no_thumbnail(prediction.error, prediction.detail)
     limits = client.settings.image_limits

@@ -133,7 +133,9 @@ class Upload:
         if self._field is not None:
             self._text += data[start:end]
             if len(self._text) > _MAX_FIELD_BYTES:
-                raise _malformed(f"The field {self._field} has more than {_MAX_FIELD_BYTES:,} bytes: shorten it.")
+                raise _malformed(
+                    f"The field {self._field} has more than {_MAX_FIELD_BYTES:,} bytes: shorten it."
+                )
             return
         self._write(memoryview(data)[start:end])
 
@@ -161,7 +163,8 @@ async def body_blocks(request: Request) -> AsyncIterator[bytes]:
             raise _malformed("The body ends too early: send it again, whole.") from None
         except TimeoutError:
             detail = (
-                f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds. Send "
+                f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds. "
+                "Send "
                 "it over a faster connection."
             )
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ProblemCode.TIMEOUT, detail) from None

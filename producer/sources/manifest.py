@@ -174,7 +174,8 @@ class Manifest:
             elif self.roots is None or not os.path.isabs(path):  # noqa: PTH117
                 raise ImageError(
                     ErrorCode.SOURCE_FORBIDDEN,
-                    "it is not an absolute path below a root in LABELMILL_REFERENCE_ROOTS: add its folder there",
+                    "it is not an absolute path below a root in LABELMILL_REFERENCE_ROOTS: add its folder "
+                    "there",
                 )
             else:
                 located = self.roots.locate(path)  # the worker's path, by reference
@@ -189,7 +190,10 @@ class Manifest:
         if _is_data(url):
             return _decode(url, self.max_bytes), None
         if storable(url) != url:
-            raise ImageError(ErrorCode.SOURCE_FORBIDDEN, "it has a character that is not allowed in a URL: write it percent-encoded")
+            raise ImageError(
+                ErrorCode.SOURCE_FORBIDDEN,
+                "it has a character that is not allowed in a URL: write it percent-encoded",
+            )
         try:
             path = local_path(url)
         except ValueError as error:

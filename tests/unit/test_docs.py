@@ -26,9 +26,7 @@ from labelmill.server.problems import ProblemCode
 PROJECT = Path(__file__).parents[2]
 GENERATOR = PROJECT / "docs" / "_ext" / "generated.py"
 #: On a code host, a page shows no list.
-MADE_FROM_CODE = (
-    "The lists on this page are made from the code: `make docs` builds the site that shows them."
-)
+MADE_FROM_CODE = "The lists on this page are made from the code: `make docs` builds the site that shows them."
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 
 

@@ -118,7 +118,8 @@ def _data_with(accepted: dict[str, _Accepted], data: Data, store: Store, limits:
             return Labelled(pixels, _labels(live), _pictures(live))
         except (_Unusable, ImageError) as error:
             raise DataUnavailable(
-                f"A corrected image of the live set cannot be read: {error}. Train again: the next run skips it."
+                f"A corrected image of the live set cannot be read: {error}. Train again: the next run skips "
+                "it."
             ) from None
 
     return replace(

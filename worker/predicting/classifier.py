@@ -206,7 +206,9 @@ def load_model(path: Path) -> keras.Model:
     memory for it.
     """
     if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
-        raise ModelRefused(f"{path.name} is not a .keras file, the only format that is loaded: save the model as one")
+        raise ModelRefused(
+            f"{path.name} is not a .keras file, the only format that is loaded: save the model as one"
+        )
     try:
         with _translated_memory_errors(), _without_compilation(path) as loadable:
             return keras.saving.load_model(loadable, compile=False, safe_mode=True)
@@ -215,7 +217,9 @@ def load_model(path: Path) -> keras.Model:
     except Exception as error:
         # Keras raises many kinds of errors on a bad file; the first line of the message is enough.
         reason = str(error).strip().partition("\n")[0]
-        raise ModelRefused(f"{path.name} could not be loaded by Keras {keras.__version__}: {reason}") from error
+        raise ModelRefused(
+            f"{path.name} could not be loaded by Keras {keras.__version__}: {reason}"
+        ) from error
 
 
 @contextmanager
@@ -266,7 +270,9 @@ def _translated_memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise Unavailable("There is no memory left for the model on this machine: start fewer processes, or add memory.") from error
+        raise Unavailable(
+            "There is no memory left for the model on this machine: start fewer processes, or add memory."
+        ) from error
 
 
 def input_spec_of(

@@ -193,7 +193,10 @@ class WorkerContext:
             try:
                 from worker.predicting.classifier import Classifier, configure_threads
             except ImportError as error:  # a fault of this worker's environment, not of an image
-                raise Unavailable(f"This worker cannot import TensorFlow ({error}): install Labelmill with its extra 'worker' again.") from error
+                raise Unavailable(
+                    f"This worker cannot import TensorFlow ({error}): install Labelmill with its extra "
+                    "'worker' again."
+                ) from error
         with suppress(RuntimeError):  # TensorFlow already runs in this process, with other threads
             configure_threads(self._processes)
         if not self._classifiers:

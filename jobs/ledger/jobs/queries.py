@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
@@ -45,7 +45,7 @@ class JobStatus:
     """The state of a job: its row, and how long its oldest pending chunk has waited."""
 
     # Its texts are those of the HTTP API and of the reference.
-    __pydantic_config__ = {"use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
 
     id: str
     """the job's id"""

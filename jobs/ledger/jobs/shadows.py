@@ -113,7 +113,9 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     model = get_model(connection, model_id)
     champion = require_champion(connection, model.dataset)
     if champion.id == model.id:
-        raise Conflict(f"Model {model.id} is the champion, and would be compared with itself: name another model.")
+        raise Conflict(
+            f"Model {model.id} is the champion, and would be compared with itself: name another model."
+        )
     if not comparable(champion, model):
         raise Conflict(
             f"Model {model.id} and the champion {champion.id} have different classes or inputs, so their "

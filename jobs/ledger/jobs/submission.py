@@ -89,7 +89,8 @@ def open_job(
         if options.key is None:
             raise
         raise Conflict(
-            f"Another job has just been submitted under the key {options.key!r}: try again, or choose another "
+            f"Another job has just been submitted under the key {options.key!r}: try again, or choose "
+            "another "
             "key."
         ) from error
 

@@ -108,7 +108,8 @@ def remove_dataset(connection: Connection, dataset: str) -> list[str]:
     alias = connection.execute(held.order_by(aliases.c.name).limit(1)).one_or_none()
     if alias is not None:
         raise Conflict(
-            f"Dataset {dataset} cannot be removed: model {alias.model_id} is its {alias.name}, and could no longer "
+            f"Dataset {dataset} cannot be removed: model {alias.model_id} is its {alias.name}, and could no "
+            "longer "
             "be replaced or evaluated. To work with other images, add them under another name."
         )
     active = sa.select(training_runs.c.id).where(

@@ -41,7 +41,8 @@ def rename_classes(connection: Connection, model_id: str, classes: tuple[str, ..
     used = _used_by(connection, model_id, ignoring=verdicts)
     if used:
         raise Conflict(
-            f"The classes of model {model_id} can no longer be changed, because it is used by {used}: save it "
+            f"The classes of model {model_id} can no longer be changed, because it is used by {used}: save "
+            "it "
             "again, and register the new file with the right names."
         )
     connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
@@ -72,7 +73,9 @@ def remove_row(connection: Connection, model_id: str) -> None:
     try:
         connection.execute(models.delete().where(models.c.id == model_id))
     except IntegrityError as error:
-        raise Conflict(f"Model {model_id} cannot be removed: another process has just begun to use it.") from error
+        raise Conflict(
+            f"Model {model_id} cannot be removed: another process has just begun to use it."
+        ) from error
 
 
 def _lock(connection: Connection, model_id: str) -> None:
