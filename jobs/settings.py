@@ -315,20 +315,22 @@ class Settings(BaseSettings):
     max_image_bytes: Count = Field(
         default=ImageLimits().max_bytes,
         description=(
-            "The maximum size of an image file (32 MiB): `too_large`. Producers do not read a larger file."
+            "The maximum size of an image file (32 MiB). A larger one is `too_large`, and producers do not "
+            "read it."
         ),
     )
     max_image_pixels: Count = Field(
         default=ImageLimits().max_pixels,
         description="""
-        The maximum width times height of an image (64 Mi): `too_large`, judged by the header. The largest
-        allowed image needs up to 1.3 GB in a process. Each side has at most 65,535 pixels.
+        The maximum width times height of an image (64 Mi). A larger one is `too_large`; its header decides.
+        The largest allowed image needs up to 1.3 GB in a process. Each side has at most 65,535 pixels.
         """,
     )
     max_image_frames: Count = Field(
         default=ImageLimits().max_frames,
         description="""
-        The maximum number of frames: `too_large`, counted without decoding. The first frame is classified.
+        The maximum number of frames, counted without decoding. An image with more is `too_large`. Only the
+        first frame is classified.
         """,
     )
     image_formats: Annotated[
@@ -345,7 +347,8 @@ class Settings(BaseSettings):
         gt=0.0,
         le=86_400.0,
         description="""
-        The maximum computing time to decode an image: `timeout`. Only the process's own time counts.
+        The maximum computing time to decode an image; after that, it gets `timeout`. Only the process's own
+        time counts.
         """,
     )
     max_job_images: Count = Field(

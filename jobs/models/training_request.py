@@ -42,7 +42,10 @@ class TrainingRequest:
     ] = MNIST
     architecture: Annotated[
         Architecture | None,
-        Field(description="The network; finetune continues a trained model. Default: cnn."),
+        Field(
+            description="The network; finetune continues a trained model. Default: mlp with a profile, "
+            "otherwise cnn."
+        ),
     ] = None
     profile: Annotated[
         Profile | None,

@@ -311,7 +311,7 @@ class RemoteClient(CommonMethods):
         if len(found.requests) > _MAX_CORRECTIONS:
             raise UserError(
                 f"These are {len(found.requests):,} corrections, and the HTTP API stores at most "
-                f"{_MAX_CORRECTIONS:,} at once: send them in parts. Nothing is stored."
+                f"{_MAX_CORRECTIONS:,} per request: send them in parts. Nothing is stored."
             )
         stored = []
         if found.requests:

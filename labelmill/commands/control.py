@@ -22,7 +22,7 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
     """Pause a job until it is resumed; other jobs continue.
 
     Workers claim no more of the job. Images that a worker has already claimed, about half a second of work,
-    are still recorded, and a submission in progress continues. A job that has finished is exit code 2.
+    are still recorded, and a submission in progress continues. If the job has finished, the exit code is 2.
     """
     with open_client() as client:
         job = client.job_id(job)
@@ -36,7 +36,7 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
 @app.command(epilog=examples("labelmill resume 06h0w4r0rf0dkckt"))
 @report_errors
 def resume(job: JobId, as_json: AsJson = False) -> None:
-    """Resume a paused job where it stopped. A job that is not paused is exit code 2."""
+    """Resume a paused job where it stopped. If the job is not paused, the exit code is 2."""
     with open_client() as client:
         job = client.job_id(job)
         status = client.resume(job)
@@ -54,7 +54,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
 
     Images that a worker has already claimed are still recorded. If the job is still being submitted, the
     submitting command ends with an error; if it has a key, it stays until the next submission under that key.
-    A job that has finished is exit code 2.
+    If the job has finished, the exit code is 2.
     """
     with open_client() as client:
         status = client.cancel(client.job_id(job))

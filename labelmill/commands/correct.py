@@ -67,7 +67,7 @@ def correct(
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List all corrections, latest first.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the corrections as JSON.")] = False,
 ) -> None:
     """Store the true label of an image. The next training run learns from it.
 

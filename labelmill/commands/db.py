@@ -28,8 +28,8 @@ app = typer.Typer(
 def upgrade() -> None:
     """Run the missing migrations. It is safe to run this again, and before every start.
 
-    On PostgreSQL it also adds partitions for a year, and takes the secrets of webhooks from roles that can
-    only read. The embedded ledger is migrated automatically.
+    On PostgreSQL, it also adds partitions for a year, and no longer lets read-only roles read the webhook
+    secrets. The embedded ledger is migrated automatically.
     """
     ledger = Ledger(Settings.load().ledger)
     try:

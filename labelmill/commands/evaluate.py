@@ -34,9 +34,9 @@ def evaluate(
     model is run.
 
     Images with an error count as wrong. If an image was corrected, its correction counts instead of its
-    folder; a correction does not add an image, because people correct what looks wrong. Images whose folder
-    is not a class of the job's model are skipped: stderr says how many, and names some folders. If no image
-    remains, the exit code is 2.
+    folder. A correction alone does not add an image, because people mostly correct mistakes. Images whose
+    folder is not a class of the job's model are skipped: stderr says how many, and names some folders. If no
+    image remains, the exit code is 2.
 
     The report of --output shows the 48 worst mistakes as pictures, which needs Pillow (the extra `worker`).
     """

@@ -64,9 +64,7 @@ def gate(
         Any, _limit_option("The maximum expected calibration error, 0 to 1.")
     ] = None,
     max_image_microseconds: Annotated[Any, _limit_option("The maximum time per image.")] = None,
-    defaults: Annotated[
-        bool, typer.Option("--defaults", help="Forget what was set before, so that the defaults apply again.")
-    ] = False,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Return to the default limits.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Set what a model must reach to become a dataset's champion, and list these limits.

@@ -51,7 +51,7 @@ def create(
         float | None, typer.Option(min=0, metavar="DAYS", help="Days until it expires. Default: never.")
     ] = None,
 ) -> None:
-    """Create a key, and print it, the only word on stdout. It is shown only now: the ledger has its hash."""
+    """Create a key, and print it, the only word on stdout. Keep it: the ledger stores only its hash."""
     with Client() as client, client.ledger.transaction() as connection:
         key, secret = create_key(connection, name, role, days=expires)
     say(f"key {key.id} for {key.name}, role {key.role}; keep it safe, it is not shown again")

@@ -74,7 +74,7 @@ def purge(
     while, but no command shows them.
 
     Without JOB, the command also removes payloads and image copies, older than a day, that an interrupted
-    command left behind, and the rows of webhooks that were sent or given up more than 30 days ago.
+    command left behind, and the rows of webhook messages that were sent or given up more than 30 days ago.
     """
     by_age = payloads is not None or jobs is not None
     if job is not None and by_age:

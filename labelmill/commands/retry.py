@@ -30,8 +30,8 @@ def retry(
 ) -> None:
     """Resubmit the images of a job that got no label; prints the new job's id.
 
-    The job must have finished. The new job uses the same model, so its predictions belong with those of the
-    first job, and has no key and no error limits. Images by reference are read again. An image that the
+    The job must have finished. The new job uses the same model, so its predictions complete those of the
+    first job. It has no key and no error limits. Images by reference are read again. An image that the
     producer could not read keeps its error, because its bytes were never stored.
 
     If there is nothing to retry, nothing is printed (with --json, null), and the exit code is 0. If a worker

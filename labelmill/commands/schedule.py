@@ -57,13 +57,13 @@ def schedule(
 
     A cron line has five fields in UTC: minute, hour, day of the month, month and day of the week (0 and 7 are
     Sunday). All five must match. Beat follows a change within seconds. Each dataset gets one run per
-    scheduled time, however many beats run. If the dataset's previous run is still active, the new one is
-    `skipped`; so is a time that beat missed by ten minutes, and a run that no trainer claims within an hour,
-    except while trainers execute other runs. The new model becomes champion only if it passes the gate. When
-    the first training adds `mnist`, it gets the cron line `0 3 * * 0`: every Sunday at 03:00.
+    scheduled time, even if several beats run. If the dataset's previous run is still active, the new one is
+    `skipped`. The same happens to a time that beat misses by ten minutes, and to a run that no trainer claims
+    within an hour, unless trainers are executing other runs. The new model becomes champion only if it passes
+    the gate. When the first training adds `mnist`, it gets the cron line `0 3 * * 0`: every Sunday at 03:00.
 
-    The options that say how to train are those of `labelmill retrain`: if you give none, they stay as they
-    are; otherwise the new ones replace them all.
+    The options that say how to train are those of `labelmill retrain`: if you give any, they replace all
+    earlier ones.
     """
     times = {"cron": cron, "after_corrections": after_corrections}
     changes = {name: value for name, value in times.items() if value is not None} | how

@@ -33,9 +33,9 @@ def serve(
     """Serve the HTTP API until it is stopped.
 
     Its resources are those of OpenAI's Batch API, below /v1. Requests need a key, which `labelmill keys
-    create` makes. Broker, ledger and store must be available, and workers classify. Needs the extra `server`.
+    create` makes. Broker, ledger, store and workers must be available. Needs the extra `server`.
 
-    Two more processes read the images of new batches. Any number of servers may share a ledger, a store and a
+    Two more processes read the images of new batches. Any number of servers can share a ledger, a store and a
     broker. SIGTERM lets requests finish for up to 20 seconds. Server names other than localhost must be in
     LABELMILL_API_HOSTS.
     """

@@ -82,7 +82,7 @@ def up(
                     if event := stack.next_event(_CHECK_SECONDS):
                         _print_event(event, settings)
             except KeyboardInterrupt:
-                say("stopping when the current chunks are done; Ctrl-C again stops at once")
+                say("stopping when the current chunks are done; Ctrl-C again stops immediately")
     except KeyboardInterrupt:
         pass  # while it was starting
     while event := stack.next_event(0):

@@ -41,8 +41,8 @@ def worker(
     """Run one Celery worker in the foreground, for a deployment of your own. Its log goes to stderr.
 
     The same as `celery -A worker.app worker` with suitable options. Broker, ledger and store must be
-    available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL. A ledger that is not migrated
-    is exit code 2. Needs the extra `worker`, except with --webhooks.
+    available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL. If the ledger is not migrated,
+    the exit code is 2. Needs the extra `worker`, except with --webhooks.
     """
     if trainer and webhooks:
         raise UserError("Give --trainer or --webhooks, not both: start a worker for each.")

@@ -225,7 +225,7 @@ class Stack:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     service.process.wait(max(0.1, deadline - time.monotonic()))
         except KeyboardInterrupt:
-            say("stopping at once; unfinished work will be retried")
+            say("stopping immediately; unfinished work will be retried")
         finally:
             for service in self._services:
                 if service.process is not None:

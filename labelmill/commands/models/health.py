@@ -41,9 +41,9 @@ def health(
     - accuracy is that of its evaluation, and live accuracy the share of corrected or confirmed predictions
       that were right.
     - recent counts the images of its latest 20 jobs of the last 30 days, at most 50,000 per job.
-    - labels and confidences say how much the distribution of the recent ones differs from that of the
-      evaluation, by the population stability index: below 0.1 `steady`, from 0.1 `moved`, above 0.25
-      `drifted`. They need 200 images and an evaluation.
+    - labels and confidences compare the recent distribution with that of the evaluation, by the population
+      stability index: below 0.1 `steady`, from 0.1 `moved`, above 0.25 `drifted`. They need 200 images and an
+      evaluation.
     """
     with Client() as client:
         found = client.health(model, dataset=dataset)

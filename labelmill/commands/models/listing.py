@@ -66,7 +66,7 @@ def list_all(
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, or an alias.")],
     dataset: AliasOfOption = None,
-    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it always does.")] = False,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON; this command always does.")] = False,
 ) -> None:
     """Show everything that is recorded about a model, as JSON.
 

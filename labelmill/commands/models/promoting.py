@@ -97,7 +97,7 @@ def pin(
     with Client() as client:
         champion = client.unpin(dataset=dataset) if off else client.pin(dataset=dataset)
     if off:
-        say(f"the champion {champion.id} is not pinned: training runs may replace it")
+        say(f"the champion {champion.id} is not pinned: training runs can replace it")
     else:
         say(f"the champion {champion.id} is pinned: no training run replaces it")
     print_value({"model": champion.id, "pinned_at": champion.pinned_at}, champion.id, as_json=as_json)

@@ -56,7 +56,7 @@ def register(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The dataset that it belongs to, and on which it is evaluated at once. "
+            help="The dataset that it belongs to, and on which it is then evaluated. "
             "Default: mnist, without an evaluation.",
         ),
     ] = None,
@@ -75,13 +75,13 @@ def register(
 ) -> None:
     """Register a .keras file that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
-    The size and the colours of its images are read from the file. Its input is bytes, 0 to 255, which it must
-    scale itself. It is loaded and run once, to check that workers can use it. The same file again is the same
-    model. Needs TensorFlow.
+    The size and the colours of its images are read from the file. It gets bytes from 0 to 255, and must scale
+    them itself. It is loaded and run once, to check that workers can use it. Registering the same file again
+    returns the same model. Needs TensorFlow.
 
-    Unless you name its classes, they are those of the dataset's latest version. Without one, the model must
-    take MNIST's format (28 x 28 grey) and have ten classes, which are then the digits. Images are inverted if
-    they are `dark_on_light`, that is, if they have a bright border.
+    Unless you name its classes, they are those of the dataset's latest version. If it has none, the model
+    must take MNIST's format (28 x 28 grey) and have ten classes, which are then the digits. Images are
+    inverted if they are `dark_on_light`, that is, if they have a bright border.
     """
     with Client() as client:
         registered = client.register(
@@ -153,7 +153,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model on its dataset's test images, and store the figures: `promote` judges by them.
+    """Measure a model on its dataset's test images, and store the figures, which `promote` compares.
 
     These are accuracy, precision and recall per class, log loss, calibration error and time per image. The
     champion is measured as well, unless it was measured on these images before. The model's classes must be
@@ -163,7 +163,7 @@ def evaluate(
     are more than 40 classes, only those with the lowest recall are printed.
 
     With --images, nothing is stored, and the command prints what `labelmill evaluate` prints. Images with an
-    error count as wrong, and images whose folder is not a class of the model are skipped. Other sources than
+    error count as wrong, and images whose folder is not a class of the model are skipped. Sources other than
     folders work, too.
     """
     with Client() as client:
