@@ -108,7 +108,7 @@ def calibration_diagram(name: str, series: Sequence[Series[CalibrationBin]]) -> 
                 )
             )
     parts.extend(_legend([(each.name, each.style, "mark") for each in series]))
-    description = "Accuracy against confidence, beside the diagonal on which both are the same."
+    description = "Accuracy against confidence, with the diagonal on which both are the same."
     return _svg(name, "Calibration", description, HEIGHT, parts)
 
 

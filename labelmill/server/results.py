@@ -147,7 +147,7 @@ def choose_media_type(accept: str | None) -> str:
         return best
     detail = f"Accept: choose one of {', '.join(offered)}."
     if PARQUET not in offered:
-        detail += " For Parquet, install pyarrow beside the server."
+        detail += " For Parquet, install pyarrow on the server."
     raise ApiError(HTTPStatus.NOT_ACCEPTABLE, ProblemCode.NOT_ACCEPTABLE, detail)
 
 
