@@ -46,7 +46,9 @@ def retry(submitter: Submitter, job_id: str, *, failed_only: bool, key: str | No
         with ledger.reading() as connection:
             again = job_status(connection, holder.job_id)
         if again.retry_of != job_id:
-            raise Conflict(f"The key already belongs to job {again.id}, which is not a retry of job {job_id}: choose another key.")
+            raise Conflict(
+                f"The key already belongs to job {again.id}, which is not a retry of job {job_id}: choose another key."
+            )
         return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
         status = check_retry(connection, job_id)

@@ -12,6 +12,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from jobs.errors import ASK_THE_DOCTOR
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import Publisher, make_app
@@ -268,15 +269,16 @@ def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: 
     ],
     indirect=["wrong_ledger_url"],
 )
-def test_a_ledger_that_does_not_fit_is_told_in_a_line(
+def test_a_ledger_that_does_not_fit_is_told_in_a_line_with_what_to_do(
     short_folder: Path, wrong_ledger_url: str, reason: str, commands: list[str]
 ) -> None:
     home = Home(short_folder / "home", {ENV_PREFIX + "LEDGER_URL": wrong_ledger_url})
     for command in commands:
         done = home.run(*([command, __file__] if command == "submit" else [command]))
         assert done.returncode == 1
-        [line] = done.stderr.splitlines()
+        line, *advice = done.stderr.splitlines()
         assert line.startswith("labelmill: The ledger cannot be reached: ")
+        assert advice == ([] if line.endswith("Renew it.") else [ASK_THE_DOCTOR])
         assert reason in line
         assert_tells_no_more_than_it_should(done.stderr)
 
