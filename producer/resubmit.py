@@ -47,7 +47,8 @@ def retry(submitter: Submitter, job_id: str, *, failed_only: bool, key: str | No
             again = job_status(connection, holder.job_id)
         if again.retry_of != job_id:
             raise Conflict(
-                f"The key already belongs to job {again.id}, which is not a retry of job {job_id}: choose another key."
+                f"The key already belongs to job {again.id}, which is not a retry of job {job_id}: choose "
+                "another key."
             )
         return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
