@@ -45,6 +45,9 @@ _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
 #: The objects of the HTTP API that other pages describe.
 _ELSEWHERE: Final = {"JobState": "[state](sql.md#states)"}
 
+#: What a string of the HTTP API is, by its format.
+_FORMATS: Final = {"binary": "bytes", "date-time": "time in ISO 8601"}
+
 _ALERTS: Final = Path(__file__).parents[2] / "deploy" / "monitoring" / "alerts.yml"
 
 #: The tables that people query most come first.
@@ -380,8 +383,8 @@ def _kind(schema: dict[str, Any]) -> str:
         return f"list of {_kind(schema['items'])}"
     if "properties" in schema:
         return "form with " + " and ".join(f"`{field}`" for field in schema["properties"])
-    if schema.get("format") == "binary":
-        return "bytes"
+    if schema.get("format") in _FORMATS:
+        return _FORMATS[schema["format"]]
     low, high = schema.get("minimum"), schema.get("maximum")
     kind: str = schema.get("type", "any")
     if low is not None and high is not None:
