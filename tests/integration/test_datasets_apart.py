@@ -35,7 +35,6 @@ from jobs.ledger.learning.runs import (
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.evaluation import Part
 from jobs.models.model import Model
-from jobs.models.promotion import check_limits
 from jobs.queue import Publisher
 from jobs.schema import RunState, aliases, db_now, jobs
 from jobs.storage.store import Store

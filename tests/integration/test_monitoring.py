@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from labelmill.operations.metric_families import METRICS, PREFIX, exported_name
 from tests.programs import need_program
 
