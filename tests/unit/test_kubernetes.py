@@ -272,6 +272,12 @@ def test_only_what_a_restart_mends_restarts_a_process(objects: list[Object]) -> 
             assert command is None or container[kind]["timeoutSeconds"] >= 10
 
 
+def test_nobody_starts_before_the_migration(objects: list[Object]) -> None:
+    for name, pod in ours(objects).items():
+        first = [each["name"] for each in pod["spec"].get("initContainers", [])]
+        assert first == ([] if name == "migrate" else ["wait"]), name
+
+
 # ---- agreement with Compose and the code --------------------------------------------------------------
 
 
