@@ -20,7 +20,7 @@ from typing import Any, Final
 import kubernetes_validate
 import pytest
 import yaml
-from labelmill.operations.families import METRICS, PREFIX
+from labelmill.operations.metric_families import METRICS, PREFIX
 
 from jobs.settings import ENV_PREFIX, Settings, known_variables
 from labelmill.cli import load_command
