@@ -33,7 +33,7 @@ The whole list, and who has its other rows (`test_the_other_rows_have_the_tests_
         tests/faults/test_foreign_messages.py::test_a_worker_drops_what_is_not_ours_and_lives
     a tampered model file, .h5, a Lambda layer
         tests/integration/test_models.py::test_a_tampered_file_is_refused_before_anything_reads_it
-        tests/integration/test_model_files.py::test_a_worker_does_not_load_an_h5_file
+        tests/unit/test_model_file.py::test_what_is_of_another_format_is_refused
         tests/integration/test_model_files.py::test_a_worker_does_not_load_a_model_with_code_in_it
 """
 

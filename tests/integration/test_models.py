@@ -126,6 +126,17 @@ def test_a_tampered_copy_is_not_used(make_model, shelf, tmp_path):
     assert fetch_model(shelf, model, tmp_path / "cache").read_bytes() == keras_file(b"the bytes")
 
 
+def test_a_tampered_file_is_refused_before_anything_reads_it(make_model, shelf, tmp_path):
+    # Given a file that was changed in the store
+    model = make_model(b"the bytes", store=shelf)
+    shelf.put(f"models/{model.sha256}.keras", b"evil code")
+
+    # When the model is fetched, Then it is refused, and no copy is left
+    with pytest.raises(ModelRefused, match="not the one that was registered"):
+        fetch_model(shelf, model, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
 def test_a_file_that_is_gone_is_refused(make_model, shelf, tmp_path):
     model = make_model(b"the bytes", store=shelf)
     shelf.remove(model_key(model.sha256))
