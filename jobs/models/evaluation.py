@@ -194,16 +194,3 @@ def _swapped(indexes: array[int]) -> array[int]:
     if sys.byteorder == "big":
         indexes.byteswap()
     return indexes
-
-
-@dataclass(frozen=True, slots=True)
-class GateLimits:
-    """What a model must reach to become the champion. A limit that is None is off."""
-
-    min_accuracy: float | None = None  # 0 to 1
-    min_class_recall: float | None = None  # of each class, 0 to 1
-    significance: float = 0.01  # the two-sided p value of McNemar's exact test must be below
-    margin: float = 0.01  # how much lower its accuracy on the test set may be if the live set decides, 0 to 1
-    live_margin: float = 0.05  # how much lower on the live set if the test set decides, 0 to 1
-    max_calibration_error: float | None = None  # 0 to 1
-    max_image_microseconds: float | None = None

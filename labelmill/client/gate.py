@@ -10,7 +10,7 @@ from jobs.errors import UserError
 from jobs.ledger.learning.gate import limits_of, own_limits, set_limits
 from jobs.ledger.learning.models import check_dataset
 from jobs.models.dataset import MNIST
-from jobs.models.evaluation import GateLimits
+from jobs.models.promotion import GateLimits
 from labelmill.client.installation import Installation, accept_numpy_numbers
 
 _NAMES: Final = tuple(field.name for field in fields(GateLimits))

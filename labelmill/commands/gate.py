@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.models.evaluation import GateLimits
+from jobs.models.promotion import GateLimits
 from labelmill.client import Client
 from labelmill.console.tables import Column, print_rows
 from labelmill.console.terminal import examples, report_errors

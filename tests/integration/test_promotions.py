@@ -28,8 +28,9 @@ from jobs.ledger.learning.models import (
     save_evaluation,
 )
 from jobs.models.dataset import MNIST
-from jobs.models.evaluation import GateLimits, Part
+from jobs.models.evaluation import Part
 from jobs.models.model import Model
+from jobs.models.promotion import GateLimits
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.storage.registry import read_stored
 from jobs.storage.store import Store

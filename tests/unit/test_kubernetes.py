@@ -20,10 +20,10 @@ from typing import Any, Final
 import kubernetes_validate
 import pytest
 import yaml
-from labelmill.operations.metric_families import METRICS, PREFIX
 
 from jobs.settings import ENV_PREFIX, Settings, known_variables
 from labelmill.cli import load_command
+from labelmill.operations.metric_families import METRICS, PREFIX
 from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]

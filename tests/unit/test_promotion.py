@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.models.evaluation import NO_ANSWER, GateLimits
+from jobs.models.evaluation import NO_ANSWER
 from jobs.models.promotion import (
     MIN_LIVE_IMAGES,
     Compared,
+    GateLimits,
     check_better,
     check_limits,
     compare_answers,

@@ -24,7 +24,7 @@ from jobs.ledger.learning.models import (
     lock_champion,
     move_champion,
 )
-from jobs.models.evaluation import GateLimits, Part
+from jobs.models.evaluation import Part
 from jobs.models.model import Model, why_unfit
 from jobs.models.promotion import (
     FLOORS,
@@ -32,6 +32,7 @@ from jobs.models.promotion import (
     TEST_SET,
     Check,
     Compared,
+    GateLimits,
     check_better,
     check_limits,
     compare_answers,
