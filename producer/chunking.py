@@ -104,8 +104,7 @@ def content_of(image: SourceImage, roots: Roots | None) -> Content:
     except ImageError as error:
         raise SourceError(
             f"{image.name} cannot be submitted by reference: {error.detail}. The roots are now {roots}. "
-            "Without "
-            "--by-reference, its bytes are stored."
+            "Without --by-reference, its bytes are stored."
         ) from None
     return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))
 

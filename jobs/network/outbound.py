@@ -168,8 +168,7 @@ def _resolve(target: httpx.URL, allowed: set[str]) -> list[Any]:
         # Without the address, which would tell strangers about the network.
         raise AddressForbidden(
             f"{target.netloc.decode()} is not on the public internet: use a public address, or list the host "
-            "in "
-            "LABELMILL_PRIVATE_HOSTS."
+            "in LABELMILL_PRIVATE_HOSTS."
         )
     return found
 

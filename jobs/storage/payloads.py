@@ -52,8 +52,7 @@ class Payload(NamedTuple):
         if len(self.names) != len(self.contents) or len(self.names) < end:
             raise PayloadDamaged(
                 f"A payload holds {len(self.names)} names and {len(self.contents)} images, not {end}: "
-                "restore "
-                "it from a backup."
+                "restore it from a backup."
             )
         return Payload(self.names[offset:end], self.contents[offset:end])
 

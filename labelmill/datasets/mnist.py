@@ -135,8 +135,7 @@ def idx_files(settings: Settings, say: Callable[[str], None], *, allow_sample: b
         if not settings.mnist_dir.is_dir():
             raise DataUnavailable(
                 f"LABELMILL_MNIST_DIR names {settings.mnist_dir}, which is not a folder: name the folder "
-                "with "
-                "MNIST's four IDX files."
+                "with MNIST's four IDX files."
             )
         yield settings.mnist_dir
         return

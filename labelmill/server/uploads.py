@@ -164,8 +164,7 @@ async def body_blocks(request: Request) -> AsyncIterator[bytes]:
         except TimeoutError:
             detail = (
                 f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds. "
-                "Send "
-                "it over a faster connection."
+                "Send it over a faster connection."
             )
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ProblemCode.TIMEOUT, detail) from None
         if block:

@@ -90,8 +90,7 @@ def open_job(
             raise
         raise Conflict(
             f"Another job has just been submitted under the key {options.key!r}: try again, or choose "
-            "another "
-            "key."
+            "another key."
         ) from error
 
 

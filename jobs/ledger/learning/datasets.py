@@ -109,8 +109,7 @@ def remove_dataset(connection: Connection, dataset: str) -> list[str]:
     if alias is not None:
         raise Conflict(
             f"Dataset {dataset} cannot be removed: model {alias.model_id} is its {alias.name}, and could no "
-            "longer "
-            "be replaced or evaluated. To work with other images, add them under another name."
+            "longer be replaced or evaluated. To work with other images, add them under another name."
         )
     active = sa.select(training_runs.c.id).where(
         training_runs.c.dataset == dataset, training_runs.c.active.is_not(None)

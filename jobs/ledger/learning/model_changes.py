@@ -42,8 +42,7 @@ def rename_classes(connection: Connection, model_id: str, classes: tuple[str, ..
     if used:
         raise Conflict(
             f"The classes of model {model_id} can no longer be changed, because it is used by {used}: save "
-            "it "
-            "again, and register the new file with the right names."
+            "it again, and register the new file with the right names."
         )
     connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
     renamed = models.update().where(models.c.id == model_id)
