@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from jobs.errors import UserError
@@ -27,6 +27,14 @@ MAX_SIZE: Final = 512
 
 #: TensorFlow's random generators take a signed 32-bit seed.
 MAX_SEED: Final = 2**31 - 1
+
+
+def _to_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: JSON may write an integer as 7.0, too.
+WHOLE: Final = BeforeValidator(_to_whole)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -70,6 +78,7 @@ class TrainingRequest:
             le=MAX_SIZE,
             description="Scale images to this width and height in pixels. Default: chosen from the data.",
         ),
+        WHOLE,
     ] = None
     augment: Annotated[
         Augment | None,
@@ -95,6 +104,7 @@ class TrainingRequest:
             le=MAX_SEED,
             description="Seed of all random numbers. Default: a new one each time; 1 for `train`.",
         ),
+        WHOLE,
     ] = None
     force: Annotated[
         bool, Field(strict=True, description="Promote the model whatever the gate says; that is recorded.")

@@ -83,7 +83,7 @@ def training_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
 
 def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:
     """Return the command's parameter for a field, with the field's text and bounds."""
-    kind, [field] = hint.__origin__, hint.__metadata__
+    kind, field = hint.__origin__, hint.__metadata__[0]
     lowest: Any = next((each.ge for each in field.metadata if isinstance(each, annotated_types.Ge)), None)
     highest: Any = next((each.le for each in field.metadata if isinstance(each, annotated_types.Le)), None)
     # The lowest minutes are more than 0, which an option cannot say: the request checks it.

@@ -16,6 +16,7 @@ from jobs.ledger.jobs.queries import JobStatus
 from jobs.ledger.learning.runs import Run
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST
+from jobs.models.training_request import WHOLE
 
 T = TypeVar("T")
 
@@ -41,15 +42,8 @@ Name = Annotated[str, Field(max_length=_MAX_NAME, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
 
 
-def _to_whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-#: JSON may write an integer as 7.0, too.
-_WHOLE: Final = BeforeValidator(_to_whole)
-
 #: How many of the most probable classes each result has.
-TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), _WHOLE]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), WHOLE]
 
 Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS)]
 
@@ -191,7 +185,7 @@ class NewBatch(_Wanted):
     metadata: Metadata | None = Field(
         default=None, description="up to 16 pairs of text, returned with the batch"
     )
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), _WHOLE] | None = Field(
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), WHOLE] | None = Field(
         default=None,
         description=(
             "batches with a higher priority are classified first. Default: 10 for at most 64 images, "
@@ -202,13 +196,13 @@ class NewBatch(_Wanted):
         default=None,
         description="also return this many of the most probable classes of each image, with the label first",
     )
-    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE] | None = Field(
+    max_errors: Annotated[int, Field(ge=0, le=MAX_NUMBER), WHOLE] | None = Field(
         default=None, description="stop the batch if more images than this get an error"
     )
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="stop the batch if more than this share of its images so far got an error"
     )
-    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = Field(
+    min_sample: Annotated[int, Field(ge=1, le=MAX_NUMBER), WHOLE] | None = Field(
         default=None,
         description="apply `max_error_rate` only after this many images are done. Default: 1,000",
     )
@@ -380,10 +374,10 @@ class NewCorrection(NewLabel):
     """The true label of an image of a batch."""
 
     batch_id: Name = Field(description="the image's batch")
-    index: Annotated[int, Field(ge=0, le=MAX_NUMBER), _WHOLE] = Field(
+    index: Annotated[int, Field(ge=0, le=MAX_NUMBER), WHOLE] = Field(
         description="the image's index in the batch"
     )
-    line: Annotated[int, Field(ge=1, le=MAX_NUMBER), _WHOLE] | None = Field(
+    line: Annotated[int, Field(ge=1, le=MAX_NUMBER), WHOLE] | None = Field(
         default=None, description="its number in your file, which messages then name"
     )
 

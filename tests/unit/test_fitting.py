@@ -72,6 +72,10 @@ def test_a_profile_is_a_fixed_recipe() -> None:
     assert recipe_of(TrainingRequest()).seed != recipe_of(TrainingRequest()).seed
 
 
+def test_a_whole_number_may_be_written_as_json_writes_it() -> None:
+    assert TrainingRequest.of(size=64.0, seed=7.0) == TrainingRequest(size=64, seed=7)
+
+
 def test_what_a_request_leaves_out_is_that_of_the_schedule() -> None:
     digits = {"architecture": "mlp", "profile": "quick"}
     assert TrainingRequest(max_minutes=2).with_defaults(digits).how == {**digits, "max_minutes": 2}
