@@ -11,9 +11,11 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.transport.redis import Transport
 
 from jobs.ids import new_id
 from jobs.messages import (
+    CLASSIFY_QUEUE,
     CLASSIFY_TASK,
     RETRAIN_QUEUE,
     RETRAIN_TASK,
@@ -21,9 +23,12 @@ from jobs.messages import (
     WEBHOOK_TASK,
     MessageError,
 )
-from jobs.queue import Publisher
+from jobs.queue import KEY_PREFIX, Publisher, make_app
+from jobs.settings import Settings
 from tests.conftest import Broker
-from worker.message_filter import MAX_MESSAGE_BYTES, rebuild
+from worker import message_filter
+from worker.celery_patches import filter_messages
+from worker.message_filter import MAX_MESSAGE_BYTES, rebuild, rebuild_or_drop
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
@@ -85,6 +90,47 @@ def test_a_message_that_comes_back_from_a_lost_worker_passes(
 
 
 # ---- foreign messages ---------------------------------------------------------------------------------
+
+
+@on_one_database
+def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
+    settings: Settings, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a queue with foreign items before, between and after two wake-ups
+    monkeypatch.setattr(Transport, "Channel", Transport.Channel)
+    monkeypatch.setattr(message_filter, "_dropped", 0)
+    filter_messages(rebuild_or_drop)
+    app = make_app(settings)
+    publisher = Publisher(app)
+    foreign = [b"garbage", b"\xff\xfe", b'{"body": "e30="}', OURS.replace(CLASSIFY_TASK, "rm").encode()]
+    for number, item in enumerate(foreign):
+        broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, item)
+        if number in (1, 2):
+            assert publisher.wake_up() == 1
+
+    # when a worker consumes
+    got: list[Any] = []
+    with (
+        app.connection_for_read() as connection,
+        connection.channel() as channel,
+        app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append),
+    ):
+        while len(got) < 2 or broker.waiting():
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=3)
+            for message in got:
+                if not message.acknowledged:
+                    message.ack()
+    publisher.close()
+    app.close()
+
+    # then it gets the wake-ups; each foreign item is dropped, and counted in a line that does not quote it
+    assert [message.headers["task"] for message in got] == [CLASSIFY_TASK] * 2
+    lines = [line for line in caplog.messages if line.startswith("dropped a message that is not ours")]
+    assert [line.partition("(")[2] for line in lines] == [
+        f"number {number} of this process)" for number in range(1, 5)
+    ]
+    assert "garbage" not in caplog.text
 
 
 ANYTHING = st.recursive(
