@@ -453,8 +453,10 @@ def champion_before(connection: Connection, dataset: str = MNIST) -> str:
     for move in reversed(champion_history(connection, dataset)):
         if move.how == ROLLBACK:
             del steps[-1:]
-        else:
-            steps.append(move.model_id)
+            continue
+        if move.previous_id is not None and steps[-1:] != [move.previous_id]:
+            steps.append(move.previous_id)  # a champion that is older than the history
+        steps.append(move.model_id)
     if len(steps) < 2 or steps[-1] != champion_id:
         raise Conflict(
             f"There was no champion before {champion_id}: "
