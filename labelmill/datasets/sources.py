@@ -27,7 +27,7 @@ from labelmill.datasets.examples import Examples
 from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_class_count, to_label
 from labelmill.datasets.manifests import Row, read_manifest_file, rows_of
 from producer.sources import SourceImage, SourceImages, Sources, local_source
-from producer.sources.archives import ArchiveFormat, archive_format
+from producer.sources.archives import HEAD_BYTES, ArchiveFormat, archive_format
 from producer.sources.files import head, is_below, read_link, shown
 from producer.sources.idx import is_idx, labels_beside, read_labels
 from producer.sources.image import Reading, failed, is_hidden, is_image_name
@@ -102,9 +102,10 @@ class LabelledSources:
         if os.path.isfile(path):
             if is_manifest(path):
                 return self._read_manifest
-            if (archive := archive_format(path)) is not None:
+            first = head(path, HEAD_BYTES)
+            if archive := archive_format(path, first):
                 return partial(self._read_archive, archive)
-            if is_idx(path, head(path, 4)):
+            if is_idx(path, first[:4]):
                 return self._read_idx
         self._images(path)  # if there is no such file, this says so
         raise SourceError(

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 from jobs.limits import ArchiveLimits
 from producer.sources import tars, zips
-from producer.sources.files import head
 from producer.sources.image import Reading, SourceImage
 
 
@@ -27,13 +26,15 @@ class ArchiveFormat(NamedTuple):
     scan: Callable[[str, ArchiveLimits, Callable[[str], bool], int], Iterator[tuple[str, bytes | None]]]
 
 
+#: How many bytes of a file tell its format.
+HEAD_BYTES: Final = tars.HEAD_BYTES
+
 _FORMATS: Final = (
     ArchiveFormat(zips.is_zip, zips.check_zip, zips.read_zip, zips.scan_zip),
     ArchiveFormat(tars.is_tar, tars.check_tar, tars.read_tar, tars.scan_tar),
 )
 
 
-def archive_format(path: str) -> ArchiveFormat | None:
-    """Return the format of an archive, or None if the file is none."""
-    first = head(path, tars.HEAD_BYTES)
+def archive_format(path: str, first: bytes) -> ArchiveFormat | None:
+    """Return the format of an archive that begins with these HEAD_BYTES, or None if the file is none."""
     return next((each for each in _FORMATS if each.matches(path, first)), None)

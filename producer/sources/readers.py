@@ -11,7 +11,7 @@ from jobs.limits import ArchiveLimits, ImageLimits
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.reading import why
 from jobs.text import storable
-from producer.sources.archives import archive_format
+from producer.sources.archives import HEAD_BYTES, archive_format
 from producer.sources.files import (
     access_error,
     head,
@@ -175,10 +175,11 @@ def _file_reader(path: str, mode: int, reading: Reading) -> _Reader:
         return read_special
     if extension(path.rpartition("/")[2]) in IMAGE_EXTENSIONS:  # the worker judges what it is
         return read_file
-    if archive := archive_format(path):
+    first = head(path, HEAD_BYTES)
+    if archive := archive_format(path, first):
         archive.check(path, reading.archives)
         return archive.read
-    if is_idx(path, head(path, 4)):
+    if is_idx(path, first[:4]):
         check_idx(path, reading.max_bytes)
         return read_idx
     return read_file
