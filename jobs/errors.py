@@ -72,8 +72,10 @@ class LabelmillError(Exception):
     #: The exit code of the console command.
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, note: str | None = None) -> None:
         super().__init__(message)
+        if note is not None:
+            self.add_note(note)
 
 
 class SelfExplanatory(LabelmillError):

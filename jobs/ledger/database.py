@@ -330,9 +330,7 @@ def as_unavailable(error: BaseException, *, is_full: bool = False) -> Unavailabl
         return LedgerFull(
             f"The ledger's disk is full ({reason}): free some space. Workers then go on by themselves."
         )
-    unavailable = Unavailable(f"The ledger cannot be reached: {reason}")
-    unavailable.add_note(ASK_THE_DOCTOR)
-    return unavailable
+    return Unavailable(f"The ledger cannot be reached: {reason}", note=ASK_THE_DOCTOR)
 
 
 def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:

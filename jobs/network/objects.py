@@ -213,11 +213,10 @@ def reaching(url: str, *expected: type[Exception]) -> Iterator[None]:
             raise meant from None
         # Without the package's message, which may quote the URL and other secrets.
         reason = getattr(meant, "strerror", None)
-        unavailable = Unavailable(
-            f"{shown_url(url)} cannot be reached: {type(meant).__name__}{f', {reason}' if reason else ''}"
-        )
-        unavailable.add_note("Check the URL, the network, and the credentials in the environment.")
-        raise unavailable from error
+        raise Unavailable(
+            f"{shown_url(url)} cannot be reached: {type(meant).__name__}{f', {reason}' if reason else ''}",
+            note="Check the URL, the network, and the credentials in the environment.",
+        ) from error
 
 
 def _meaning(error: BaseException) -> BaseException:

@@ -221,9 +221,7 @@ class Store:
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
             reason = without_secrets(reason.splitlines()[0], self.url)
             # Without the cause, because a stack trace would show the URL that it may quote.
-            unavailable = Unavailable(f"The store cannot be {what}: {reason}")
-            unavailable.add_note(ASK_THE_DOCTOR)
-            raise unavailable from None
+            raise Unavailable(f"The store cannot be {what}: {reason}", note=ASK_THE_DOCTOR) from None
 
     def _check_kind(self, kind: str) -> None:
         """Raise Unavailable if there is no file of this kind at all."""
