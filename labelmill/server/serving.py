@@ -6,13 +6,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from jobs.errors import UserError
 from jobs.files import make_private_folder, write_whole
 from jobs.ledger.api.keys import Role, create_key, list_keys
 from jobs.settings import Settings
-from labelmill.client import Client
+
+if TYPE_CHECKING:
+    from labelmill.client import Client
 
 DEFAULT_PORT: Final = 8000
 
