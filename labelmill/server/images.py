@@ -47,7 +47,7 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
         # Never shown by a browser, whatever it contains.
         headers = {"Content-Disposition": "attachment"}
         return Response(content, media_type="application/octet-stream", headers=headers)
-    raise NotFound(f"Batch {batch_id} has no image {index} that can be read: its results list its images.")
+    raise _no_image(batch_id, index)
 
 
 @router.get(
@@ -112,7 +112,12 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
             return thumbnail(content, _SIDE, replace(limits, max_pixels=max_pixels), "WEBP")
         except ImageError as error:
             raise _no_thumbnail(error.code, error.detail) from None
-    raise NotFound(f"Batch {batch_id} has no image {index} that can be read: its results list its images.")
+    raise _no_image(batch_id, index)
+
+
+def _no_image(batch_id: str, index: int) -> NotFound:
+    """Return the error for an image that the batch does not have, or that was never read."""
+    return NotFound(f"Batch {batch_id} has no image {index} that can be read: its results list its images.")
 
 
 def _no_thumbnail(code: str, detail: str | None) -> ApiError:
