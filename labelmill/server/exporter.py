@@ -1,6 +1,6 @@
 """The exporter: an HTTP server that answers Prometheus' scrapes.
 
-prometheus_client's own `start_http_server` lets each connection keep a thread without end, accepts any number
+prometheus_client's own `start_http_server` lets each connection keep a thread permanently, accepts any number
 of them, and prints a traceback for each client that disconnects.
 """
 
@@ -44,7 +44,7 @@ class Exporter:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = IDLE_SECONDS  # without it, a client that sends nothing keeps its thread without end
+    timeout = IDLE_SECONDS  # without it, a client that sends nothing keeps its thread permanently
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""

@@ -22,7 +22,7 @@ USERS = 3
 def test_restarting_postgresql_loses_nothing_that_was_answered(
     postgresql_api: Api, faulty_postgresql: FaultyPostgresql, matrix: Matrix
 ) -> None:
-    with matrix.trials("PostgreSQL stopped at once under the API", "I1-I3", short=3, long=50) as trials:
+    with matrix.trials("PostgreSQL stopped immediately under the API", "I1-I3", short=3, long=50) as trials:
         api, restarts = postgresql_api, 0
         until(api.answers, "the API answers")
         process = api.process.pid
