@@ -12,12 +12,18 @@ from typing import Any, Final, Self, TypedDict
 from jobs.errors import UserError
 from jobs.limits import MAX_KEY_LENGTH, MAX_PRIORITY, MAX_TOP_K, ErrorLimits
 
+#: The project of everything that was not given another.
+DEFAULT_PROJECT: Final = "default"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
     """The options of a job. Raises UserError if the key, the priority or `top_k` is out of range."""
 
-    #: The owner's name for this submission. The same key with the same content returns the same job.
+    #: The project that the job belongs to.
+    project: str = DEFAULT_PROJECT
+    #: The owner's name for this submission. In a project, the same key with the same content returns the same
+    #: job.
     key: str | None = None
     #: The model that classifies the images: its id, the first characters of its id (at least six), or an
     #: alias. Default: the dataset's champion.
@@ -54,19 +60,25 @@ class JobOptions:
         }
 
     @classmethod
-    def from_request(cls, request: Mapping[str, Any], *, key: str | None = None) -> Self:
-        """Return the options of a batch from its request, whose other fields are ignored."""
+    def from_request(
+        cls, request: Mapping[str, Any], *, project: str = DEFAULT_PROJECT, key: str | None = None
+    ) -> Self:
+        """Return the options of a batch from its request, whose other fields are ignored.
+
+        The project and the key are not fields of the request: both come from its headers.
+        """
         count, rate = request.get("max_errors"), request.get("max_error_rate")
         limits = None
         if count is not None or rate is not None:
             limits = ErrorLimits(count, rate, request.get("min_sample") or ErrorLimits().sample)
         same = {name: request[name] for name in _IN_REQUESTS if request.get(name) is not None}
-        return cls(key=key, error_limits=limits, **same)
+        return cls(project=project, key=key, error_limits=limits, **same)
 
 
 class JobKeywords(TypedDict, total=False):
     """`JobOptions` as the keyword arguments of a method, for type checkers. A test compares the two."""
 
+    project: str
     key: str | None
     model: str | None
     dataset: str | None
@@ -75,7 +87,9 @@ class JobKeywords(TypedDict, total=False):
     top_k: int | None
 
 
+_NOT_IN_REQUESTS: Final = ("project", "key", "error_limits")
+
 #: The options whose name and value are the same in a request for a batch.
-_IN_REQUESTS: Final = [each.name for each in fields(JobOptions) if each.name not in ("key", "error_limits")]
+_IN_REQUESTS: Final = [each.name for each in fields(JobOptions) if each.name not in _NOT_IN_REQUESTS]
 
 DEFAULT_OPTIONS: Final = JobOptions()

@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     and_,
     bindparam,
     literal,
@@ -37,6 +38,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from jobs.described import DescribedEnum
 from jobs.ids import ID_LENGTH
 from jobs.models.dataset import MAX_NAME
+from jobs.options import DEFAULT_PROJECT
 
 
 class JobState(DescribedEnum):
@@ -345,6 +347,35 @@ promotions = Table(
     info={"doc": "one row per change of a champion"},
 )
 
+#: The project of shadows, which nobody submitted. It is no tenant's, and takes its turn after all others.
+SHADOWS: Final = "shadows"
+
+#: Each of these tables' rows belongs to one project. A key of the HTTP API sees only its own.
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", _Name, primary_key=True, doc="the project's name"),
+    Column(
+        "turn",
+        Double,
+        server_default="0",
+        doc="work claimed while others waited, in full claims; the least is next, null comes last",
+    ),
+    Column("intake_at", UtcTime, doc="when an intake process last claimed one of its batches"),
+    Column("webhook_at", UtcTime, doc="when a webhook sender last claimed one of its messages"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was created"),
+    info={
+        "doc": "one row per project, which owns jobs, files, API keys and webhooks, and one for all shadows"
+    },
+)
+
+
+def _project(*, in_index: bool = False) -> Column[Any]:
+    """Return the column that says to which project a row belongs."""
+    key = () if in_index else (ForeignKey("projects.name"),)
+    return Column("project", _Name, *key, nullable=False, server_default=DEFAULT_PROJECT, doc="its project")
+
+
 #: No foreign key to the job, because a correction outlives its job.
 corrections = Table(
     "corrections",
@@ -371,7 +402,8 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", _Id, primary_key=True, doc="the job's id"),
-    Column("key", Text, unique=True, doc="the submission key, or null"),
+    _project(),
+    Column("key", Text, doc="the submission key, or null"),
     Column("fingerprint", String(64), doc="SHA-256 of what was submitted under the key"),
     Column("state", String(16), nullable=False, doc="see the states"),
     Column("model_id", ForeignKey("models.id"), nullable=False, doc="the model that classifies the job"),
@@ -394,7 +426,9 @@ jobs = Table(
     Column("submitted_at", UtcTime, doc="when the submission was complete"),
     Column("started_at", UtcTime, doc="when the first recorded chunk was begun"),
     Column("finished_at", UtcTime, doc="when it ended"),
+    UniqueConstraint("project", "key"),
     Index(None, "created_at"),
+    Index(None, "project", "created_at"),
     # Only shadows: otherwise SQLite would use this index to find jobs that are not shadows, and then sort
     # them.
     Index(
@@ -430,6 +464,7 @@ chunks = Table(
     metadata,
     Column("id", _Id, primary_key=True, doc="the chunk's id"),
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, doc="its job"),
+    _project(in_index=True),  # a copy of the job's: checking it would cost each chunk
     Column("first_index", BigInteger, nullable=False, doc="index of its first image in the job"),
     Column("images", Integer, nullable=False, doc="number of images"),
     Column("payload", Text, nullable=False, doc="its key in the store"),
@@ -467,9 +502,10 @@ chunks = Table(
     Column("finished_at", UtcTime, doc="when its results were recorded"),
     Column("error", Text, doc="how the latest attempt without results ended"),
     Index("ix_chunks_job_id_state_first_index", "job_id", "state", "first_index"),
-    # For the next due chunk. Small, because chunks leave it when they are claimed.
+    # For a project's next due chunk. Small, because chunks leave it when they are claimed.
     Index(
         "ix_chunks_due",
+        "project",
         text("priority DESC"),
         "created_at",
         "first_index",
@@ -498,11 +534,13 @@ files = Table(
     "files",
     metadata,
     Column("id", _Id, primary_key=True, doc="the file's id, without `file-`"),
+    _project(),
     Column("name", Text, nullable=False, doc="the owner's name for it"),
     Column("purpose", String(32), nullable=False, doc="always `batch`"),
     Column("size", BigInteger, nullable=False, doc="in bytes"),
     Column("sha256", String(64), nullable=False, doc="SHA-256 of its bytes"),
     Column("created_at", UtcTime, nullable=False, doc="when it was uploaded"),
+    Index(None, "project", "id"),
     info={"doc": "one row per file that was uploaded over HTTP; its bytes are in the store below `files/`"},
 )
 
@@ -510,6 +548,7 @@ batches = Table(
     "batches",
     metadata,
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, doc="the job"),
+    _project(in_index=True),
     Column("request", _Json, nullable=False, doc="the request as JSON, with a hash instead of `urls`"),
     Column("file_id", _Id, doc="the uploaded file with the images; it may be deleted later"),
     Column("state", String(16), nullable=False, doc="`pending`, `claimed` or `done`"),
@@ -521,6 +560,7 @@ batches = Table(
     Column("created_at", UtcTime, nullable=False, doc="when it was created"),
     Index(
         "ix_batches_open",
+        "project",
         "created_at",
         postgresql_where=text("state <> 'done'"),
         sqlite_where=text("state <> 'done'"),
@@ -537,6 +577,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", _Id, primary_key=True, doc="the key's id"),
+    _project(),
     Column("name", String(64), nullable=False, doc="who or what uses it"),
     Column("role", String(16), nullable=False, doc="`submit`, `review` or `admin`"),
     Column("digest", String(64), nullable=False, unique=True, doc="SHA-256 of the key"),
@@ -561,6 +602,7 @@ webhook_endpoints = Table(
     "webhook_endpoints",
     metadata,
     Column("id", _Id, primary_key=True, doc="the receiver's id"),
+    _project(),
     Column("url", Text, doc="where messages are sent; null in the row `batches`"),
     Column("events", _Json, nullable=False, doc="the event types that it receives, as JSON; none: all"),
     Column("secret", Text, nullable=False, doc="the secret that signs messages"),

@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "datasets": "List, show, add and remove datasets: labelled images to train on.",
     "models": "List, show, register, evaluate, compare and promote models.",
     "serve": "Serve the HTTP API.",
+    "projects": "List and create projects: tenants that share an installation.",
     "keys": "List, create and revoke keys of the HTTP API.",
     "webhooks": "List, add and remove webhooks, and show what was sent.",
     "worker": "Run one Celery worker, for your own deployment.",
@@ -61,7 +62,7 @@ _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 REMOTE: Final = ("submit", "status", "jobs", "predictions", "pause", "resume", "cancel", "retry", "correct")
 
 #: Commands that are groups of commands.
-GROUPS: Final = ("datasets", "models", "runs", "keys", "webhooks", "db")
+GROUPS: Final = ("datasets", "models", "runs", "projects", "keys", "webhooks", "db")
 
 
 class _LazyGroup(TyperGroup):

@@ -42,7 +42,10 @@ def retry(submitter: Submitter, job_id: str, *, failed_only: bool, key: str | No
     and what `submit` raises.
     """
     ledger = submitter.ledger
-    if key is not None and (holder := submitter.find_job_by_key(key)) is not None:
+    with ledger.reading() as connection:
+        old = job_status(connection, job_id)
+    options = JobOptions(project=old.project, key=key, top_k=old.top_k)
+    if (holder := submitter.find_job_by_key(options)) is not None:
         with ledger.reading() as connection:
             again = job_status(connection, holder.job_id)
         if again.retry_of != job_id:
@@ -52,14 +55,13 @@ def retry(submitter: Submitter, job_id: str, *, failed_only: bool, key: str | No
             )
         return Retried(Submitted(again.id, again.total, new=False), 0)
     with ledger.transaction() as connection:
-        status = check_retry(connection, job_id)
+        check_retry(connection, job_id)
     images = _Images(ledger, submitter.store, job_id, failed_only=failed_only)
     chunks = chunks_of(images, submitter.chunk_images)
     first = next(chunks, None)
     if first is None:
         return Retried(None, images.unreadable)
-    options = JobOptions(key=key, top_k=status.top_k)
-    submitted = submitter.submit(options, chain([first], chunks), model_id=status.model, retry_of=job_id)
+    submitted = submitter.submit(options, chain([first], chunks), model_id=old.model, retry_of=job_id)
     return Retried(submitted, images.unreadable)
 
 

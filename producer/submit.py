@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.api.projects import check_project
 from jobs.ledger.jobs.shadows import shadow_job
 from jobs.ledger.jobs.submission import (
     KeyHolder,
@@ -104,14 +105,15 @@ def submit(
     Reading `images` may take any time, because a thread writes the producer's heartbeat.
 
     Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by
-    reference; NotFound if there is no such model, or no champion yet; Conflict if the key was used for other
-    content, or for another model, dataset or `top_k`; Unavailable if the ledger or the store cannot be
-    reached; Stopped if the job was cancelled, failed or was removed during submission. After any exception,
-    Ctrl-C included, nothing of the job is left, except that a stopped job stays as it is.
+    reference; NotFound if there is no such project or model, or no champion yet; Conflict if the key was used
+    for other content, or for another model, dataset or `top_k`; Unavailable if the ledger or the store cannot
+    be reached; Stopped if the job was cancelled, failed or was removed during submission. After any
+    exception, Ctrl-C included, nothing of the job is left, except that a stopped job stays as it is.
     """
     ledger = submitter.ledger
     dataset = options.dataset or MNIST
     with ledger.reading() as connection:
+        check_project(connection, options.project)
         model_id = model_or_champion(connection, options.model, dataset).id
     check_store(ledger, submitter.store)
 
@@ -128,7 +130,7 @@ def submit(
         raise no_images(images)
 
     while True:
-        if options.key is not None and (holder := submitter.find_job_by_key(options.key)) is not None:
+        if (holder := submitter.find_job_by_key(options)) is not None:
             with ledger.reading() as connection:
                 other = get_model(connection, holder.model_id).dataset
             if options.model is None and other != dataset:
@@ -190,16 +192,16 @@ class Submitter:
             span.set_attribute("labelmill.images", submitted.images)
             return submitted
 
-    def find_job_by_key(self, key: str) -> KeyHolder | None:
-        """Return the submitted job that owns the key, or None.
+    def find_job_by_key(self, options: JobOptions) -> KeyHolder | None:
+        """Return the submitted job that owns the key of these options, or None, also if they have no key.
 
         If another producer is still submitting under this key, wait for it. If that producer has died,
         discard its job.
         """
         waiting_for: str | None = None
-        while True:
+        while options.key is not None:
             with self.ledger.reading() as connection:
-                holder = find_key(connection, key)
+                holder = find_key(connection, options.project, options.key)
             if holder is None or holder.sealed:
                 return holder
             if holder.receiving:
@@ -209,6 +211,7 @@ class Submitter:
                 time.sleep(_KEY_POLL_SECONDS)
             else:
                 self._discard_job(holder.job_id)
+        return None
 
     def _store_job(self, job: _Job, chunks: Iterator[Chunk]) -> Submitted:
         heartbeat = ProducerHeartbeat(self.ledger, partial(touch_job, job_id=job.id))

@@ -42,7 +42,7 @@ from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.models.dataset import MNIST
 from jobs.models.model import MNIST_INPUT, Model
-from jobs.options import JobOptions
+from jobs.options import DEFAULT_PROJECT, JobOptions
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import chunks
 from jobs.settings import ENV_PREFIX, Settings
@@ -499,6 +499,7 @@ def make_job(ledger: Ledger, champion: Model) -> JobMaker:
         *,
         sealed: bool = True,
         key: str | None = None,
+        project: str = DEFAULT_PROJECT,
         model: Model | None = None,
         priority: int = DEFAULT_PRIORITY,
         error_limits: ErrorLimits | None = None,
@@ -506,7 +507,7 @@ def make_job(ledger: Ledger, champion: Model) -> JobMaker:
         job_id = new_id()
         chunks: list[NewChunk] = []
         with ledger.transaction() as connection:
-            options = JobOptions(key=key, error_limits=error_limits)
+            options = JobOptions(project=project, key=key, error_limits=error_limits)
             open_job(connection, job_id, options, model_id=(model or champion).id)
             for size in sizes:
                 chunk_id = new_id()

@@ -38,11 +38,13 @@ BEGIN
     SET LOCAL session_replication_role = replica;  -- in any order, whatever refers to what
     FOR name, is_small IN
         SELECT oid, pg_relation_size(oid) < 100000 AND NOT relispartition FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'
-        AND pg_relation_size(oid) > 0
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+        AND relname NOT IN ('alembic_version', 'projects') AND pg_relation_size(oid) > 0
     LOOP
         EXECUTE format(CASE WHEN is_small THEN 'DELETE FROM %s' ELSE 'TRUNCATE %s CASCADE' END, name);
     END LOOP;
+    DELETE FROM projects WHERE projects.name NOT IN ('default', 'shadows');
+    UPDATE projects SET turn = 0 * turn, intake_at = NULL, webhook_at = NULL;
     PERFORM pg_stat_reset();
 END $$
 """

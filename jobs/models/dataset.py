@@ -52,11 +52,11 @@ class DatasetVersion:
     created_at: datetime
 
 
-def check_name(name: str) -> str:
-    """Return the name if a dataset can have it. Raises UserError."""
+def check_name(name: str, what: str = "dataset") -> str:
+    """Return the name if a dataset, or whatever `what` is, can have it. Raises UserError."""
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot be the name of a dataset: use at most {MAX_NAME} lower-case letters, digits, "
+            f"{name!r} cannot be the name of a {what}: use at most {MAX_NAME} lower-case letters, digits, "
             "dots, hyphens and underscores, and begin with a letter or a digit."
         )
     return name

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ledger.api.batches import repeat_batch
+from jobs.ledger.api.projects import check_project
 from jobs.ledger.jobs.control import end_job, pause_job, resume_job
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import (
@@ -60,10 +61,11 @@ class JobMethods(Installation):
         - `key`, `model`, `dataset`, `priority` and the other fields of `jobs.options.JobOptions`.
 
         Raises SourceError if there are no images, more than the settings allow, or one that cannot be
-        submitted by reference; NotFound if the model does not exist or there is no champion yet; UserError if
-        an option is out of range; Conflict if the key was used for other content, another model, dataset or
-        `top_k`, if several models match `model`, if the model does not belong to `dataset`, or if the object
-        store is not the one that the workers use; Stopped if the job is stopped during the submission.
+        submitted by reference; NotFound if the project or the model does not exist, or there is no champion
+        yet; UserError if an option is out of range; Conflict if the key was used for other content, another
+        model, dataset or `top_k`, if several models match `model`, if the model does not belong to `dataset`,
+        or if the object store is not the one that the workers use; Stopped if the job is stopped during the
+        submission.
         """
         from jobs.network.references import Roots
         from producer.submit import submit
@@ -119,10 +121,17 @@ class JobMethods(Installation):
             return model_named(connection, typed, dataset).id
 
     @accept_numpy_numbers
-    def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
-        """Return the latest jobs, newest first; with `state`, only jobs in this state."""
+    def jobs(
+        self, *, limit: int = 20, state: JobState | None = None, project: str | None = None
+    ) -> list[JobStatus]:
+        """Return the latest jobs, newest first; with `state`, only jobs in this state.
+
+        With `project`, return only its jobs. Raises NotFound if there is no such project.
+        """
         with self.ledger.reading() as connection:
-            return latest_jobs(connection, limit=limit, state=state)
+            if project is not None:
+                check_project(connection, project)
+            return latest_jobs(connection, limit=limit, state=state, project=project)
 
     def workers(self) -> list[WorkerStatus]:
         """Return the workers and trainers seen in the last 24 hours, ordered by queue and host."""

@@ -99,7 +99,8 @@ class RemoteClient(CommonMethods):
 
         The arguments and errors are those of `Client.submission`. The images are packed while they are sent:
         memory holds a few of them, and nothing is written to disk. If the upload breaks, they are read again.
-        UserError for `by_reference`: the server cannot read the files of this machine.
+        UserError for `by_reference`, because the server cannot read the files of this machine, and for
+        `project`, because it is that of the key.
         """
         from producer.submit import Submitted
 
@@ -109,6 +110,7 @@ class RemoteClient(CommonMethods):
                 "leave it out."
             )
         wanted = JobOptions(**options)
+        _check_project(wanted.project if "project" in options else None)
         # Before the upload, which may take long: an unknown model is an error now.
         model_id = self.model_id(wanted.model, dataset=wanted.dataset)
         if wanted.model is not None:
@@ -178,8 +180,14 @@ class RemoteClient(CommonMethods):
         return _to_status(self._api.request("GET", _path(job_id)))
 
     @accept_numpy_numbers
-    def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
-        """Return the latest jobs, newest first; with `state`, only jobs in this state."""
+    def jobs(
+        self, *, limit: int = 20, state: JobState | None = None, project: str | None = None
+    ) -> list[JobStatus]:
+        """Return the latest jobs of the key's project, newest first; with `state`, only jobs in this state.
+
+        Raises UserError if `project` is given.
+        """
+        _check_project(project)
         found: list[JobStatus] = []
         query: dict[str, object] = {"state": state}
         while True:
@@ -329,6 +337,12 @@ class RemoteClient(CommonMethods):
 
 class NotInApi(UserError, AttributeError):
     """A method of `Client` that does not work over HTTP."""
+
+
+def _check_project(project: str | None) -> None:
+    """Raise UserError if a project is named: over HTTP, the key has one."""
+    if project is not None:
+        raise UserError("Over the HTTP API, the project is that of the key: leave out --project.")
 
 
 def _idempotency_key(key: str | None) -> str:

@@ -10,7 +10,7 @@ import typer
 from jobs.schema import JobState
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import format_state, status_to_json
-from labelmill.commands.options import AsJsonList
+from labelmill.commands.options import AsJsonList, OnlyProjectOption
 from labelmill.console.tables import Column, print_rows, short_time
 from labelmill.console.terminal import examples, report_errors
 
@@ -18,6 +18,7 @@ app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
     Column("job", attrgetter("id")),
+    Column("project", attrgetter("project"), leave_out=2),
     Column("state", format_state, min_width=15),
     Column("images", lambda job: f"{job.total:,}", right=True),
     Column("done", lambda job: f"{job.done:,}", right=True),
@@ -32,9 +33,10 @@ _COLUMNS: Final = (
 def jobs(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
+    project: OnlyProjectOption = None,
     as_json: AsJsonList = False,
 ) -> None:
     """List the latest jobs, newest first."""
     with open_client() as client:
-        found = client.jobs(limit=limit, state=state)
+        found = client.jobs(limit=limit, state=state, project=project)
     print_rows(_COLUMNS, found, as_json=as_json, row=status_to_json)

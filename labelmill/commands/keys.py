@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, Final
 
 import typer
 
 from jobs.ledger.api.keys import ApiKey, Role, create_key, list_keys, revoke_key
+from jobs.ledger.api.projects import check_project
+from jobs.options import DEFAULT_PROJECT
 from labelmill.client import Client
 from labelmill.commands.groups import listing_group
-from labelmill.commands.options import AsJsonList
+from labelmill.commands.options import AsJsonList, OnlyProjectOption, ProjectOption
 from labelmill.console.tables import Column, print_rows, short_time
 from labelmill.console.terminal import examples, print_data, report_errors, say
 
@@ -22,6 +25,7 @@ app = listing_group(
 _COLUMNS: Final = (
     Column("id", lambda key: key.id),
     Column("name", lambda key: key.name, min_width=8),
+    Column("project", attrgetter("project"), leave_out=3),
     Column("role", lambda key: key.role),
     Column("created (UTC)", lambda key: short_time(key.created_at), leave_out=2),
     Column("expires (UTC)", lambda key: short_time(key.expires_at), leave_out=1),
@@ -31,15 +35,21 @@ _COLUMNS: Final = (
 
 @app.command("list", epilog=examples("labelmill keys list --json"))
 @report_errors
-def list_all(as_json: AsJsonList = False) -> None:
+def list_all(project: OnlyProjectOption = None, as_json: AsJsonList = False) -> None:
     """List the keys, without their secrets."""
     with Client() as client, client.ledger.reading() as connection:
-        found = list_keys(connection)
+        if project is not None:
+            check_project(connection, project)
+        found = list_keys(connection, project=project)
     print_rows(_COLUMNS, found, as_json=as_json)
 
 
 @app.command(
-    epilog=examples("labelmill keys create laptop", "labelmill keys create ci --role admin --expires 90")
+    epilog=examples(
+        "labelmill keys create laptop",
+        "labelmill keys create ci --role admin --expires 90",
+        "labelmill keys create aviary --project birds",
+    )
 )
 @report_errors
 def create(
@@ -47,14 +57,17 @@ def create(
     role: Annotated[
         Role, typer.Option(help="What it may do: each role includes those before it.")
     ] = Role.SUBMIT,
+    project: ProjectOption = DEFAULT_PROJECT,
     expires: Annotated[
         float | None, typer.Option(min=0, metavar="DAYS", help="Days until it expires. Default: never.")
     ] = None,
 ) -> None:
     """Create a key, and print it, the only word on stdout. Keep it: the ledger stores only its hash."""
     with Client() as client, client.ledger.transaction() as connection:
-        key, secret = create_key(connection, name, role, days=expires)
-    say(f"key {key.id} for {key.name}, role {key.role}; keep it safe, it is not shown again")
+        key, secret = create_key(connection, name, role, project=project, days=expires)
+    say(
+        f"key {key.id} for {key.name}, role {key.role}, project {key.project}; keep it, it is not shown again"
+    )
     print_data(secret)
 
 

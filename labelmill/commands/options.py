@@ -35,6 +35,14 @@ AliasOfOption = Annotated[
     typer.Option("--dataset", metavar="NAME", help="The dataset of the alias. Default: mnist."),
 ]
 
+#: The project that a command acts for, or whose things it lists.
+ProjectOption = Annotated[
+    str, typer.Option("--project", metavar="NAME", help="The project that it belongs to.")
+]
+OnlyProjectOption = Annotated[
+    str | None, typer.Option("--project", metavar="NAME", help="Only those of this project.")
+]
+
 #: How many of the most probable classes a job's predictions keep.
 TopOption = Annotated[
     int | None,

@@ -12,6 +12,7 @@ from jobs.errors import NotFound, UserError
 from jobs.ledger.learning.models import CHAMPION
 from jobs.limits import ErrorLimits
 from jobs.network.references import Roots
+from jobs.options import DEFAULT_PROJECT
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import report_broker_unavailable, status_to_json, watch
@@ -74,6 +75,10 @@ def submit(
         typer.Option(metavar="MODEL", help="The model that classifies them. Default: the champion."),
     ] = None,
     dataset: ChampionOfOption = None,
+    project: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"The project that it belongs to. Default: {DEFAULT_PROJECT}."),
+    ] = None,
     by_reference: Annotated[
         bool,
         typer.Option(
@@ -168,6 +173,7 @@ def submit(
                 key=key,
                 model=model,
                 dataset=dataset,
+                **({} if project is None else {"project": project}),
                 by_reference=by_reference,
                 error_limits=limits,
                 priority=priority,

@@ -34,6 +34,7 @@ class Session:
     def __init__(self, client: Client, key: ApiKey) -> None:
         self.client = client
         self.key = key
+        self.project = key.project
         client.on_change = self.record
 
     def record(self, connection: Connection, action: str, changed: str) -> None:

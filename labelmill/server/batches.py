@@ -28,7 +28,7 @@ from jobs.network.webhooks import check_receiver
 from jobs.options import JobOptions
 from jobs.schema import JobState
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.events import SharedReadings
+from labelmill.server.events import SharedReading
 from labelmill.server.files import errors_id, id_in, output_id, store_list
 from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import (
@@ -84,7 +84,7 @@ def create_batch(
             if batch_id is None:
                 raise
     response.headers["Location"] = str(request.url_for("show_batch", batch_id=batch_id).path)
-    return read_batch(session.client.ledger, batch_id)
+    return read_batch(session.client.ledger, session.project, batch_id)
 
 
 @router.get("")
@@ -100,39 +100,39 @@ def list_batches(
     if after is not None:
         found_id(session, after)
     with session.client.ledger.reading() as connection:
-        found = latest_jobs(connection, limit=limit + 1, after=after, state=state)
+        found = latest_jobs(connection, limit=limit + 1, after=after, state=state, project=session.project)
         of_http = find_batches(connection, [status.id for status in found])
         objects = [_to_object(status, of_http.get(status.id)) for status in found]
     return Page.of(objects, limit)
 
 
 @router.get("/{batch_id}")
-async def show_batch(batch_id: str, readings: SharedReadings) -> BatchObject:
+async def show_batch(batch_id: str, reading: SharedReading) -> BatchObject:  # noqa: ARG001
     """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
     # Async: FastAPI serializes the answer of any other function in a second thread, and this is the most
     # frequent request.
-    return await readings.of(batch_id).latest()
+    return await reading.latest()
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Stop a batch. Images that are classified already keep their labels."""
     session.client.cancel(found_id(session, batch_id))
-    return read_batch(session.client.ledger, batch_id)
+    return read_batch(session.client.ledger, session.project, batch_id)
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Pause a batch until it is resumed."""
     session.client.pause(found_id(session, batch_id))
-    return read_batch(session.client.ledger, batch_id)
+    return read_batch(session.client.ledger, session.project, batch_id)
 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
     """Resume a paused batch."""
     session.client.resume(found_id(session, batch_id))
-    return read_batch(session.client.ledger, batch_id)
+    return read_batch(session.client.ledger, session.project, batch_id)
 
 
 @router.post("/{batch_id}/retry", status_code=HTTPStatus.ACCEPTED)
@@ -159,12 +159,14 @@ def retry_batch(
             f"Batch {batch_id} has no image to submit again: its images have labels, or could not be read."
         )
         raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
-    return RetriedBatch(**dict(read_batch(session.client.ledger, retried.job_id)), unreadable=unreadable)
+    return RetriedBatch(
+        **dict(read_batch(session.client.ledger, session.project, retried.job_id)), unreadable=unreadable
+    )
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
     """Commit a new batch, and return its id."""
-    options = JobOptions.from_request(wanted.model_dump(), key=key)
+    options = JobOptions.from_request(wanted.model_dump(), project=session.project, key=key)
     _check_roots(session, wanted)
     _check_webhook(session, wanted)
     batch_id = new_id()
@@ -181,9 +183,9 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         if wanted.webhook_url is not None:
             secret_of_batches(connection)  # without a secret, nothing is sent
         if listed is not None:
-            file_id: str | None = listed.add(connection).id
+            file_id: str | None = listed.add(connection, session.project).id
         elif wanted.input_file_id is not None:
-            file = get_file(connection, id_in(wanted.input_file_id), keep=True)
+            file = get_file(connection, id_in(wanted.input_file_id), project=session.project, keep=True)
             file_id, digest = file.id, {_SHA256: file.sha256}
         else:
             file_id = None
@@ -239,11 +241,11 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
     if key is None:
         return None
     with session.client.ledger.reading() as connection:
-        holder = find_key(connection, key)
+        holder = find_key(connection, session.project, key)
         batch = find_batch(connection, holder.job_id) if holder is not None else None
         if batch is None:
             return None
-        is_same = _is_same(connection, batch.request, body)
+        is_same = _is_same(connection, session.project, batch.request, body)
     if not is_same:
         raise Conflict(
             f"Batch {batch.job_id} has the same Idempotency-Key and another body: use another key."
@@ -251,7 +253,9 @@ def _existing(session: Session, key: str | None, body: dict[str, object]) -> str
     return batch.job_id
 
 
-def _is_same(connection: Connection, earlier: dict[str, object], body: dict[str, object]) -> bool:
+def _is_same(
+    connection: Connection, project: str, earlier: dict[str, object], body: dict[str, object]
+) -> bool:
     """Return whether two requests want the same: the file may be another one with the same bytes."""
     digest = earlier.get(_SHA256)
     rest = {name: value for name, value in earlier.items() if name != _SHA256}
@@ -261,29 +265,32 @@ def _is_same(connection: Connection, earlier: dict[str, object], body: dict[str,
     if file_id is None or rest | {"input_file_id": file_id} != body:
         return False
     try:
-        return get_file(connection, id_in(str(file_id))).sha256 == digest
+        return get_file(connection, id_in(str(file_id)), project=project).sha256 == digest
     except NotFound:
         return False
 
 
 def found_id(session: Session, batch_id: str) -> str:
-    """Return the id of a batch. Raises NotFound if there is no such batch."""
+    """Return the id of a batch. Raises NotFound if the session's project has no such batch."""
     with session.client.ledger.reading() as connection:
-        _found(connection, batch_id)
+        _found(connection, session.project, batch_id)
     return batch_id
 
 
-def read_batch(ledger: Ledger, batch_id: str) -> BatchObject:
-    """Return a batch as it is now, given its id or the beginning of it. Raises NotFound, Conflict."""
+def read_batch(ledger: Ledger, project: str, batch_id: str) -> BatchObject:
+    """Return a project's batch as it is now, given its id or the beginning of it.
+
+    Raises NotFound, Conflict.
+    """
     with ledger.reading() as connection:
-        job_id = full_id(connection, "job", batch_id)
-        return _to_object(_found(connection, job_id), find_batch(connection, job_id))
+        job_id = full_id(connection, "job", batch_id, project=project)
+        return _to_object(_found(connection, project, job_id), find_batch(connection, job_id))
 
 
-def _found(connection: Connection, batch_id: str) -> JobStatus:
+def _found(connection: Connection, project: str, batch_id: str) -> JobStatus:
     try:
         if is_id(batch_id):
-            return job_status(connection, batch_id)
+            return job_status(connection, batch_id, project=project)
     except NotFound:  # its message is about jobs and commands
         pass
     raise NotFound(f"There is no batch {batch_id!r}: `GET /v1/batches` lists them.")

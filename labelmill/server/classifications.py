@@ -96,9 +96,10 @@ async def classify(
     If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them.
     """
     key = job_key(session, "classification", idempotency_key)
-    batch_id = await _submit(request, session, key=key, model=model, dataset=dataset, top_k=top_k)
+    options = JobKeywords(project=session.project, key=key, model=model, dataset=dataset, top_k=top_k)
+    batch_id = await _submit(request, session, **options)
     await _wait(session.client, batch_id, wait, request)
-    batch = await run_in_threadpool(read_batch, session.client.ledger, batch_id)
+    batch = await run_in_threadpool(read_batch, session.client.ledger, session.project, batch_id)
     headers = {"Location": str(request.url_for("show_batch", batch_id=batch_id).path)}
     if batch.status != "completed":
         return JSONResponse(batch.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)

@@ -42,16 +42,16 @@ _MEDIA_TYPE: Final = "text/event-stream"
 class Readings:
     """The batches that requests are reading."""
 
-    def __init__(self, read: Callable[[str], BatchObject]) -> None:
-        """`read` returns a batch, given its id. It runs in a thread."""
+    def __init__(self, read: Callable[[str, str], BatchObject]) -> None:
+        """`read` returns a batch, given its project and its id. It runs in a thread."""
         self._read = read
-        self._readings: WeakValueDictionary[str, Reading] = WeakValueDictionary()
+        self._readings: WeakValueDictionary[tuple[str, str], Reading] = WeakValueDictionary()
 
-    def of(self, batch_id: str) -> Reading:
-        """Return the reading of a batch, which other requests may hold already."""
-        found = self._readings.get(batch_id)
+    def of(self, project: str, batch_id: str) -> Reading:
+        """Return the reading of a project's batch, which other requests may hold already."""
+        found = self._readings.get((project, batch_id))
         if found is None:
-            self._readings[batch_id] = found = Reading(partial(self._read, batch_id))
+            found = self._readings[project, batch_id] = Reading(partial(self._read, project, batch_id))
         return found
 
 
@@ -85,15 +85,15 @@ class Reading:
         return latest
 
 
-async def _readings(request: Request, credentials: Credentials) -> Readings:
-    """Return the server's readings. Raises ApiError if the request has no valid key."""
-    await check_key(request, credentials, Role.SUBMIT)
+async def _reading(request: Request, credentials: Credentials, batch_id: str) -> Reading:
+    """Return the reading of the batch in the path. Raises ApiError if the request has no valid key."""
+    key = await check_key(request, credentials, Role.SUBMIT)
     readings: Readings = request.app.state.readings
-    return readings
+    return readings.of(key.project, batch_id)
 
 
 #: For requests that only read a batch: a session would cost a short one a twelfth of its time.
-SharedReadings = Annotated[Readings, Depends(_readings)]
+SharedReading = Annotated[Reading, Depends(_reading)]
 
 
 class Streams:
@@ -145,8 +145,8 @@ class Streams:
     },
 )
 async def follow_batch(
-    batch_id: str,
-    readings: SharedReadings,
+    batch_id: str,  # noqa: ARG001 -- the reading takes it
+    reading: SharedReading,
     request: Request,
     last_event_id: Annotated[
         str | None,
@@ -160,7 +160,6 @@ async def follow_batch(
     """
     streams: Streams = request.app.state.streams
     streams.check_room()
-    reading = readings.of(batch_id)
     batch = await reading.latest(max_age=_POLL_SECONDS)
     if batch.ended and last_event_id == _state_of(batch):
         return Response(status_code=HTTPStatus.NO_CONTENT)

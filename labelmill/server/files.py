@@ -24,7 +24,7 @@ from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger.api.files import File, add_file, delete_file, file_key, get_file, list_files, no_file
 from jobs.ledger.jobs.outcomes import Prediction
-from jobs.ledger.jobs.queries import JobStatus
+from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.client import Client
@@ -95,7 +95,15 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
         digest = file.digest.hexdigest()
         with client.ledger.transaction() as connection:
             session.record(connection, "upload file", file_id)
-            return add_file(connection, file_id, name=name, purpose="batch", size=file.size, sha256=digest)
+            return add_file(
+                connection,
+                file_id,
+                project=session.project,
+                name=name,
+                purpose="batch",
+                size=file.size,
+                sha256=digest,
+            )
 
     return _to_object(await run_in_threadpool(add))
 
@@ -123,14 +131,14 @@ def list_all(
     """List the uploaded files, newest first. The outputs of batches are left out."""
     below = None if after is None else id_in(after)
     with session.client.ledger.reading() as connection:
-        found = list_files(connection, limit=limit + 1, after=below, purpose=purpose)
+        found = list_files(connection, session.project, limit=limit + 1, after=below, purpose=purpose)
     return Page.of(list(map(_to_object, found)), limit)
 
 
 @router.get("/{file_id}")
 def show_file(file_id: str, session: SubmitSession) -> FileObject:
     """Show a file: its name, its size and its SHA-256."""
-    output = find_output(session.client, file_id)
+    output = find_output(session, file_id)
     if output is not None:
         return output.to_object()
     return _to_object(_found(session, file_id))
@@ -139,7 +147,7 @@ def show_file(file_id: str, session: SubmitSession) -> FileObject:
 @router.delete("/{file_id}")
 def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     """Delete an uploaded file. Batches that have its images already keep them."""
-    if find_output(session.client, file_id) is not None:
+    if find_output(session, file_id) is not None:
         raise Conflict(
             f"File {file_id!r} cannot be deleted: it is made from its batch's results. Purge the batch "
             "instead."
@@ -159,7 +167,7 @@ def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
 )
 def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
     """Return the bytes of a file. The output of a batch has a JSON object per line."""
-    output: Output | None = find_output(session.client, file_id)
+    output: Output | None = find_output(session, file_id)
     if output is not None:
         return StreamingResponse(begun(output.pieces()), media_type="application/jsonl")
     file = _found(session, file_id)
@@ -214,12 +222,16 @@ class StoredList(NamedTuple):
     file_id: str
     content: bytes
 
-    def add(self, connection: Connection) -> File:
+    def add(self, connection: Connection, project: str) -> File:
         """Add the file's row."""
-        digest = hashlib.sha256(self.content).hexdigest()
-        size = len(self.content)
         return add_file(
-            connection, self.file_id, name="urls.jsonl", purpose="batch", size=size, sha256=digest
+            connection,
+            self.file_id,
+            project=project,
+            name="urls.jsonl",
+            purpose="batch",
+            size=len(self.content),
+            sha256=hashlib.sha256(self.content).hexdigest(),
         )
 
 
@@ -242,7 +254,7 @@ def id_in(file_id: str) -> str:
 
 def _found(session: Session, file_id: str) -> File:
     with session.client.ledger.reading() as connection:
-        return get_file(connection, id_in(file_id))
+        return get_file(connection, id_in(file_id), project=session.project)
 
 
 def _to_object(file: File) -> FileObject:
@@ -307,23 +319,24 @@ class Output:
         return _sizes[key]
 
 
-def find_output(client: Client, file_id: str) -> Output | None:
+def find_output(session: Session, file_id: str) -> Output | None:
     """Return the output that a file's id means, or None if it means an uploaded file.
 
-    Raises NotFound if there is no such batch, or it has not finished.
+    Raises NotFound if the session's project has no such batch, or it has not finished.
     """
     for ending in (_OUTPUT, _ERRORS):
         job_id = file_id.removeprefix(FILE_PREFIX).removesuffix(ending)
         if file_id == f"{FILE_PREFIX}{job_id}{ending}" and is_id(job_id):
             try:
-                status = client.status(job_id)
+                with session.client.ledger.reading() as connection:
+                    status = job_status(connection, job_id, project=session.project)
             except NotFound:  # its message is about jobs and commands
                 raise no_file(file_id) from None
             if not status.finished:
                 raise NotFound(
                     f"Batch {job_id} has not finished, so there is no file {file_id!r} yet: wait for its end."
                 )
-            return Output(client, status, errors=ending == _ERRORS)
+            return Output(session.client, status, errors=ending == _ERRORS)
     return None
 
 

@@ -35,6 +35,13 @@ WHERE jobs.shadow_of IS NULL
 """
 
 
+#: The project of everything that was not given another, and that of shadows, which takes its turn last.
+PROJECTS = (
+    "INSERT INTO projects (name, created_at) VALUES ('default', CURRENT_TIMESTAMP)",
+    "INSERT INTO projects (name, turn, created_at) VALUES ('shadows', NULL, CURRENT_TIMESTAMP)",
+)
+
+
 def upgrade() -> None:
     """Create the tables, the view, and on PostgreSQL the two partitions that every ledger has."""
     # Alembic makes its own table, which also says which older code can use the ledger.
@@ -196,8 +203,18 @@ def upgrade() -> None:
     op.create_index("ix_corrections_image_sha256", "corrections", ["image_sha256"])
     op.create_index("ix_corrections_model_id", "corrections", ["model_id"])
     op.create_table(
+        "projects",
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("turn", sa.Double(), server_default="0"),
+        sa.Column("intake_at", MOMENT),
+        sa.Column("webhook_at", MOMENT),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_projects"),
+    )
+    op.create_table(
         "jobs",
         sa.Column("id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("key", sa.Text()),
         sa.Column("fingerprint", sa.String(64)),
         sa.Column("state", sa.String(16), nullable=False),
@@ -221,11 +238,13 @@ def upgrade() -> None:
         sa.Column("started_at", MOMENT),
         sa.Column("finished_at", MOMENT),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_jobs_model_id"),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_jobs_project"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
-        sa.UniqueConstraint("key", name="uq_jobs_key"),
+        sa.UniqueConstraint("project", "key", name="uq_jobs_project_key"),
     )
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
     op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])
+    op.create_index("ix_jobs_project_created_at", "jobs", ["project", "created_at"])
     op.create_index(
         "ix_jobs_open",
         "jobs",
@@ -245,6 +264,7 @@ def upgrade() -> None:
         "chunks",
         sa.Column("id", ID, nullable=False),
         sa.Column("job_id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("first_index", sa.BigInteger(), nullable=False),
         sa.Column("images", sa.Integer(), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
@@ -276,7 +296,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_chunks_due",
         "chunks",
-        [sa.literal_column("priority DESC"), "created_at", "first_index"],
+        ["project", sa.literal_column("priority DESC"), "created_at", "first_index"],
         postgresql_where=sa.text("state = 'pending'"),
         sqlite_where=sa.text("state = 'pending'"),
     )
@@ -284,16 +304,20 @@ def upgrade() -> None:
     op.create_table(
         "files",
         sa.Column("id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("purpose", sa.String(32), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_files_project"),
         sa.PrimaryKeyConstraint("id", name="pk_files"),
     )
+    op.create_index("ix_files_project_id", "files", ["project", "id"])
     op.create_table(
         "batches",
         sa.Column("job_id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("request", DOCUMENT, nullable=False),
         sa.Column("file_id", ID),
         sa.Column("state", sa.String(16), nullable=False),
@@ -309,19 +333,21 @@ def upgrade() -> None:
     op.create_index(
         "ix_batches_open",
         "batches",
-        ["created_at"],
+        ["project", "created_at"],
         postgresql_where=sa.text("state <> 'done'"),
         sqlite_where=sa.text("state <> 'done'"),
     )
     op.create_table(
         "api_keys",
         sa.Column("id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("name", sa.String(64), nullable=False),
         sa.Column("role", sa.String(16), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("expires_at", MOMENT),
         sa.Column("revoked_at", MOMENT),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_api_keys_project"),
         sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
         sa.UniqueConstraint("digest", name="uq_api_keys_digest"),
     )
@@ -338,6 +364,7 @@ def upgrade() -> None:
     op.create_table(
         "webhook_endpoints",
         sa.Column("id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("url", sa.Text()),
         sa.Column("events", DOCUMENT, nullable=False),
         sa.Column("secret", sa.Text(), nullable=False),
@@ -345,6 +372,7 @@ def upgrade() -> None:
         sa.Column("old_until", MOMENT),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("disabled_at", MOMENT),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_webhook_endpoints_project"),
         sa.PrimaryKeyConstraint("id", name="pk_webhook_endpoints"),
     )
     op.create_table(
@@ -444,6 +472,8 @@ def upgrade() -> None:
         sa.Column("recorded_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("one", name="pk_store_identity"),
     )
+    for statement in PROJECTS:
+        op.execute(statement)
     op.execute(VIEW)
     if op.get_bind().dialect.name == "postgresql":
         # `labelmill db upgrade` adds the weeks between the two (`jobs.ledger.partitions`).

@@ -15,13 +15,13 @@ from jobs.errors import Conflict, ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed
+from jobs.ledger.jobs.shadows import Comparison, compare, is_shadowed
 from jobs.ledger.learning.models import CHAMPION, SHADOW, point_alias
 from jobs.limits import MAX_PRIORITY
 from jobs.models.model import MNIST_INPUT, InputSpec, Model
 from jobs.options import JobOptions
 from jobs.queue import Publisher
-from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions
+from jobs.schema import SHADOWS, ChunkState, JobState, aliases, chunks, jobs, predictions
 from jobs.storage.registry import model_key
 from labelmill.client import Client
 from labelmill.operations.purging import Purge
@@ -96,15 +96,14 @@ def test_a_shadow_is_a_job_of_the_challenger_over_the_same_payloads(
     # when a job is submitted while a model is in the shadow
     job_id = submit_images(digits(9), chunk_images=4, top_k=3)
 
-    # then it has a shadow job, pinned to the challenger, with the lowest priority and without alternatives
+    # then it has a shadow job, pinned to the challenger, in the project that comes last, without alternatives
     shadow = shadow_of(harness.ledger, job_id)
     assert shadow is not None
     assert (shadow.model_id, shadow.state, shadow.total) == (challenger.id, JobState.RUNNING, 9)
     assert (harness.status(job_id).top_k, shadow.top_k) == (3, None)
     assert harness.status(job_id).model == harness.model.id
-    assert -MAX_PRIORITY > SHADOW_PRIORITY
     own, copied = harness.chunks(job_id), harness.chunks(shadow.id)
-    assert [(row.priority, row.state) for row in copied] == [(SHADOW_PRIORITY, ChunkState.PENDING)] * 3
+    assert [(row.project, row.state) for row in copied] == [(SHADOWS, ChunkState.PENDING)] * 3
 
     # and its chunks refer to the job's images and payloads
     assert [

@@ -23,6 +23,7 @@ from jobs.ledger.jobs.submission import (
     seal_job,
     touch_job,
 )
+from jobs.options import DEFAULT_PROJECT
 from jobs.schema import ChunkState, JobState, batches, chunks, db_now, jobs
 from tests.conftest import Job
 from tests.ledger_probes import age_heartbeat, status_of
@@ -30,7 +31,7 @@ from tests.ledger_probes import age_heartbeat, status_of
 
 def holder_of(ledger: Ledger, key: str) -> KeyHolder | None:
     with ledger.reading() as connection:
-        return find_key(connection, key)
+        return find_key(connection, DEFAULT_PROJECT, key)
 
 
 def chunk(first: int, images: int) -> NewChunk:

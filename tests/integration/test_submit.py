@@ -36,7 +36,7 @@ from jobs.ledger.maintenance import fail_abandoned_jobs
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK
 from jobs.network.references import Reference, Roots
-from jobs.options import JobOptions
+from jobs.options import DEFAULT_PROJECT, JobOptions
 from jobs.queue import Publisher, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -544,7 +544,7 @@ def test_a_producer_that_waits_for_its_source_is_alive(run, ledger, photos, job_
         # Then the next heartbeat still counts: nobody fails the job or takes its key
         def is_alive() -> bool:
             with ledger.reading() as connection:
-                return find_key(connection, "mine").receiving
+                return find_key(connection, DEFAULT_PROJECT, "mine").receiving
 
         until(is_alive, "a sign of life", seconds=30)
         with ledger.transaction() as connection:

@@ -22,12 +22,19 @@ def test_the_keywords_of_a_call_are_the_options() -> None:
 def test_a_request_for_a_batch_has_each_option(limits: ErrorLimits) -> None:
     # Given a job with all options
     options = JobOptions(
-        key="mine", model="a model", dataset="birds", error_limits=limits, priority=-7, top_k=3
+        project="birds",
+        key="mine",
+        model="a model",
+        dataset="birds",
+        error_limits=limits,
+        priority=-7,
+        top_k=3,
     )
     assert not [each.name for each in fields(options) if getattr(options, each.name) == each.default]
     # When a client sends them, and the server reads them
     sent = NewBatch(source_url="s3://bucket/photos/", **options.to_request()).model_dump()
     # Then they are the same
-    found = JobOptions.from_request(sent, key="mine")
+    found = JobOptions.from_request(sent, project="birds", key="mine")
     assert (found.error_limits or ErrorLimits()) == limits
-    assert {**found.to_request(), "key": found.key} == {**options.to_request(), "key": "mine"}
+    assert found.to_request() == options.to_request()
+    assert (found.project, found.key) == ("birds", "mine")

@@ -82,9 +82,10 @@ def add_batch(
     state: str = "pending",
 ) -> None:
     """Add the batch of a job that was opened in the same transaction."""
+    project = sa.select(jobs.c.project).where(jobs.c.id == job_id).scalar_subquery()
     connection.execute(
         batches.insert().values(
-            job_id=job_id, request=request, file_id=file_id, state=state, created_at=db_now()
+            job_id=job_id, project=project, request=request, file_id=file_id, state=state, created_at=db_now()
         )
     )
 

@@ -22,6 +22,7 @@ class File:
     """An uploaded file."""
 
     id: str
+    project: str
     name: str
     purpose: str
     size: int  # in bytes
@@ -40,30 +41,40 @@ def file_key(file_id: str) -> str:
 
 
 def add_file(
-    connection: Connection, file_id: str, *, name: str, purpose: str, size: int, sha256: str
+    connection: Connection, file_id: str, *, project: str, name: str, purpose: str, size: int, sha256: str
 ) -> File:
     """Add a file whose bytes are in the store already, and return it."""
-    values = {"id": file_id, "name": name, "purpose": purpose, "size": size, "sha256": sha256}
+    values = {
+        "id": file_id,
+        "project": project,
+        "name": name,
+        "purpose": purpose,
+        "size": size,
+        "sha256": sha256,
+    }
     connection.execute(files.insert().values(**values, created_at=db_now()))
     return get_file(connection, file_id)
 
 
-def get_file(connection: Connection, file_id: str, *, keep: bool = False) -> File:
-    """Return the file; with `keep`, nobody can delete it until this transaction ends. Raises NotFound."""
+def get_file(connection: Connection, file_id: str, *, project: str | None = None, keep: bool = False) -> File:
+    """Return the file; with `keep`, nobody can delete it until this transaction ends.
+
+    Raises NotFound, also if `project` is given and the file is not its own.
+    """
     query = sa.select(files).where(files.c.id == file_id)
     if keep:
         query = query.with_for_update(read=True)
     row = connection.execute(query).one_or_none()
-    if row is None:
+    if row is None or project not in (None, row.project):
         raise no_file(file_id)
     return File(**row._mapping)
 
 
 def list_files(
-    connection: Connection, *, limit: int, after: str | None = None, purpose: str | None = None
+    connection: Connection, project: str, *, limit: int, after: str | None = None, purpose: str | None = None
 ) -> list[File]:
-    """Return the latest files, newest first; with `after`, those that are older than this one."""
-    query = sa.select(files).order_by(files.c.id.desc()).limit(limit)
+    """Return the project's latest files, newest first; with `after`, those that are older than this one."""
+    query = sa.select(files).where(files.c.project == project).order_by(files.c.id.desc()).limit(limit)
     if after is not None:
         query = query.where(files.c.id < after)
     if purpose is not None:

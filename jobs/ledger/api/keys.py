@@ -15,7 +15,9 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import NotFound, UserError
 from jobs.ids import new_id
+from jobs.ledger.api.projects import check_project
 from jobs.limits import MAX_DAYS
+from jobs.options import DEFAULT_PROJECT
 from jobs.schema import api_keys, audit, db_now
 
 #: Every key begins with this, so that scanners find keys in code and logs.
@@ -49,6 +51,7 @@ class ApiKey:
     """A key of the HTTP API, without its secret."""
 
     id: str
+    project: str
     name: str
     role: Role
     created_at: datetime
@@ -57,12 +60,18 @@ class ApiKey:
 
 
 def create_key(
-    connection: Connection, name: str, role: Role, *, days: float | None = None
+    connection: Connection,
+    name: str,
+    role: Role,
+    *,
+    project: str = DEFAULT_PROJECT,
+    days: float | None = None,
 ) -> tuple[ApiKey, str]:
     """Add a key that expires after `days`, or never. Return it, and its secret, which is stored nowhere.
 
-    Raises UserError for an unusable name or time.
+    Raises UserError for an unusable name or time, NotFound if there is no such project.
     """
+    check_project(connection, project)
     if days is not None and not 0 <= days <= MAX_DAYS:
         raise UserError(f"The days of a key must be from 0 to {MAX_DAYS:,}, got {days:g}.")
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
@@ -72,6 +81,7 @@ def create_key(
     connection.execute(
         api_keys.insert().values(
             id=key_id,
+            project=project,
             name=name,
             role=role,
             digest=_digest(secret),
@@ -96,9 +106,14 @@ def find_key(connection: Connection, secret: str) -> ApiKey | None:
     return None if row is None else _to_key(row)
 
 
-def list_keys(connection: Connection) -> list[ApiKey]:
-    """Return all keys, oldest first, those that expired or were revoked included."""
+def list_keys(connection: Connection, *, project: str | None = None) -> list[ApiKey]:
+    """Return all keys, oldest first, those that expired or were revoked included.
+
+    With `project`, return only its own.
+    """
     query = _QUERY.order_by(api_keys.c.id)
+    if project is not None:
+        query = query.where(api_keys.c.project == project)
     return list(map(_to_key, connection.execute(query)))
 
 
@@ -120,7 +135,7 @@ def record_action(connection: Connection, key_id: str, action: str, changed: str
 
 
 _QUERY: Final = sa.select(
-    *(api_keys.c.id, api_keys.c.name, api_keys.c.role),
+    *(api_keys.c.id, api_keys.c.project, api_keys.c.name, api_keys.c.role),
     *(api_keys.c.created_at, api_keys.c.expires_at, api_keys.c.revoked_at),
 )
 

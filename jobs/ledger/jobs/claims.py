@@ -27,6 +27,7 @@ from jobs.schema import (
     chunks,
     db_now,
     jobs,
+    projects,
 )
 
 #: Images of small chunks that are claimed together: a full batch (`worker.predicting.classifier.BATCH`).
@@ -48,8 +49,8 @@ IS_DUE: Final = sa.and_(
     CHUNK_IS_PENDING, sa.or_(chunks.c.not_before.is_(None), chunks.c.not_before <= db_now())
 )
 
-#: The order in which chunks are claimed: that of the index on pending chunks.
-_CLAIM_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
+#: The order in which a project's chunks are claimed: that of the index on pending chunks.
+CLAIM_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
 
 
 class Reason(StrEnum):
@@ -112,9 +113,10 @@ def claimed_by(owner: str) -> sa.ColumnElement[bool]:
     return chunks.c.owner == owner
 
 
-def next_due(limit: int) -> sa.Select[tuple[str]]:
-    """Return the query for the ids of the first due chunks, in the order in which they are claimed."""
-    return sa.select(chunks.c.id).where(IS_DUE).order_by(*_CLAIM_ORDER).limit(limit)
+def next_of(project: sa.ColumnElement[str], limit: int) -> sa.Select[tuple[str]]:
+    """Return the query for the ids of a project's first due chunks, in the order of their claims."""
+    query = sa.select(chunks.c.id).where(chunks.c.project == project, IS_DUE)
+    return query.order_by(*CLAIM_ORDER).limit(limit)
 
 
 def job_was_stopped() -> sa.ColumnElement[bool]:
@@ -134,10 +136,36 @@ def _of_job(value: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
 
 _JOB_IS_RUNNABLE: Final = _of_job(sa.and_(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at.is_(None)))
 
+_PROJECT: Final = sa.bindparam("of_project", type_=chunks.c.project.type)
+
+# Two projects: the one whose turn it is, and the one that waits for longest then.
+_TURNS: Final = (
+    sa.select(projects.c.name, projects.c.turn)
+    .where(
+        next_of(projects.c.name, 1)
+        .where(_JOB_IS_RUNNABLE)
+        .correlate(projects)
+        .scalar_subquery()
+        .is_not(None),
+        projects.c.name.not_in(sa.bindparam("tried", expanding=True)),
+    )
+    .order_by(projects.c.turn.nulls_last())
+    .limit(2)
+)
+
+_COUNT_TURN: Final = (
+    projects.update()
+    .where(projects.c.name == _PROJECT)
+    .values(
+        turn=sa.case((projects.c.turn < sa.bindparam("least"), sa.bindparam("least")), else_=projects.c.turn)
+        + sa.bindparam("more")
+    )
+)
+
 _NEXT: Final = (
     sa.select(chunks, _of_job(jobs.c.model_id).label("model_id"))
-    .where(IS_DUE, _JOB_IS_RUNNABLE)
-    .order_by(*_CLAIM_ORDER)
+    .where(chunks.c.project == _PROJECT, IS_DUE, _JOB_IS_RUNNABLE)
+    .order_by(*CLAIM_ORDER)
     .limit(1)
     .with_for_update(of=chunks, skip_locked=True)
 )
@@ -147,7 +175,7 @@ _NEXT: Final = (
 _SMALL: Final = (
     sa.select(chunks.c.id, chunks.c.images)
     .where(
-        chunks.c.id.in_(next_due(COMBINED_CLAIM_IMAGES)),
+        chunks.c.id.in_(next_of(_PROJECT, COMBINED_CLAIM_IMAGES)),
         chunks.c.id != sa.bindparam("not_id"),
         IS_DUE,
         chunks.c.attempts == 0,
@@ -155,7 +183,7 @@ _SMALL: Final = (
         _of_job(jobs.c.model_id == sa.bindparam("of_model")),
         _JOB_IS_RUNNABLE,
     )
-    .order_by(*_CLAIM_ORDER)
+    .order_by(*CLAIM_ORDER)
     .limit(sa.bindparam("most"))  # no more rows are locked than can be taken
     .with_for_update(of=chunks, skip_locked=True)
 )
@@ -193,14 +221,21 @@ def claim_next(
 ) -> list[Claim]:
     """Claim the next due chunk, and other small ones with it if it is small; [] if nothing is due.
 
-    `images_for` says how many images of a model, by its id, one claim may have: a larger chunk is cut. The
-    caller commits before it reads a byte: a chunk that kills its worker has then been counted. All claims
-    carry the token.
+    `images_for` says how many images of a model, by its id, one claim may have: a larger chunk is cut.
+    Projects take turns by the work that was claimed for them, where this many images count 1. The caller
+    commits before it reads a byte: a chunk that kills its worker has then been counted. All claims carry the
+    token.
     """
-    chunk = connection.execute(_NEXT).one_or_none()
-    if chunk is None:
-        return []
-    limit, crashes = images_for(chunk.model_id), chunk.crashes
+    tried: list[str] = []
+    chunk = None
+    while chunk is None:
+        turns = connection.execute(_TURNS, {"tried": tried}).all()
+        if not turns:
+            return []
+        chunk = connection.execute(_NEXT, {"of_project": turns[0].name}).one_or_none()
+        tried.append(turns[0].name)  # if there is none, other workers are claiming all that it has
+    limit = full = images_for(chunk.model_id)
+    crashes = chunk.crashes
     if crashes >= CRASHES_TO_SPLIT:
         # Both parts are suspected: one more crash splits them again.
         limit, crashes = min(limit, max(1, chunk.images // 2)), CRASHES_TO_SPLIT - 1
@@ -209,7 +244,7 @@ def claim_next(
         cut(connection, chunk, keep=limit, crashes=crashes)
     elif chunk.images <= SMALL_JOB_IMAGES and not chunk.attempts:
         room = min(limit, COMBINED_CLAIM_IMAGES) - chunk.images
-        small = {"not_id": chunk.id, "of_model": chunk.model_id, "most": room}
+        small = {"of_project": chunk.project, "not_id": chunk.id, "of_model": chunk.model_id, "most": room}
         for row in connection.execute(_SMALL, small):
             room -= row.images
             if room < 0:
@@ -219,6 +254,11 @@ def claim_next(
         _TAKE, {"ids": ids, "by_owner": owner, "by_token": token, "for_seconds": lease_seconds}
     )
     claims = [Claim(**row._asdict(), was_cut=was_cut) for row in taken]
+    if len(turns) > 1 and turns[1].turn is not None:  # otherwise no other project waits
+        # A project that is behind by more than a full claim had no work for a while: that earns it nothing.
+        more = sum(claim.images for claim in claims) / full
+        count_turn = {"of_project": chunk.project, "least": turns[1].turn - 1, "more": more}
+        connection.execute(_COUNT_TURN, count_turn)
     return sorted(claims, key=lambda claim: ids.index(claim.chunk_id))
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ledger.counters import CounterName, count
-from jobs.ledger.jobs.claims import job_was_stopped, next_due
+from jobs.ledger.jobs.claims import job_was_stopped, next_of
 from jobs.ledger.webhook_outbox import report_ended_jobs
 from jobs.schema import (
     CHUNK_IS_IN_WORK,
@@ -25,15 +25,13 @@ from jobs.schema import (
     chunks,
     db_now,
     jobs,
+    projects,
 )
 
 #: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
 JOB_IS_UNFINISHED: Final = sa.text("jobs.state IN ('receiving', 'running')")
 
 _Condition = sa.ColumnElement[bool] | sa.TextClause
-
-#: How many of the next due chunks the reconciler checks for a stopped job.
-CHECKED_CHUNKS: Final = 1_000
 
 #: The condition for a chunk that is neither done nor dropped.
 _HAS_NOT_ENDED: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
@@ -111,10 +109,10 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> int | None
 def drop_leftover_chunks(connection: Connection) -> None:
     """Drop chunks of stopped jobs that a worker had claimed then, and has released since.
 
-    Checks only the next due chunks; those further back are dropped when they come next.
+    Checks only the next due chunk of each project; those further back are dropped when they come next.
     """
-    checked = next_due(CHECKED_CHUNKS).add_columns(job_was_stopped().label("stopped")).subquery()
-    ids = connection.scalars(sa.select(checked.c.id).where(checked.c.stopped)).all()
+    first = sa.select(next_of(projects.c.name, 1).scalar_subquery()).select_from(projects)
+    ids = connection.scalars(sa.select(chunks.c.id).where(chunks.c.id.in_(first), job_was_stopped())).all()
     if ids:  # usually there is none
         _drop(connection, chunks.c.id.in_(ids), CHUNK_IS_PENDING)
 

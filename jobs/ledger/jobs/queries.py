@@ -49,6 +49,8 @@ class JobStatus:
 
     id: str
     """the job's id"""
+    project: str
+    """the project that it belongs to"""
     state: JobState
     """its state"""
     total: int
@@ -131,7 +133,7 @@ OLDEST_PENDING_AT: Final = (
 )
 
 _STATUS: Final[sa.Select[Any]] = sa.select(
-    *jobs.c["id", "state", "total", "succeeded", "failed", "key", "error", "top_k", "retry_of"],
+    *jobs.c["id", "project", "state", "total", "succeeded", "failed", "key", "error", "top_k", "retry_of"],
     *jobs.c["created_at", "submitted_at", "started_at", "finished_at", "purged_at"],
     jobs.c.model_id.label("model"),
     # A job that ended while it was paused keeps its `paused_at`.
@@ -148,10 +150,10 @@ def _to_status(row: Row[Any]) -> JobStatus:
     return JobStatus(**{**row._mapping, "state": JobState(row.state)})
 
 
-def job_status(connection: Connection, job_id: str) -> JobStatus:
-    """Return the status of a job. Raises NotFound."""
+def job_status(connection: Connection, job_id: str, *, project: str | None = None) -> JobStatus:
+    """Return the status of a job. Raises NotFound, also if `project` is given and the job is not its own."""
     row = connection.execute(_STATUS_OF, {"job_id": job_id}).one_or_none()
-    if row is None:
+    if row is None or project not in (None, row.project):
         raise no_job(job_id)
     return _to_status(row)
 
@@ -162,11 +164,21 @@ def no_job(job_id: str) -> NotFound:
 
 
 def latest_jobs(
-    connection: Connection, *, limit: int, state: JobState | None = None, after: str | None = None
+    connection: Connection,
+    *,
+    limit: int,
+    project: str | None = None,
+    state: JobState | None = None,
+    after: str | None = None,
 ) -> list[JobStatus]:
-    """Return the latest jobs, newest first, without shadows; with `after`, those older than this job."""
+    """Return the latest jobs, newest first, without shadows; with `after`, those older than this job.
+
+    With `project` or `state`, only jobs of that project, or in that state.
+    """
     query = _STATUS.where(jobs.c.shadow_of.is_(None)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
     query = query.limit(limit)
+    if project is not None:
+        query = query.where(jobs.c.project == project)
     if state is not None:
         query = query.where(jobs.c.state == state)
     if after is not None:
@@ -334,9 +346,16 @@ def model_named(connection: Connection, typed: str | None, dataset: str | None =
     return model
 
 
-def full_id(connection: Connection, what: Literal["job", "training run", "model"], typed: str) -> str:
+def full_id(
+    connection: Connection,
+    what: Literal["job", "training run", "model"],
+    typed: str,
+    *,
+    project: str | None = None,
+) -> str:
     """Return the id that an id or its beginning means, or `typed` itself if none matches.
 
+    With `project`, only the beginning of an id of its own jobs matches.
     Raises Conflict if several ids match, NotFound if too few characters are given.
     """
     text = typed.strip().lower()
@@ -349,6 +368,8 @@ def full_id(connection: Connection, what: Literal["job", "training run", "model"
     # BETWEEN, not LIKE: it uses the index.
     ids = _IDS[what]
     between = sa.select(ids).where(ids.between(*bounds)).order_by(ids)
+    if project is not None:
+        between = between.where(jobs.c.project == project)
     found = list(connection.scalars(between.limit(_MAX_LISTED_IDS + 1)))
     if len(found) > 1:
         told = ", ".join(found[:_MAX_LISTED_IDS]) + (", ..." if len(found) > _MAX_LISTED_IDS else "")

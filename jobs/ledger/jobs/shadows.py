@@ -1,8 +1,8 @@
 """Shadows: the challenger classifies a share of each new job again, and the results are compared.
 
-A shadow is a job like any other: it has the lowest priority, is pinned to the challenger, and its chunks
-point to the payloads of the job that it shadows. Workers do not know about shadows. A comparison joins the
-predictions of both jobs on the image's index.
+A shadow is a job like any other: its project takes its turn after all others, it is pinned to the challenger,
+and its chunks point to the payloads of the job that it shadows. Workers do not know about shadows. A
+comparison joins the predictions of both jobs on the image's index.
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ from jobs.ledger.learning.models import (
 )
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
-from jobs.schema import PAYLOAD_COLUMNS, ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
-
-#: Below every priority that a person can set: a shadow delays no job.
-SHADOW_PRIORITY: Final = -1_000
+from jobs.schema import (
+    PAYLOAD_COLUMNS,
+    SHADOWS,
+    ChunkState,
+    JobState,
+    aliases,
+    chunks,
+    db_now,
+    jobs,
+    predictions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
     connection.execute(
         jobs.insert().values(
             id=shadow_id,
+            project=SHADOWS,
             state=JobState.RUNNING,
             model_id=challenger_id,
             shadow_of=job_id,
@@ -92,7 +100,7 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
             submitted_at=db_now(),
         )
     )
-    new = {"job_id": shadow_id, "state": ChunkState.PENDING, "priority": SHADOW_PRIORITY}
+    new = {"job_id": shadow_id, "project": SHADOWS, "state": ChunkState.PENDING}
     connection.execute(
         chunks.insert().values(created_at=db_now()), [row | new | {"id": new_id()} for row in sampled]
     )

@@ -46,7 +46,7 @@ _COUNT_CHUNK: Final = (
         total=jobs.c.total + sa.bindparam("more", type_=sa.BigInteger()),
         touched_at=db_now(),
     )
-    .returning(jobs.c.paused_at)
+    .returning(jobs.c.project, jobs.c.paused_at)
 )
 
 _ADD_CHUNK: Final = chunks.insert().values(created_at=db_now())
@@ -70,6 +70,7 @@ def open_job(
         connection.execute(
             jobs.insert().values(
                 id=job_id,
+                project=options.project,
                 key=options.key,
                 state=JobState.RECEIVING,
                 model_id=model_id,
@@ -100,7 +101,9 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
     if job is None:
         raise _stopped(connection, job_id)
     state = ChunkState.PENDING if job.paused_at is None else ChunkState.HELD
-    connection.execute(_ADD_CHUNK, {**asdict(chunk), "job_id": job_id, "state": state})
+    connection.execute(
+        _ADD_CHUNK, {**asdict(chunk), "job_id": job_id, "project": job.project, "state": state}
+    )
 
 
 def touch_job(connection: Connection, job_id: str) -> bool:
@@ -203,13 +206,13 @@ class KeyHolder:
     top_k: int | None = None
 
 
-def find_key(connection: Connection, key: str) -> KeyHolder | None:
-    """Return the job that holds this submission key, or None."""
+def find_key(connection: Connection, project: str, key: str) -> KeyHolder | None:
+    """Return the project's job that holds this submission key, or None."""
     alive = sa.and_(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at >= db_now(-ABANDONED_SECONDS))
     row = connection.execute(
         sa.select(
             *jobs.c["id", "submitted_at", "fingerprint", "model_id", "top_k"], alive.label("alive")
-        ).where(jobs.c.key == key)
+        ).where(jobs.c.project == project, jobs.c.key == key)
     ).one_or_none()
     if row is None:
         return None
