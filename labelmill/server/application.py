@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -67,7 +66,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
     limits = Limits(settings)
     app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
     app.state.keys = Keys(ledger)
-    app.state.readings = Readings(partial(batches.read_batch, ledger))
+    app.state.readings = Readings(lambda *which: batches.read_batch(ledger, *which))
     app.state.streams = Streams(is_stopping)
     add_handlers(app)
     # Not in a router of their own: FastAPI would compare each request with one more level.

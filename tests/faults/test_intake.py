@@ -17,6 +17,7 @@ from jobs.ledger.api.batches import add_batch
 from jobs.ledger.api.files import add_file, file_key
 from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
+from jobs.options import DEFAULT_PROJECT
 from jobs.queue import Publisher
 from jobs.schema import JobState, batches, chunks, db_now, jobs
 from jobs.settings import Settings
@@ -69,7 +70,7 @@ class Source:
         with ledger.transaction() as connection:
             if self.file is not None:
                 named = {"name": self.file.name, "purpose": "batch", "size": 1, "sha256": "0" * 64}
-                add_file(connection, str(file_id), **named)
+                add_file(connection, str(file_id), project=DEFAULT_PROJECT, **named)
             open_job(connection, job_id, model_id=model.id)
             add_batch(connection, job_id, request=self.request, file_id=file_id)
         return job_id

@@ -87,9 +87,9 @@ def test_requests_at_the_same_time_share_a_reading(
     asked, read, go_on = [], [], threading.Event()
     read_batch, of = batches.read_batch, Readings.of
 
-    def noted(readings: Readings, batch_id: str) -> Reading:
-        asked.append(batch_id)
-        return of(readings, batch_id)
+    def noted(readings: Readings, *which: str) -> Reading:
+        asked.append(which)
+        return of(readings, *which)
 
     def held(*arguments: Any) -> Any:
         read.append(read_batch(*arguments))

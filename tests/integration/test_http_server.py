@@ -18,6 +18,7 @@ from jobs.ledger.api.webhooks import secret_of_batches
 from jobs.ledger.jobs.queries import PAGE_ROWS, job_status
 from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
+from jobs.options import DEFAULT_PROJECT
 from jobs.queue import Publisher
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -229,7 +230,8 @@ def test_what_an_interrupted_upload_leaves_is_purged(ledger: Ledger, store: Stor
     # Given a file with a row, one without, and one that never got its name, all of last week
     kept, lost = new_id(), new_id()
     with ledger.transaction() as connection:
-        add_file(connection, kept, name="a.zip", purpose="batch", size=1, sha256="0" * 64)
+        file = {"name": "a.zip", "purpose": "batch", "size": 1, "sha256": "0" * 64}
+        add_file(connection, kept, project=DEFAULT_PROJECT, **file)
     for name in (kept, lost, f".{lost}.0123abcd"):
         store.put(file_key(name), b"x")
         week_ago = time.time() - 7 * 24 * 3600

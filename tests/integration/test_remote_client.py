@@ -90,12 +90,12 @@ def test_the_uploaded_file_is_gone_when_its_images_are_taken_in(
     assert (status.total, status.state) == (2, "running")
     assert store.files("files") == []
     with ledger.reading() as connection:
-        assert list_files(connection, limit=1) == []
+        assert list_files(connection, "default", limit=1) == []
     # Also if the job is cancelled before: then a purge removes the bytes
     remote.cancel(remote.submit(b"one image"))
     assert take_in_next(ledger, store, publisher, settings, owner="test") is False
     with ledger.reading() as connection:
-        assert list_files(connection, limit=1) == []
+        assert list_files(connection, "default", limit=1) == []
 
 
 def test_a_file_that_two_batches_need_stays_for_the_second(
