@@ -28,6 +28,10 @@ MAX_TOP_K: Final = 10
 #: Maximum characters of a submission key. PostgreSQL's index would allow 2,700 bytes.
 MAX_KEY_LENGTH: Final = 256
 
+#: Maximum characters of a glob for names. The time to match a name grows with them: up to 2 ms for the
+#: longest name.
+MAX_GLOB_LENGTH: Final = 256
+
 #: A priority given by the user is at most this, and at least its negative.
 MAX_PRIORITY: Final = 100
 

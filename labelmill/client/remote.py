@@ -257,7 +257,7 @@ class RemoteClient(CommonMethods):
     ) -> Iterator[Prediction]:
         """Yield the job's predictions in index order, reading one page at a time.
 
-        The conditions and errors are those of `Client.predictions`; a glob can have at most three stars.
+        The conditions and errors are those of `Client.predictions`.
         """
         query = {"label": label, "below": below, "name": name, "errors": "true" if errors else None}
 

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from jobs.ledger.jobs.outcomes import Prediction
+from jobs.limits import MAX_GLOB_LENGTH
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.files import begun
@@ -22,9 +23,6 @@ from labelmill.server.schemas import MAX_NUMBER, NO_NUL, Result
 from producer.export import pages_of, parquet_pages, write_csv
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
-
-#: Maximum stars of a glob: on SQLite, each one multiplies the time that a name takes.
-_MAX_STARS: Final = 3
 
 #: Results of a page in JSON if the request has no limit.
 _PAGE: Final = 100
@@ -87,11 +85,7 @@ def list_results(
     errors: Annotated[bool, Query(description="only images with an error")] = False,
     name: Annotated[
         str | None,
-        Query(
-            max_length=1024,
-            pattern=NO_NUL,
-            description="only names that match this glob, with at most three stars",
-        ),
+        Query(max_length=MAX_GLOB_LENGTH, pattern=NO_NUL, description="only names that match this glob"),
     ] = None,
     after: Annotated[int, Query(ge=-1, le=MAX_NUMBER, description="continue after this index")] = -1,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="a page of this many results")] = None,
@@ -102,12 +96,6 @@ def list_results(
     results, and JSON lines, CSV and Parquet have all.
     """
     media_type = choose_media_type(request.headers.get("accept"))
-    if name is not None and name.count("*") > _MAX_STARS:
-        raise ApiError(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            ProblemCode.INVALID,
-            f"name: it may have at most {_MAX_STARS} stars.",
-        )
     stream = STREAMS.get(media_type)
     if stream is None and limit is None:
         limit = _PAGE

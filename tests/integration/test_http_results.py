@@ -68,6 +68,10 @@ def test_each_format_has_all_results(api: httpx.Client, ledger: Ledger, champion
     found = [index for index, _, _ in rows_of(page) + rows_of(following)]
     assert found == list(range(images - 16, images - 2))
 
+    # And a glob that is too long is refused
+    refused = api.get(url, params={"name": "*" * 257})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid")
+
     # And no result is a file without rows
     assert rows_of(api.get(url, headers=headers, params={"label": "3"})) == []
 

@@ -271,7 +271,10 @@ PLAIN_GLOBS = [
 ]
 
 #: Unclosed, empty, negated-] and reversed sets, and sets that look like POSIX classes.
-BROKEN_GLOBS = ["a[b*", "[]", "[!]", "[!]]", "a[^]b", "[z-a]", "[[:alpha:]]*", "[[!]*", "[[.a.]].png"]
+BROKEN_GLOBS = [
+    *("a[b*", "[]", "[!]", "[!]]", "a[^]b", "[z-a]", "[[:alpha:]]*", "[[!]*", "[[.a.]].png"),
+    *("[a-c-]*", "[-^]*", "[]^]*", "[*-?]", "[a-]*", "[!a-]*", "[[-]]*", "[", "*[", "[[]*"),
+]
 
 
 @pytest.fixture
@@ -295,6 +298,23 @@ def names_found(ledger: Ledger, job, glob: str) -> list[str]:
 def test_a_glob_finds_what_a_shell_would(ledger, named, globs):
     found = {glob: names_found(ledger, named, glob) for glob in globs}
     assert found == {glob: expected_of(glob) for glob in globs}
+
+
+def test_a_glob_of_many_stars_takes_linear_time(ledger, make_job, worker):
+    # Given a long name that a glob matches up to its last character
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("a" * 4000, "1", 0.5)])
+
+    # When it is matched, then not every combination of the stars is tried: Python's `re` takes a minute
+    started = time.monotonic()
+    for glob in ("*a*a*ab", "*a" * 127 + "b", "*a?" * 85 + "b", "*" + "[ab]" * 60 + "c"):
+        assert names_found(ledger, job, glob) == []
+    assert time.monotonic() - started < 10
+
+    # And a glob that is too long is refused
+    assert len(names_found(ledger, job, "*" * 256)) == 1
+    with pytest.raises(UserError, match="at most 256 characters, got 257"):
+        Filter(name="*" * 257)
 
 
 def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from typing import Any, ClassVar, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict, NotFound, UserError
 from jobs.ids import id_range, is_id
 from jobs.ledger.database import Ledger, batched
 from jobs.ledger.jobs.control import settle_job, still_claimed
+from jobs.ledger.jobs.globs import matches_glob
 from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction
 from jobs.ledger.learning.models import CHAMPION, find_alias, get_model, model_or_champion
+from jobs.limits import MAX_GLOB_LENGTH
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
 from jobs.schema import (
@@ -206,6 +207,14 @@ class Filter:
     errors: bool = False  # only images that got no label
     name: str | None = None  # a glob: * any text, ? one character, [...] one of
 
+    def __post_init__(self) -> None:
+        """Raise UserError if the glob is too long."""
+        if self.name is not None and len(self.name) > MAX_GLOB_LENGTH:
+            raise UserError(
+                f"A glob for names has at most {MAX_GLOB_LENGTH} characters, got {len(self.name):,}: write "
+                "`*` for a part of it."
+            )
+
 
 def page_of_predictions(
     connection: Connection, job_id: str, wanted: Filter, *, after: int, limit: int
@@ -224,7 +233,7 @@ def page_of_predictions(
     if wanted.errors:
         query = query.where(table.error.is_not(None))
     if wanted.name is not None:
-        query = query.where(table.name.regexp_match(glob_to_regex(wanted.name)))
+        query = query.where(matches_glob(connection, table.name, wanted.name))
     return [Prediction(*row) for row in connection.execute(query)]
 
 
@@ -271,49 +280,6 @@ def _check_complete(connection: Connection, job_id: str) -> None:
             f"Job {job_id} was purged before all its predictions were read, so some are missing: submit its "
             "images again if you need them."
         )
-
-
-def glob_to_regex(glob: str) -> str:
-    r"""Return a shell glob as a regular expression for PostgreSQL and for Python, which evaluates SQLite's.
-
-    `*` is any text, `/` included; `?` is one character; `[...]` is one of these, `[!...]` none of these. A
-    bracket that is never closed stands for itself.
-    """
-    parts = []
-    position = 0
-    while position < len(glob):
-        character = glob[position]
-        position += 1
-        if character == "*":
-            parts.append(".*")
-        elif character == "?":
-            parts.append(".")
-        elif character == "[" and (end := _end_of_set(glob, position)) > 0:
-            parts.append(_set_to_regex(glob[position:end]))
-            position = end + 1
-        else:
-            parts.append(re.escape(character))
-    # (?s): a dot is any character, newlines included. \A, \Z: the whole name; $ would allow a last newline.
-    return rf"(?s)\A{''.join(parts)}\Z"
-
-
-def _end_of_set(glob: str, start: int) -> int:
-    """Return where the set that begins at `start` closes, or -1. A leading `]` belongs to the set."""
-    first = start + (glob[start : start + 1] in ("!", "^"))
-    return glob.find("]", first + 1)
-
-
-def _set_to_regex(inside: str) -> str:
-    negated = inside[0] in "!^"
-    members = re.findall(r"(.)-(.)|(.)", inside[1:] if negated else inside, re.DOTALL)
-    items = [
-        re.escape(single) if single else f"{re.escape(low)}-{re.escape(high)}"
-        for low, high, single in members
-        if single or low <= high
-    ]
-    if not items:  # ranges that run backwards are empty
-        return "." if negated else r"(?!.)."
-    return f"[{'^' if negated else ''}{''.join(items)}]"
 
 
 # ---- ids, as people type them ---------------------------------------------------------------------
