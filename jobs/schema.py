@@ -573,6 +573,19 @@ batches = Table(
     },
 )
 
+batch_urls = Table(
+    "batch_urls",
+    metadata,
+    Column("job_id", ForeignKey("batches.job_id", ondelete="CASCADE"), primary_key=True, doc="the batch"),
+    Column("urls", _Json, nullable=False, doc="its `urls` as JSON"),
+    info={
+        "doc": (
+            "one row per batch of `urls` whose images are not all read. It is deleted then, because "
+            "addresses may contain keys"
+        )
+    },
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from itertools import islice
 
 from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import Intake, last_chunk
+from jobs.ledger.api.batches import Intake, last_chunk, read_urls
 from jobs.ledger.api.files import File, get_file
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.network.references import Roots
@@ -38,6 +39,12 @@ def batch_images(
 
     Raises SourceError if it cannot be read as a whole, also from the iterator; Unavailable.
     """
+    with ledger.reading() as connection:
+        urls = read_urls(connection, intake.job_id)
+    if urls is not None:
+        rows = "".join(f"{json.dumps({'url': url})}\n" for url in urls)
+        yield _images_of_manifest(rows.encode(), "urls.jsonl", settings, intake.images)
+        return
     if intake.file_id is None:
         url = str(intake.request.get("source_url", ""))
         if not intake.images:
@@ -63,11 +70,16 @@ def batch_images(
 
 def _images_of_file(path: str, file: File, settings: Settings, skip: int) -> Iterator[SourceImage]:
     """Return the images of an uploaded file under their owner's names, except the first ones."""
-    if not is_manifest(file.name):
-        return islice(_members(path, file, settings), skip, None)
+    if is_manifest(file.name):
+        return _images_of_manifest(path, file.name, settings, skip)
+    return islice(_members(path, file, settings), skip, None)
+
+
+def _images_of_manifest(file: str | bytes, name: str, settings: Settings, skip: int) -> Iterator[SourceImage]:
+    """Return the images that a manifest names, except the first ones."""
     manifest = Manifest(
-        path,
-        file.name,
+        file,
+        name,
         settings.max_image_bytes,
         roots=Roots(settings.reference_roots),
         private_hosts=settings.private_hosts,

@@ -29,7 +29,7 @@ from jobs.options import JobOptions
 from jobs.schema import JobState
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.events import SharedReading
-from labelmill.server.files import errors_id, id_in, output_id, store_list
+from labelmill.server.files import errors_id, id_in, output_id
 from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import (
     FILE_PREFIX,
@@ -170,7 +170,6 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     _check_roots(session, wanted)
     _check_webhook(session, wanted)
     batch_id = new_id()
-    listed = None if wanted.urls is None else store_list(session, wanted.urls)
     digest: dict[str, object] = {}
     with session.client.ledger.transaction() as connection:
         if is_backlog_full(connection):
@@ -182,19 +181,16 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
             )
         if wanted.webhook_url is not None:
             secret_of_batches(connection)  # without a secret, nothing is sent
-        if listed is not None:
-            file_id: str | None = listed.add(connection, session.project).id
-        elif wanted.input_file_id is not None:
+        file_id = None
+        if wanted.input_file_id is not None:
             file = get_file(connection, id_in(wanted.input_file_id), project=session.project, keep=True)
             file_id, digest = file.id, {_SHA256: file.sha256}
-        else:
-            file_id = None
         if wanted.model is not None:
             model = model_named(connection, wanted.model, wanted.dataset)
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
         open_job(connection, batch_id, options, model_id=model.id)
-        add_batch(connection, batch_id, request=body | digest, file_id=file_id)
+        add_batch(connection, batch_id, request=body | digest, file_id=file_id, urls=wanted.urls)
         session.record(connection, "create batch", batch_id)
     return batch_id
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
-from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
@@ -214,34 +213,6 @@ def checked_name(name: str) -> str:
             f"file: its name must have 1 to {_MAX_NAME} characters.",
         )
     return base
-
-
-class StoredList(NamedTuple):
-    """A list of URLs in the store, as a manifest that has no row yet."""
-
-    file_id: str
-    content: bytes
-
-    def add(self, connection: Connection, project: str) -> File:
-        """Add the file's row."""
-        return add_file(
-            connection,
-            self.file_id,
-            project=project,
-            name="urls.jsonl",
-            purpose="batch",
-            size=len(self.content),
-            sha256=hashlib.sha256(self.content).hexdigest(),
-        )
-
-
-def store_list(session: Session, urls: Iterable[str]) -> StoredList:
-    """Write a manifest of these URLs into the store. Raises Unavailable."""
-    _check_store(session)
-    content = "".join(f"{json.dumps({'url': url})}\n" for url in urls).encode()
-    stored = StoredList(new_id(), content)
-    session.client.store.put(file_key(stored.file_id), content)
-    return stored
 
 
 def id_in(file_id: str) -> str:

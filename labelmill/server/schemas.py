@@ -156,8 +156,8 @@ class NewBatch(_Wanted):
         default=None,
         json_schema_extra=_never_null,
         description=(
-            "up to 10,000 addresses: `http://`, `https://`, or below a root. The list is stored as a file, "
-            "and `input_file_id` names it"
+            "up to 10,000 addresses: `http://`, `https://`, or below a root. The list is deleted when the "
+            "images have been read"
         ),
     )
     source_url: Url | None = Field(
@@ -278,7 +278,7 @@ class BatchObject(BaseModel):
     errors: BatchErrors | None = Field(description="why it failed")
     metadata: dict[str, str] | None = Field(description="what the request gave")
     input_file_id: str | None = Field(
-        description="the uploaded file; null for a job that was submitted with the command"
+        description="the uploaded file; null for other sources and for jobs submitted with the command"
     )
     output_file_id: str | None = Field(
         description="a file with the labels, once the batch has ended and if there are any"

@@ -338,6 +338,15 @@ def upgrade() -> None:
         sqlite_where=sa.text("state <> 'done'"),
     )
     op.create_table(
+        "batch_urls",
+        sa.Column("job_id", ID, nullable=False),
+        sa.Column("urls", DOCUMENT, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["batches.job_id"], name="fk_batch_urls_job_id", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("job_id", name="pk_batch_urls"),
+    )
+    op.create_table(
         "api_keys",
         sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(64), server_default="default", nullable=False),

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -62,7 +63,7 @@ class _Row(NamedTuple):
 class Manifest:
     """A manifest, and the places that its rows may name."""
 
-    file: str  # its path
+    file: str | bytes  # its path, or its content
     name: str  # its owner's name for it, which decides its format
     max_bytes: int  # of one image
     #: The folder that its paths are relative to and may not leave. Without one, paths and links to object
@@ -106,7 +107,7 @@ class Manifest:
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
-            with Path(self.file).open("rb") as file:
+            with BytesIO(self.file) if isinstance(self.file, bytes) else Path(self.file).open("rb") as file:
                 yield from read_rows(
                     file,
                     self.name,

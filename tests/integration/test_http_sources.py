@@ -16,7 +16,7 @@ from jobs.errors import ErrorCode, ImageError
 from jobs.ledger import Ledger
 from jobs.network.references import Reference
 from jobs.queue import Publisher
-from jobs.schema import batches, chunks
+from jobs.schema import batch_urls, batches, chunks
 from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
@@ -138,8 +138,33 @@ def test_urls_are_a_batch_and_are_not_kept_in_the_ledger(
     ]
     with ledger.reading() as connection:
         assert "http" not in json.dumps(connection.scalar(sa.select(batches.c.request)))
-    listed = intake.api.get(f"/files/{batch['input_file_id']}/content").text
-    assert [json.loads(line)["url"] for line in listed.splitlines()] == urls
+        assert connection.scalar(sa.select(sa.func.count()).select_from(batch_urls)) == 0
+
+
+def test_a_list_of_urls_is_no_file_and_is_deleted_when_nobody_needs_it(
+    intake: Intake, ledger: Ledger, store: Store
+) -> None:
+    def lists() -> int:
+        with ledger.reading() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(batch_urls)) or 0
+
+    urls = ["gopher://example.org/a?signature=secret"]
+    # Given a batch of URLs that waits, then its list is stored, and no other key can list or read it
+    batch = intake.api.post("/batches", json={"urls": urls}).json()
+    assert batch["input_file_id"] is None
+    assert intake.api.get("/files").json()["data"] == []
+    assert lists() == 1
+
+    # When it is cancelled before its images are read, then its list is deleted
+    intake.api.post(f"/batches/{batch['id']}/cancel")
+    assert not take_in_next(*intake.parts, owner="test")
+    assert lists() == 0
+
+    # And a batch that is refused leaves nothing
+    refused = intake.api.post("/batches", json={"urls": urls, "model": "nonsense"})
+    assert refused.status_code == 404
+    assert lists() == 0
+    assert store.files("files") == []
 
 
 def test_the_same_key_with_other_urls_is_a_conflict(intake: Intake) -> None:

@@ -7,7 +7,7 @@ that is in the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,7 @@ from jobs.ids import new_id
 from jobs.ledger.api.files import delete_file
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY
-from jobs.schema import JobState, batches, chunks, db_now, jobs
+from jobs.schema import JobState, batch_urls, batches, chunks, db_now, jobs
 
 #: A claim expires after so many seconds, unless it is renewed.
 INTAKE_LEASE_SECONDS: Final = 60.0
@@ -79,15 +79,18 @@ def add_batch(
     *,
     request: dict[str, Any],
     file_id: str | None,
+    urls: Sequence[str] | None = None,
     state: str = "pending",
 ) -> None:
-    """Add the batch of a job that was opened in the same transaction."""
+    """Add the batch of a job that was opened in the same transaction. `urls` are kept until they are read."""
     project = sa.select(jobs.c.project).where(jobs.c.id == job_id).scalar_subquery()
     connection.execute(
         batches.insert().values(
             job_id=job_id, project=project, request=request, file_id=file_id, state=state, created_at=db_now()
         )
     )
+    if urls is not None:
+        connection.execute(batch_urls.insert().values(job_id=job_id, urls=urls))
 
 
 def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
@@ -154,7 +157,9 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     """
     stopped = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state != JobState.RECEIVING)
     closed = batches.update().where(batches.c.state != "done", stopped).values(state="done")
-    for each in connection.execute(closed.returning(batches.c.request, batches.c.file_id)).all():
+    columns = (batches.c.job_id, batches.c.request, batches.c.file_id)
+    for each in connection.execute(closed.returning(*columns)).all():
+        _delete_urls(connection, each.job_id)
         delete_input(connection, each.request, each.file_id)
     is_free = sa.or_(
         sa.and_(
@@ -203,6 +208,18 @@ def delete_input(connection: Connection, request: dict[str, Any], file_id: str |
             delete_file(connection, file_id)
 
 
+def read_urls(connection: Connection, job_id: str) -> list[str] | None:
+    """Return the `urls` of a batch whose images are not all read, or None if it has another source."""
+    urls: list[str] | None = connection.scalar(
+        sa.select(batch_urls.c.urls).where(batch_urls.c.job_id == job_id)
+    )
+    return urls
+
+
+def _delete_urls(connection: Connection, job_id: str) -> None:
+    connection.execute(batch_urls.delete().where(batch_urls.c.job_id == job_id))
+
+
 def last_chunk(connection: Connection, job_id: str) -> LastChunk:
     """Return the last chunk of a job that has one."""
     columns = (chunks.c.payload, chunks.c.payload_digest, chunks.c.payload_offset, chunks.c.images)
@@ -223,6 +240,7 @@ def hold_intake(connection: Connection, intake: Intake, *, progress: bool = Fals
 def finish_intake(connection: Connection, intake: Intake) -> None:
     """Record that the batch needs no intake any more. Raises LeaseLost."""
     _update(connection, intake, state="done", lease_until=None)
+    _delete_urls(connection, intake.job_id)
 
 
 def release_intake(connection: Connection, intake: Intake, *, seconds: float) -> None:
