@@ -1,9 +1,11 @@
-"""Retention: beat purges what is older than the settings allow, once a day even if several beats run."""
+"""Retention: beat purges what is older than the settings allow, once a day even if several beats run.
+
+By default it removes only what no job needs.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 _LOCK: Final = "daily purge"
 _DAY_SECONDS: Final = 24 * 3600.0
 
+#: No purge starts sooner after beat, because starting takes all cores of a small machine.
+_START_SECONDS: Final = 300.0
+
 #: A purge that failed is tried again after this time.
 _RETRY_SECONDS: Final = 3600.0
 
@@ -32,16 +37,17 @@ class Retention:
     def __init__(self, settings: Settings) -> None:
         """Start nothing yet."""
         options = (("--payloads", settings.keep_payloads_days), ("--jobs", settings.keep_jobs_days))
-        self._options = [f"{option}={days:g}" for option, days in options if days is not None]
+        by_age = [f"{option}={days:g}" for option, days in options if days is not None]
+        self._options = by_age or ["--strays"]
         self._holder = owner_name(os.getpid())
-        self._due_at = -math.inf
+        self._due_at = time.monotonic() + _START_SECONDS
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes]
 
     def tick(self, ledger: Ledger) -> None:
         """Start a purge if one is due, and note the end of one that was started. Raises Unavailable."""
         if self._process is None:
-            if self._options and time.monotonic() >= self._due_at:
+            if time.monotonic() >= self._due_at:
                 self._start(ledger)
         elif (status := self._process.poll()) is not None:
             self._process = None

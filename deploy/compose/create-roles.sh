@@ -41,8 +41,8 @@ GRANT CONNECT ON DATABASE labelmill TO labelmill, labelmill_reader;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO labelmill;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO labelmill;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO labelmill_reader;
--- This table holds secrets. At the first start it does not exist yet, so `labelmill db upgrade` revokes the right, too.
-SELECT 'REVOKE SELECT ON webhook_endpoints FROM labelmill_reader' WHERE to_regclass('webhook_endpoints') IS NOT NULL
+-- These tables hold secrets. At the first start they do not exist yet, so `labelmill db upgrade` revokes the right, too.
+SELECT 'REVOKE SELECT ON webhook_endpoints, batch_urls FROM labelmill_reader' WHERE to_regclass('batch_urls') IS NOT NULL
 \gexec
 -- The same rights on what later versions add.
 ALTER DEFAULT PRIVILEGES FOR ROLE labelmill_owner IN SCHEMA public

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
-#: Statements that keep the secrets that sign webhooks from roles that can only read.
+#: Statements that keep secrets from roles that can only read: those that sign webhooks, and signed addresses.
 _HIDE_SECRETS: Final = sa.text("""
-    SELECT format('REVOKE SELECT ON webhook_endpoints FROM %s', acl.grantee::regrole)
+    SELECT format('REVOKE SELECT ON %s FROM %s', pg_class.oid::regclass, acl.grantee::regrole)
     FROM pg_class, aclexplode(relacl) AS acl
-    WHERE pg_class.oid = to_regclass('webhook_endpoints') AND acl.grantee <> 0
-    GROUP BY acl.grantee HAVING array_agg(acl.privilege_type) = '{SELECT}'
+    WHERE pg_class.oid IN (to_regclass('webhook_endpoints'), to_regclass('batch_urls')) AND acl.grantee <> 0
+    GROUP BY pg_class.oid, acl.grantee HAVING array_agg(acl.privilege_type) = '{SELECT}'
 """)
 
 

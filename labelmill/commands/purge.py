@@ -48,7 +48,7 @@ def purge(
             max=MAX_DAYS,
             metavar="DAYS",
             help="Remove the images of jobs that finished more than this many days ago; predictions stay. "
-            f"{_PAYLOAD_DAYS:g} if neither option is given.",
+            f"{_PAYLOAD_DAYS:g} if no option is given.",
         ),
     ] = None,
     jobs: Annotated[
@@ -60,26 +60,33 @@ def purge(
             help="Remove jobs that finished more than this many days ago, with their predictions.",
         ),
     ] = None,
+    strays: Annotated[
+        bool,
+        typer.Option("--strays", help="Remove only what no job needs: see below."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove one finished job, or what old jobs no longer need.
 
-    Nothing else removes a submitted job. If LABELMILL_KEEP_PAYLOADS_DAYS or LABELMILL_KEEP_JOBS_DAYS is set,
-    beat runs this command every day. It is safe while workers run. If it is interrupted, run it again. Each
-    purge is a row of the table `purges`.
+    Nothing else removes a submitted job. Beat runs this command every day: with --strays, or with the days
+    of LABELMILL_KEEP_PAYLOADS_DAYS and LABELMILL_KEEP_JOBS_DAYS if one is set. It is safe while workers run.
+    If it is interrupted, run it again. Each purge is a row of the table `purges`.
 
     After --payloads, predictions stay, but the jobs cannot be retried. After --jobs or JOB, the job is gone,
     and its key is free again. On PostgreSQL, predictions that --jobs removes may stay on the disk for a
     while, but no command shows them.
 
-    Without JOB, the command also removes payloads and image copies, older than a day, that an interrupted
-    command left behind, and the rows of webhook messages that were sent or given up more than 30 days ago.
+    Without JOB, the command also removes what no job needs: payloads, files and image copies, older than a
+    day, that an interrupted command left behind, and the rows of webhook messages that were sent or given up
+    more than 30 days ago.
     """
     by_age = payloads is not None or jobs is not None
-    if job is not None and by_age:
-        raise UserError("Give JOB, or --payloads and --jobs for all old jobs, not both.")
-    if job is None and not by_age:
+    if job is not None and (by_age or strays):
+        raise UserError("Give JOB, or options for all old jobs, not both.")
+    if strays and by_age:
+        raise UserError("--payloads and --jobs remove strays, too: leave out --strays.")
+    if job is None and not by_age and not strays:
         payloads = _PAYLOAD_DAYS
     with Client() as client, ProgressLine("purging") as progress:
         store = Store(client.settings.store)

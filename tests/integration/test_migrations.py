@@ -97,7 +97,7 @@ def roles(empty_postgresql_url, postgresql_server):
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_role_that_only_reads_cannot_read_the_secrets_of_webhooks(roles, empty_postgresql_url, settings):
+def test_a_role_that_only_reads_cannot_read_secrets(roles, empty_postgresql_url, settings):
     def may_read(connection, role, table):
         return connection.scalar(sa.text(f"SELECT has_table_privilege('{role}', '{table}', 'SELECT')"))
 
@@ -108,6 +108,7 @@ def test_a_role_that_only_reads_cannot_read_the_secrets_of_webhooks(roles, empty
             # Then only the other role can read them
             with ledger.transaction() as connection:
                 assert not may_read(connection, "reader", "webhook_endpoints")
+                assert not may_read(connection, "reader", "batch_urls")
                 assert may_read(connection, "reader", "webhook_deliveries")
                 assert may_read(connection, "writer", "webhook_endpoints")
                 connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
