@@ -21,6 +21,7 @@ from producer.sources import Sources
 from producer.sources import manifest as manifests
 from producer.sources.manifest import Manifest
 from producer.sources.repeats import Repeats
+from tests.memory import peak_of
 from tests.sources import outcome
 
 
@@ -177,6 +178,8 @@ def test_images_in_the_manifest_are_decoded_and_limited(folder: Path) -> None:
         ("m.jsonl", "[1]\n", "line 1: it is not a JSON object"),
         ("m.jsonl", "\xff", "line 1: it is not UTF-8"),
         ("m.parquet", "no Parquet", "m.parquet cannot be read"),
+        ("m.jsonl", f'{{"path": [{"[]," * 400_000}1]}}', "line 1: it has more than 100,000 values"),
+        ("m.csv", "path\n" + 'a,"\n",' * 60_000, "line 50002: its row has more than .* 100,000 values"),
         (
             "m.jsonl",
             lines(*({"custom_id": f"{number % 70}", "path": "a"} for number in range(99))),
@@ -191,6 +194,41 @@ def test_a_manifest_that_cannot_be_used_is_refused_before_an_image_is_read(
     (folder / name).write_text(text, encoding="latin-1")
     with pytest.raises(SourceError, match=reason):
         Sources([str(folder / name)])
+
+
+def test_a_small_parquet_file_takes_little_memory(folder: Path) -> None:
+    # Given a few hundred bytes that are 64 times the same 4 MiB: in a dictionary, and packed in one page
+    text = "a" * (4 * 1024 * 1024)
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array([text]))
+    pq.write_table(pa.table({"url": once}), folder / "dictionary.parquet", write_statistics=False)
+    options = {"use_dictionary": False, "write_statistics": False, "data_page_size": 2**31 - 1}
+    packed = {"compression": "zstd", **options}
+    pq.write_table(pa.table({"url": [text] * 64}), folder / "page.parquet", **packed)
+    assert (folder / "page.parquet").stat().st_size < 20_000
+
+    # When the first is read, then only a few rows are in memory at a time
+    before = pa.total_allocated_bytes()
+
+    def read() -> None:
+        assert len(found(folder / "dictionary.parquet")) == 64
+
+    assert peak_of(read) < 64 * 1024 * 1024
+    assert pa.total_allocated_bytes() == before
+
+    # And the second is refused before it is unpacked
+    with pytest.raises(
+        SourceError, match=r"page.parquet, column url: a page of [\d,]+ bytes unpacks to 268,"
+    ):
+        Sources([str(folder / "page.parquet")])
+
+    # As is a column of which one row could have any size, and a file whose pages are damaged
+    pq.write_table(pa.table({"path": [["a"]]}), folder / "nested.parquet")
+    with pytest.raises(SourceError, match=r"nested.parquet, column path: it is nested: write text"):
+        Sources([str(folder / "nested.parquet")])
+    content = (folder / "dictionary.parquet").read_bytes()
+    (folder / "damaged.parquet").write_bytes(content[:4] + b"\xff" * 20 + content[24:])
+    with pytest.raises(SourceError, match=r"damaged.parquet cannot be read \(a page's header with a field"):
+        Sources([str(folder / "damaged.parquet")])
 
 
 def test_a_bad_row_costs_its_own_image_only(folder: Path) -> None:
