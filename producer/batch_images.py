@@ -26,6 +26,7 @@ from producer.sources import SourceImage, Sources
 from producer.sources.files import shown
 from producer.sources.image import Reading, check_name_length
 from producer.sources.manifest import Manifest
+from producer.sources.readers import file_reader
 from producer.sources.remote import read_remote
 from producer.sources.rows import is_manifest
 from producer.sources.tars import is_packed, read_packed
@@ -96,7 +97,8 @@ def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]
             limits = replace(settings.archive_limits, max_members=sys.maxsize)
             yield from read_packed(path, max_bytes=settings.max_image_bytes, limits=limits)
             return
-        for image in Sources([path], max_bytes=settings.max_image_bytes, archives=settings.archive_limits):
+        reading = Reading(settings.max_image_bytes, settings.archive_limits)
+        for image in map(check_name_length, file_reader(path, file.name, reading)(path, reading)):
             name = image.name
             name = name.removeprefix(inside) if name.startswith(inside) else file.name
             yield image._replace(name=name, url=None)

@@ -103,9 +103,9 @@ class LabelledSources:
             if is_manifest(path):
                 return self._read_manifest
             first = head(path, HEAD_BYTES)
-            if archive := archive_format(path, first):
+            if archive := archive_format(path, path, first):
                 return partial(self._read_archive, archive)
-            if is_idx(path, first[:4]):
+            if is_idx(path, path, first[:4]):
                 return self._read_idx
         self._images(path)  # if there is no such file, this says so
         raise SourceError(

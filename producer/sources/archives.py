@@ -16,8 +16,8 @@ from producer.sources.image import Reading, SourceImage
 class ArchiveFormat(NamedTuple):
     """What reads one format. Each function raises SourceError for an archive that cannot be read."""
 
-    #: Return whether a file is such an archive, by its path and its first HEAD_BYTES.
-    matches: Callable[[str, bytes], bool]
+    #: Return whether the file at a path is such an archive, by its name and its first HEAD_BYTES.
+    matches: Callable[[str, str, bytes], bool]
     #: Check a file before anything is read from it.
     check: Callable[[str, ArchiveLimits], None]
     #: Yield the images.
@@ -35,6 +35,6 @@ _FORMATS: Final = (
 )
 
 
-def archive_format(path: str, first: bytes) -> ArchiveFormat | None:
+def archive_format(path: str, name: str, first: bytes) -> ArchiveFormat | None:
     """Return the format of an archive that begins with these HEAD_BYTES, or None if the file is none."""
-    return next((each for each in _FORMATS if each.matches(path, first)), None)
+    return next((each for each in _FORMATS if each.matches(path, name, first)), None)

@@ -34,7 +34,7 @@ _LABEL_PART_BYTES = 1024 * 1024
 _DAMAGE = (OSError, EOFError, zlib.error)
 
 
-def is_idx(path: str, first: bytes) -> bool:
+def is_idx(path: str, name: str, first: bytes) -> bool:
     """Return whether a file with these first four bytes is an IDX file, by its name or its content."""
     if first.startswith(GZIP_MAGIC):
         try:
@@ -42,7 +42,7 @@ def is_idx(path: str, first: bytes) -> bool:
                 first = stream.read(4)
         except _DAMAGE:
             first = b""
-    return first in (IMAGES_MAGIC, LABELS_MAGIC) or _NAME.search(path) is not None
+    return first in (IMAGES_MAGIC, LABELS_MAGIC) or _NAME.search(name) is not None
 
 
 def check_idx(path: str, max_bytes: int) -> None:

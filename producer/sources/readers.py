@@ -122,7 +122,7 @@ class Sources:
             return self._manifest_reader(source)
         if stat.S_ISDIR(mode):
             _check_folder(source)
-        return _file_reader(source, mode, self._reading)
+        return _reader(source, mode, self._reading)
 
     def _manifest_reader(self, path: str) -> _Reader:
         """Return the reader of a manifest. Raises SourceError if it cannot be used."""
@@ -167,19 +167,32 @@ def _mode(path: str) -> int:
     return os.stat(path).st_mode  # noqa: PTH116 - faster, and stdin may name millions
 
 
-def _file_reader(path: str, mode: int, reading: Reading) -> _Reader:
+def _reader(path: str, mode: int, reading: Reading) -> _Reader:
     """Return the reader of an existing file or folder. Raises SourceError if an archive cannot be read."""
     if stat.S_ISDIR(mode):
         return read_folder
     if not stat.S_ISREG(mode):
         return read_special
-    if extension(path.rpartition("/")[2]) in IMAGE_EXTENSIONS:  # the worker judges what it is
+    return file_reader(path, path.rpartition("/")[2], reading)
+
+
+def file_reader(path: str, name: str, reading: Reading) -> Callable[[str, Reading], Iterator[SourceImage]]:
+    """Return the reader of a regular file that is no manifest, by its owner's name for it and its content.
+
+    Raises SourceError if it cannot be read as a whole.
+    """
+    if extension(name) in IMAGE_EXTENSIONS:  # the worker judges what it is
         return read_file
+    if extension(name) == "json":
+        raise SourceError(
+            f"{shown(path)} is neither an image nor a manifest: write one JSON object per line, and name it "
+            ".jsonl"
+        )
     first = head(path, HEAD_BYTES)
-    if archive := archive_format(path, first):
+    if archive := archive_format(path, name, first):
         archive.check(path, reading.archives)
         return archive.read
-    if is_idx(path, first[:4]):
+    if is_idx(path, name, first[:4]):
         check_idx(path, reading.max_bytes)
         return read_idx
     return read_file
@@ -236,7 +249,7 @@ def _read_unchecked(
         yield failed(shown(path), ErrorCode.SOURCE_MISSING, why(error))
         return
     try:
-        reader = _file_reader(path, mode, reading)
+        reader = _reader(path, mode, reading)
     except SourceError as error:
         yield failed(shown(path), ErrorCode.FORMAT_NOT_ALLOWED, str(error))
         return

@@ -74,9 +74,9 @@ _DAMAGE: Final = (
 )
 
 
-def is_tar(path: str, first: bytes) -> bool:
+def is_tar(path: str, name: str, first: bytes) -> bool:
     """Return whether a file that begins with these HEAD_BYTES is a TAR archive, by its name or content."""
-    if _NAME.search(path) is not None:
+    if _NAME.search(name) is not None:
         return True
     if first.startswith(GZIP_MAGIC):
         try:

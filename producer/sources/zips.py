@@ -61,9 +61,9 @@ _DAMAGE: Final = (
 )
 
 
-def is_zip(path: str, first: bytes) -> bool:
+def is_zip(path: str, name: str, first: bytes) -> bool:  # noqa: ARG001 -- the signature of an ArchiveFormat
     """Return whether a file that begins with these bytes is a ZIP archive, by its name or content."""
-    return path.lower().endswith(".zip") or first.startswith(_MAGIC)
+    return name.lower().endswith(".zip") or first.startswith(_MAGIC)
 
 
 def check_zip(path: str, limits: ArchiveLimits) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.errors import ErrorCode, ImageError
+from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.ledger import Ledger
 from jobs.network.references import Reference
 from jobs.queue import Publisher
@@ -21,6 +24,7 @@ from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from producer.intake import take_in_next
+from producer.sources import Sources
 
 pytestmark = pytest.mark.usefixtures("champion")
 
@@ -60,8 +64,11 @@ class Intake:
 
     def upload(self, name: str, *rows: dict[str, Any]) -> str:
         """Upload JSON lines under a name; return the file's id."""
-        content = "".join(f"{json.dumps(row)}\n" for row in rows)
-        form = {"data": {"purpose": "batch"}, "files": {"file": (name, content.encode())}}
+        return self.upload_bytes(name, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+
+    def upload_bytes(self, name: str, content: bytes) -> str:
+        """Upload a file; return its id."""
+        form = {"data": {"purpose": "batch"}, "files": {"file": (name, content)}}
         return self.api.post("/files", **form).json()["id"]
 
     def images(self, batch: dict[str, Any]) -> list[tuple[str, object]]:
@@ -107,6 +114,64 @@ def test_a_manifest_is_a_batch_with_the_owners_ids(intake: Intake, photos: Path)
         ("internal", ErrorCode.SOURCE_FORBIDDEN),
         ("metadata", ErrorCode.SOURCE_FORBIDDEN),
     ]
+
+
+def _packed(compression: str) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=f"w:{compression}") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("junk.zip", b"junk", "junk.zip is not a ZIP archive that can be read"),
+        ("photos.tar.bz2", _packed("bz2"), "photos.tar.bz2 is compressed with bzip2"),
+        ("photos.tar.xz", _packed("xz"), "photos.tar.xz is compressed with xz"),
+        (
+            "list.json",
+            b'[{"url": "https://example.org/a.png"}]',
+            "list.json is neither an image nor a manifest",
+        ),
+        (
+            "list.jsonl",
+            b'[{"url": "https://example.org/a.png"}]',
+            "list.jsonl, line 1: it is not a JSON object",
+        ),
+        ("train-images-idx3-ubyte", b"junk", "train-images-idx3-ubyte is not an IDX file"),
+    ],
+)
+def test_a_file_that_the_command_refuses_fails_the_batch_with_the_same_words(
+    intake: Intake, tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    # Given a file that the command refuses
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=said) as refused:
+        Sources([str(tmp_path / name)])
+
+    # When it is uploaded, then its batch fails, and says the same
+    batch = intake.create(input_file_id=intake.upload_bytes(name, content))
+    assert (batch["status"], batch["request_counts"]["total"]) == ("failed", 0)
+    assert [each["message"] for each in batch["errors"]["data"]] == [
+        str(refused.value).replace(f"{tmp_path}/", "")
+    ]
+
+
+def test_an_archive_without_images_fails_the_batch(intake: Intake) -> None:
+    batch = intake.create(input_file_id=intake.upload_bytes("empty.zip", b"PK\5\6" + bytes(18)))
+    assert batch["errors"]["data"][0]["message"] == "The source contains no images: name another one."
+
+
+def test_the_content_decides_if_the_name_does_not(intake: Intake) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.png", b"a")
+    for name, found in (("upload", [("a.png", b"a")]), ("a.png", [("a.png", file.getvalue())])):
+        batch = intake.create(input_file_id=intake.upload_bytes(name, file.getvalue()))
+        assert intake.images(batch) == found
+    batch = intake.create(input_file_id=intake.upload_bytes("notes.txt", b"text"))
+    assert intake.images(batch) == [("notes.txt", b"text")]
 
 
 def test_urls_are_a_batch_and_are_not_kept_in_the_ledger(
