@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
 from typing import IO, Any, Final, get_args, get_origin, get_type_hints
@@ -20,6 +20,9 @@ NAME_WIDTH: Final = 60
 
 #: The control characters that JSON does not escape.
 _UNESCAPED_BY_JSON: Final = re.compile("[\x7f-\x9f]")
+
+#: The characters that begin a formula in a spreadsheet; the last four are full-width.
+_FORMULA: Final = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 #: The columns that are JSON in CSV, which has neither lists nor booleans.
 _JSON_IN_CSV: Final = [
@@ -36,10 +39,16 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool = True) -> int:
+#: Changes the text of a cell.
+Escape = Callable[[str], str]
+
+
+def write_csv(
+    predictions: Iterable[Prediction], out: IO[str], *, header: bool = True, escape: Escape | None = None
+) -> int:
     """Write a header row and one row per prediction; missing values are empty, lists are JSON.
 
-    Return the number of rows.
+    Texts are exact, or what `escape` makes of them. Return the number of rows.
     """
     writer = csv.writer(out, lineterminator="\n")
     # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
@@ -52,11 +61,12 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str], *, header: bool =
         for place in _JSON_IN_CSV:
             if row[place] is not None:
                 row[place] = json.dumps(row[place], ensure_ascii=False)
-        return row
+        return row if escape is None else [escape(each) if isinstance(each, str) else each for each in row]
 
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
-        (quoting if "\r" in prediction.name else writer).writerow(cells(prediction))
+        # A spreadsheet may also separate cells at other characters than commas, unless they are quoted.
+        (quoting if escape or "\r" in prediction.name else writer).writerow(cells(prediction))
     return count
 
 
@@ -103,6 +113,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def spreadsheet_text(text: str) -> str:
+    """Return the text so that a spreadsheet shows it: one that begins like a formula would be calculated.
+
+    As OWASP advises on CSV injection, such a text gets a single quote in front. Control characters, some of
+    which begin a formula, too, are escaped.
+    """
+    text = printable(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def printable_json(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice
-from typing import Annotated, Final
+from typing import IO, Annotated, Final
 
 import typer
 
@@ -13,9 +14,18 @@ from jobs.errors import UserError
 from jobs.ledger.jobs.outcomes import Prediction
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import report_incomplete
-from labelmill.console.destination import STDOUT, as_text, choose_format, opened, output_option, shown
+from labelmill.console.destination import (
+    STDOUT,
+    SpreadsheetOption,
+    as_text,
+    choose_format,
+    csv_escape,
+    opened,
+    output_option,
+    shown,
+)
 from labelmill.console.terminal import examples, pluralize, report_errors, say
-from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
+from producer.export import Escape, Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)
 
@@ -68,6 +78,7 @@ def predictions(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    spreadsheet: SpreadsheetOption = False,
 ) -> None:
     """Print or export a job's predictions, in the order of its images.
 
@@ -87,6 +98,7 @@ def predictions(
     chosen = choose_format(
         {"--format": form, "--json": Format.JSONL if as_json else None}, output, _BY_ENDING, Format.TABLE
     )
+    escape = csv_escape(chosen, output, spreadsheet=spreadsheet)
     last: Prediction | None = None
 
     with open_client() as client:
@@ -106,7 +118,7 @@ def predictions(
                 last = prediction
                 yield prediction
 
-        count = _write(track_last(), chosen, output, force=force)
+        count = _write(track_last(), chosen, output, force=force, escape=escape)
         report_incomplete(status)
         if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
             # The glob may be meant for the last part of a path.
@@ -123,14 +135,21 @@ def predictions(
         say(f"{pluralize(count, 'prediction')} written to {shown(output)}")
 
 
-def _write(found: Iterator[Prediction], form: Format, output: str | None, *, force: bool) -> int:
+def _write(
+    found: Iterator[Prediction], form: Format, output: str | None, *, force: bool, escape: Escape | None
+) -> int:
     if form == Format.PARQUET:
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is not text: add --output FILE, or redirect stdout.")
         check_parquet()
         with opened(output or STDOUT, force=force) as file:
             return write_parquet(found, file)
-    write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
+    writers: dict[Format, Callable[[Iterator[Prediction], IO[str]], int]] = {
+        Format.CSV: partial(write_csv, escape=escape),
+        Format.JSONL: write_jsonl,
+        Format.TABLE: write_table,
+    }
+    write = writers[form]
     if output is not None:
         with opened(output, force=force) as file, as_text(file) as text:
             return write(found, text)

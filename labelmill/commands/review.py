@@ -14,11 +14,20 @@ import typer
 
 from labelmill.client import Client
 from labelmill.commands.follow_job import report_incomplete
-from labelmill.console.destination import STDOUT, choose_format, opened, output_option, shown
+from labelmill.console.destination import (
+    STDOUT,
+    SpreadsheetOption,
+    choose_format,
+    csv_escape,
+    opened,
+    output_option,
+    shown,
+)
 from labelmill.console.progress import ProgressLine
 from labelmill.console.tables import Column, table_lines, terminal_width
 from labelmill.console.terminal import examples, json_text, pluralize, print_data, report_errors, say
 from labelmill.labels.reviewing import Review, ReviewImage
+from producer.export import Escape
 
 app = typer.Typer(add_completion=False)
 
@@ -74,6 +83,7 @@ def review(
         str | None, output_option("Write into this file or URL; - (the default) is stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    spreadsheet: SpreadsheetOption = False,
 ) -> None:
     """List the images of a job that are most worth checking: lowest confidence first, no near-duplicates.
 
@@ -92,6 +102,7 @@ def review(
         _BY_ENDING,
         ReviewFormat.TABLE,
     )
+    escape = csv_escape(chosen, output, spreadsheet=spreadsheet)
     with Client() as client:
         job = client.job_id(job)
         status = client.status(job)
@@ -101,10 +112,10 @@ def review(
             )
     report_incomplete(status)
     if output is None:
-        print_data(_to_text(found, chosen, width=terminal_width()).removesuffix("\n"))
+        print_data(_to_text(found, chosen, width=terminal_width(), escape=escape).removesuffix("\n"))
     else:
         with opened(output, force=force) as file:
-            file.write(_to_text(found, chosen, width=sys.maxsize).encode())
+            file.write(_to_text(found, chosen, width=sys.maxsize, escape=escape).encode())
     if not found.images:
         say(f"no image of job {job} is left to check")
     if found.duplicates:
@@ -115,25 +126,26 @@ def review(
         say(f"{pluralize(len(found.images), 'image')} written to {shown(output)}")
 
 
-def _to_text(found: Review, form: ReviewFormat, *, width: int) -> str:
+def _to_text(found: Review, form: ReviewFormat, *, width: int, escape: Escape | None) -> str:
     """Return the list as text; lines of a table are no longer than `width`."""
     if form == ReviewFormat.HTML:
         from labelmill.reporting.contact_sheet import render_contact_sheet
 
         return render_contact_sheet(found)
     if form == ReviewFormat.CSV:
-        return _to_csv(found)
+        return _to_csv(found, escape or str)
     if form == ReviewFormat.JSON:
         return json_text({**asdict(found), "images": [_to_json(image) for image in found.images]})
     return "\n".join(table_lines(_COLUMNS, found.images, width))
 
 
-def _to_csv(found: Review) -> str:
+def _to_csv(found: Review, escape: Escape) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_CSV_COLUMNS)
     for image in found.images:
-        rows.writerow([found.job, image.index, "", image.label, image.confidence, image.name])
+        label, name = escape(image.label), escape(image.name)
+        rows.writerow([found.job, image.index, "", label, image.confidence, name])
     return text.getvalue()
 
 

@@ -8,17 +8,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Annotated, Any, Final, TypeVar
 
 import typer
 
 from jobs.errors import Conflict, UserError
 from jobs.network.objects import is_url, local_path, shown_url, writing_object
+from producer.export import Escape, printable, spreadsheet_text
 
 FormatT = TypeVar("FormatT", bound=StrEnum)
 
 #: Standard output, as a value of `--output`. A file of that name is `./-`.
 STDOUT: Final = "-"
+
+
+#: The option of the commands that write CSV.
+SpreadsheetOption = Annotated[
+    bool,
+    typer.Option(
+        "--spreadsheet",
+        help="Escape texts in CSV that a spreadsheet would take for formulas, such as =1+1.",
+    ),
+]
 
 
 def output_option(help: str) -> Any:  # noqa: A002 -- as typer calls it
@@ -97,6 +108,18 @@ def _open_file(path: Path, *, over: bool) -> IO[bytes]:
     # A device or a pipe always exists, and opening it loses no data.
     over = over or (path.exists() and not path.is_file())
     return path.open("wb" if over else "xb")
+
+
+def csv_escape(form: StrEnum, output: str | None, *, spreadsheet: bool) -> Escape | None:
+    """Return how the texts of CSV are escaped: for a spreadsheet, for a terminal, or not at all.
+
+    Raises UserError if it is for a spreadsheet, and the format is a different one.
+    """
+    if spreadsheet and form != "csv":
+        raise UserError(f"--spreadsheet is for CSV, and the format is {form}: add --format csv.")
+    if spreadsheet:
+        return spreadsheet_text
+    return printable if output is None and sys.stdout.isatty() else None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
 from itertools import chain
@@ -20,7 +21,7 @@ from labelmill.server.batches import found_id
 from labelmill.server.files import begun
 from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode, conflicts
 from labelmill.server.schemas import MAX_NUMBER, NO_NUL, Result
-from producer.export import pages_of, parquet_pages, write_csv
+from producer.export import Escape, pages_of, parquet_pages, spreadsheet_text, write_csv
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
 
@@ -37,13 +38,13 @@ def stream_jsonl(predictions: Iterable[Prediction]) -> Iterator[bytes]:
         yield "".join(f"{Result.of(prediction).model_dump_json()}\n" for prediction in page).encode()
 
 
-def stream_csv(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+def stream_csv(predictions: Iterable[Prediction], escape: Escape | None = None) -> Iterator[bytes]:
     """Yield results as CSV, with the columns of the command `predictions`."""
     pages = pages_of(predictions)
     first = next(pages, [])
     for page in chain([first], pages):
         out = io.StringIO()
-        write_csv(page, out, header=page is first)
+        write_csv(page, out, header=page is first, escape=escape)
         yield out.getvalue().encode()
 
 
@@ -89,6 +90,7 @@ def list_results(
     ] = None,
     after: Annotated[int, Query(ge=-1, le=MAX_NUMBER, description="continue after this index")] = -1,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="a page of this many results")] = None,
+    spreadsheet: Annotated[bool, Query(description="escape CSV for spreadsheets: names then differ")] = False,
 ) -> Response:
     """Return the results so far, in the order of the images, in the format that `Accept` names.
 
@@ -97,6 +99,14 @@ def list_results(
     """
     media_type = choose_media_type(request.headers.get("accept"))
     stream = STREAMS.get(media_type)
+    if spreadsheet:
+        if stream is not stream_csv:
+            raise ApiError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                ProblemCode.INVALID,
+                "spreadsheet: it is for CSV, `Accept: text/csv`.",
+            )
+        stream = partial(stream_csv, escape=spreadsheet_text)
     if stream is None and limit is None:
         limit = _PAGE
     with conflicts():

@@ -68,6 +68,13 @@ def test_each_format_has_all_results(api: httpx.Client, ledger: Ledger, champion
     found = [index for index, _, _ in rows_of(page) + rows_of(following)]
     assert found == list(range(images - 16, images - 2))
 
+    # And only CSV can be escaped for a spreadsheet
+    escaped = api.get(url, headers=headers, params={"spreadsheet": True, "limit": 1})
+    if accept == "text/csv":
+        assert escaped.text.splitlines()[1].startswith('0,"0.png","7",')
+    else:
+        assert (escaped.status_code, escaped.json()["code"]) == (422, "invalid")
+
     # And a glob that is too long is refused
     refused = api.get(url, params={"name": "*" * 257})
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid")

@@ -42,6 +42,7 @@ NAME = '<script>alert("1")</script>.png'
 def job(submitted, worker) -> Job:
     """Return a finished job of nine images, with the label 7 for each that has a confidence."""
     names = [f"{number}.png" for number in range(8)] + [NAME]
+    names[6] = "=6.png"
     job: Job = submitted(
         SourceImage(name, picture(look), None) for name, look in zip(names, LOOKS, strict=True)
     )
@@ -114,12 +115,20 @@ def test_a_csv_file_is_filled_in_and_given_back(client, run_command, job: Job, t
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["label"] for row in rows] == [""] * 7
     assert (rows[0]["job"], rows[0]["index"], rows[0]["predicted"]) == (job.id, "6", "7")
+    assert rows[0]["name"] == "=6.png"
     path.write_text(path.read_text().replace(f"{job.id},6,,7,", f"{job.id},6,2,7,"))
 
     # When it is given back, Then that image is corrected, and no other
     done = run_command(correct_command, "--from", path)
     assert "skipped 6 rows without a label" in done.stderr
     assert [(each.index, each.label) for each in client.corrections()] == [(6, "2")]
+
+
+def test_a_spreadsheet_calculates_no_name(run_command, job: Job) -> None:
+    done = run_command(review_command, job.id, "--format", "csv", "--spreadsheet")
+    assert next(csv.DictReader(done.stdout.splitlines()))["name"] == "'=6.png"
+    done = run_command(review_command, job.id, "--spreadsheet")
+    assert (done.exit_code, "--spreadsheet is for CSV, and the format is table" in done.stderr) == (2, True)
 
 
 def test_the_contact_sheet_is_one_page_and_escapes_every_name(run_command, job: Job, tmp_path: Path) -> None:
@@ -145,7 +154,7 @@ def test_the_list_is_a_table_or_json(run_command, job: Job) -> None:
     done = run_command(review_command, job.id, "--limit", 1)
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["index", "confidence", "predicted", "name"],
-        ["6", "0.2000", "7", "6.png"],
+        ["6", "0.2000", "7", "=6.png"],
     ]
     told = json.loads(run_command(review_command, job.id, "--limit", 2, "--json").stdout)
     assert (told["job"], told["duplicates"], told["unreadable"]) == (job.id, 0, 0)

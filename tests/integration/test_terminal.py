@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -120,6 +125,25 @@ def test_json_is_the_same_and_nothing_is_obeyed(run, job: Job, command: str) -> 
     assert obeyed(said) == []
     documents = said.splitlines() if "jsonl" in command else [said]
     assert {text for each in documents for text in _texts(json.loads(each))} >= set(CLASSES)
+
+
+def test_csv_is_exact_in_a_pipe_and_obeyed_by_no_terminal(run, job: Job) -> None:
+    command = ("predictions", job.id, "--format", "csv")
+    assert set(CLASSES) <= set(run(*command).replace("\n", ",").split(","))
+
+    # When it goes to a terminal, then control characters are written out
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "labelmill", *command], stdout=theirs)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while data := os.read(ours, 65536):
+            said += data
+    os.close(ours)
+    assert process.wait() == 0
+    assert obeyed(said.decode().replace("\r\n", "\n")) == []
+    for each in WRITTEN_OUT:
+        assert each in said.decode()
 
 
 def _texts(value: object) -> Iterator[str]:

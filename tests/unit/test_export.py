@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from jobs.errors import ErrorCode
 from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction, as_json
 from labelmill.commands import predictions as command
 from producer import export
-from producer.export import Format, write_csv, write_jsonl, write_parquet, write_table
+from producer.export import Format, spreadsheet_text, write_csv, write_jsonl, write_parquet, write_table
 from tests.memory import peak_of
 from tests.outcomes import best
 
@@ -68,6 +69,39 @@ def test_csv_gives_back_every_character():
     # Then they are the same, and missing values are empty
     assert header == list(COLUMN_NAMES)
     assert rows == [["" if each is None else str(each) for each in as_json(row).values()] for row in ROWS]
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "\x1b[31mred",
+    "\uff1d1",
+    "a;=1",
+    "a=1",
+    "7",
+]
+
+
+def test_csv_for_a_spreadsheet_has_no_formula_and_no_control_character():
+    # Given texts that a spreadsheet would calculate, as names, labels and details
+    rows = [labelled(index, text, label=text) for index, text in enumerate(FORMULAS)]
+    rows += [failed(len(rows), "a.png", "=1")]
+
+    # When they are written for one, then it shows them. Texts are quoted, so that a semicolon ends no cell
+    text = text_of(partial(write_csv, escape=spreadsheet_text), rows)
+    _, *found = csv.reader(io.StringIO(text, newline=""))
+    shown = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "\\t=1", "\\r=1", "\\n=1", "\\x1b[31mred", "'\uff1d1"]
+    shown += ["a;=1", "a=1", "7"]
+    assert [(name, label) for _, name, label, *_ in found] == [(each, each) for each in shown] + [
+        ("a.png", "")
+    ]
+    assert found[-1][5] == "'=1"
+    assert '"a;=1"' in text
 
 
 # ---- JSON lines ---------------------------------------------------------------------------------------
