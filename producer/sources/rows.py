@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 
 from jobs.errors import SourceError, UserError
 from producer.export import check_parquet
-from producer.sources.pages import page_sizes
+from producer.sources.pages import UNBOUNDED, read_pages
 
 _CSV: Final = (".csv",)
 _JSON_LINES: Final = (".jsonl", ".ndjson")
@@ -141,7 +141,7 @@ def _parquet_rows(
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ArithmeticError, ValueError, RecursionError) as error:
         raise SourceError(f"{where} cannot be read ({error}): write it again.") from None
 
 
@@ -152,13 +152,15 @@ def _largest_page(file: BinaryIO, group: Any, columns: Collection[str], where: s
         column = group.column(number)
         if column.path_in_schema not in columns:
             continue
-        for unpacked, packed in page_sizes(file, column):
-            if unpacked > max(_PAGE_BYTES, packed * _PAGE_EXPANSION):
-                raise wrong(
-                    f"{where}, column {column.path_in_schema}",
-                    f"a page of {packed:,} bytes unpacks to {unpacked:,}: write smaller pages",
-                )
-            largest = max(largest, unpacked)
+        place = f"{where}, column {column.path_in_schema}"
+        for page in read_pages(file, column):
+            if page.unpacked > max(_PAGE_BYTES, page.packed * _PAGE_EXPANSION):
+                sizes = f"a page of {page.packed:,} bytes unpacks to {page.unpacked:,}"
+                raise wrong(place, f"{sizes}: write smaller pages")
+            for encoding in page.encodings:
+                if encoding in UNBOUNDED:
+                    raise wrong(place, f"it is encoded as {UNBOUNDED[encoding]}: write it as PLAIN")
+            largest = max(largest, page.unpacked)
     return largest
 
 

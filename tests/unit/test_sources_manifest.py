@@ -221,6 +221,15 @@ def test_a_small_parquet_file_takes_little_memory(folder: Path) -> None:
     ):
         Sources([str(folder / "page.parquet")])
 
+    # As is an encoding whose pages may claim any number of values
+    delta = {"column_encoding": {"url": "DELTA_BYTE_ARRAY"}, "use_dictionary": False}
+    for version in ("1.0", "2.0"):
+        pq.write_table(pa.table({"url": ["a"]}), folder / "delta.parquet", data_page_version=version, **delta)
+        with pytest.raises(
+            SourceError, match=r"delta.parquet, column url: it is encoded as DELTA_BYTE_ARRAY"
+        ):
+            Sources([str(folder / "delta.parquet")])
+
     # As is a column of which one row could have any size, and a file whose pages are damaged
     pq.write_table(pa.table({"path": [["a"]]}), folder / "nested.parquet")
     with pytest.raises(SourceError, match=r"nested.parquet, column path: it is nested: write text"):
