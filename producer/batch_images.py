@@ -24,7 +24,7 @@ from jobs.storage.store import Store
 from jobs.text import storable
 from producer.sources import SourceImage, Sources
 from producer.sources.files import shown
-from producer.sources.image import Reading, check_name_length
+from producer.sources.image import Reading, Turn, check_name_length
 from producer.sources.manifest import Manifest
 from producer.sources.readers import file_reader
 from producer.sources.remote import read_remote
@@ -34,25 +34,26 @@ from producer.sources.tars import is_packed, read_packed
 
 @contextmanager
 def batch_images(
-    ledger: Ledger, store: Store, settings: Settings, intake: Intake
+    ledger: Ledger, store: Store, settings: Settings, intake: Intake, turn: Turn
 ) -> Iterator[Iterator[SourceImage]]:
     """Open the source of a batch, and provide the images that its job does not have yet.
 
-    Raises SourceError if it cannot be read as a whole, also from the iterator; Unavailable.
+    Raises SourceError if it cannot be read as a whole, also from the iterator; Unavailable; TurnOver.
     """
     with ledger.reading() as connection:
         urls = read_urls(connection, intake.job_id)
     if urls is not None:
         rows = "".join(f"{json.dumps({'url': url})}\n" for url in urls)
-        yield _images_of_manifest(rows.encode(), "urls.jsonl", settings, intake.images)
+        found = _images_of_manifest(rows.encode(), "urls.jsonl", settings, turn, skip=intake.images)
+        yield _in_turn(found, turn)
         return
     if intake.file_id is None:
         url = str(intake.request.get("source_url", ""))
         if not intake.images:
-            yield _images_below(url, settings, skip=0)
+            yield _in_turn(_images_below(url, settings, turn, skip=0), turn)
         else:  # begin with the last image taken, to check that it is the same
-            found = _images_below(url, settings, skip=intake.images - 1)
-            yield _continued(found, _last_name(ledger, store, intake.job_id))
+            found = _images_below(url, settings, turn, skip=intake.images - 1)
+            yield _in_turn(_continued(found, _last_name(ledger, store, intake.job_id)), turn)
         return
     with ledger.reading() as connection:
         try:
@@ -66,17 +67,28 @@ def batch_images(
             path = stack.enter_context(store.local_copy(file.key))
         except FileNotFoundError:
             raise SourceError(f"{file.name} is missing from the store: upload it again.") from None
-        yield _images_of_file(str(path), file, settings, intake.images)
+        yield _in_turn(_images_of_file(str(path), file, settings, turn, skip=intake.images), turn)
 
 
-def _images_of_file(path: str, file: File, settings: Settings, skip: int) -> Iterator[SourceImage]:
+def _in_turn(images: Iterator[SourceImage], turn: Turn) -> Iterator[SourceImage]:
+    """Yield the images until the turn is over. Raises TurnOver."""
+    for image in images:
+        yield image
+        turn.check()
+
+
+def _images_of_file(
+    path: str, file: File, settings: Settings, turn: Turn, *, skip: int
+) -> Iterator[SourceImage]:
     """Return the images of an uploaded file under their owner's names, except the first ones."""
     if is_manifest(file.name):
-        return _images_of_manifest(path, file.name, settings, skip)
+        return _images_of_manifest(path, file.name, settings, turn, skip=skip)
     return islice(_members(path, file, settings), skip, None)
 
 
-def _images_of_manifest(file: str | bytes, name: str, settings: Settings, skip: int) -> Iterator[SourceImage]:
+def _images_of_manifest(
+    file: str | bytes, name: str, settings: Settings, turn: Turn, *, skip: int
+) -> Iterator[SourceImage]:
     """Return the images that a manifest names, except the first ones."""
     manifest = Manifest(
         file,
@@ -84,6 +96,8 @@ def _images_of_manifest(file: str | bytes, name: str, settings: Settings, skip: 
         settings.max_image_bytes,
         roots=Roots(settings.reference_roots),
         private_hosts=settings.private_hosts,
+        max_rows=settings.max_job_images,
+        turn=turn,
     )
     manifest.check()
     return manifest.images(skip)
@@ -107,7 +121,7 @@ def _members(path: str, file: File, settings: Settings) -> Iterator[SourceImage]
         raise SourceError(str(error).replace(shown(path), file.name)) from None
 
 
-def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[SourceImage]:
+def _images_below(url: str, settings: Settings, turn: Turn, *, skip: int) -> Iterator[SourceImage]:
     """Yield the images below a URL, except the first `skip`. Their names begin after the URL.
 
     Raises SourceError, Unavailable.
@@ -120,7 +134,7 @@ def _images_below(url: str, settings: Settings, *, skip: int) -> Iterator[Source
     if is_url(source):
         source = f"{source.rstrip('/')}/"
         prefix = storable(shown_url(source))
-        reading = Reading(settings.max_image_bytes, settings.archive_limits)
+        reading = Reading(settings.max_image_bytes, settings.archive_limits, turn)
         found: Iterator[SourceImage] = map(check_name_length, read_remote(source, reading, skip=skip))
     elif os.path.isdir(source):
         prefix = f"{shown(source).rstrip('/')}/"

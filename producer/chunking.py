@@ -17,7 +17,7 @@ from jobs.schema import SMALL_JOB_IMAGES
 from jobs.storage.payloads import Content, pack_payload, payload_digest, payload_key
 from jobs.storage.store import Store
 from producer.sources import SourceImage, SourceImages
-from producer.sources.image import name_bytes
+from producer.sources.image import TurnOver, name_bytes
 
 #: Maximum bytes of a chunk's images and names: hardly more photographs than one claim covers, because each
 #: process that claims a part of a chunk reads all of its payload.
@@ -112,30 +112,36 @@ def content_of(image: SourceImage, roots: Roots | None) -> Content:
 def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[Chunk]:
     """Yield chunks of `chunk_images` images, or fewer if images are large or come from URLs.
 
-    The first chunks are smaller too (FIRST_IMAGES).
+    The first chunks are smaller too (FIRST_IMAGES), and so is one that is interrupted by TurnOver, which is
+    raised after it.
     """
     chunk = Chunk()
     room = min(FIRST_IMAGES, chunk_images)
-    for item in items:
-        waiting = [item]  # a stack: the next one is last
-        while waiting:
-            found = waiting.pop()
-            if isinstance(found, SourceImages):
-                size = sum(map(len, found.data))
-                added = chunk.add(found.names, found.data, size, max_images=room)
-            else:
-                name, content, url = found
-                max_images = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
-                added = chunk.add((name,), (content,), _size_of(content), max_images=max_images)
-            if added:
-                continue
-            if isinstance(found, SourceImages) and len(found.names) > 1:
-                waiting += reversed(found.halves())  # there may be room for the first
-            else:
-                yield chunk
-                chunk = Chunk()
-                room = min(2 * room, chunk_images)
-                waiting.append(found)
+    try:
+        for item in items:
+            waiting = [item]  # a stack: the next one is last
+            while waiting:
+                found = waiting.pop()
+                if isinstance(found, SourceImages):
+                    size = sum(map(len, found.data))
+                    added = chunk.add(found.names, found.data, size, max_images=room)
+                else:
+                    name, content, url = found
+                    max_images = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
+                    added = chunk.add((name,), (content,), _size_of(content), max_images=max_images)
+                if added:
+                    continue
+                if isinstance(found, SourceImages) and len(found.names) > 1:
+                    waiting += reversed(found.halves())  # there may be room for the first
+                else:
+                    yield chunk
+                    chunk = Chunk()
+                    room = min(2 * room, chunk_images)
+                    waiting.append(found)
+    except TurnOver:
+        if chunk.names:
+            yield chunk
+        raise
     if chunk.names:
         chunk.is_last = True
         yield chunk

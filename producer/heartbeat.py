@@ -7,6 +7,7 @@ archive with gigabytes of other files. If the process is killed or suspended, th
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -18,17 +19,30 @@ from jobs.ledger import Ledger
 #: The interval. About ten heartbeats in a row can fail before a job counts as abandoned.
 HEARTBEAT_SECONDS: Final = 10.0
 
+#: The interval of looks, which cost less than heartbeats. A cancelled batch is read for this much longer.
+_LOOK_SECONDS: Final = 1.0
+
 
 class ProducerHeartbeat:
     """The heartbeat of one job's producer, from `begin` to `end`."""
 
-    def __init__(self, ledger: Ledger, touch: Callable[[Connection], bool]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        touch: Callable[[Connection], bool],
+        *,
+        look: Callable[[Connection], bool] | None = None,
+        stopped: threading.Event | None = None,
+    ) -> None:
         """Start nothing yet. The caller can go on using `ledger`: the thread has its own connection.
 
-        `touch` writes one heartbeat in a transaction; when it returns False, there are no more.
+        `touch` writes one heartbeat in a transaction. `look` only reads, every second. When one of them
+        returns False, the event `stopped` is set, and there are no more heartbeats.
         """
         self._ledger = ledger
         self._touch = touch
+        self._look = look
+        self._stopped = stopped or threading.Event()
         self._stop = threading.Event()
         # A daemon, so that it does not keep the process alive if the producer is interrupted twice.
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -48,11 +62,20 @@ class ProducerHeartbeat:
             self._thread.join()
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
+        touched_at = time.monotonic()
+        pause = HEARTBEAT_SECONDS if self._look is None else min(_LOOK_SECONDS, HEARTBEAT_SECONDS)
+        while not self._stop.wait(pause):
             try:
-                with self._ledger.transaction() as connection:
-                    if not self._touch(connection):
-                        return  # the job was stopped: the producer notices with its next chunk
+                if self._look is not None and time.monotonic() - touched_at < HEARTBEAT_SECONDS:
+                    with self._ledger.reading() as connection:
+                        goes_on = self._look(connection)
+                else:
+                    with self._ledger.transaction() as connection:
+                        goes_on = self._touch(connection)
+                    touched_at = time.monotonic()
             except Unavailable:
                 # Not reported here: the producer uses the same ledger, and reports that it is unavailable.
                 continue
+            if not goes_on:  # the job was stopped; a producer that has no event notices with its next chunk
+                self._stopped.set()
+                return

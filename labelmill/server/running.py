@@ -28,18 +28,18 @@ from labelmill.server.connections import MAX_CONNECTIONS, Connection
 from labelmill.server.exporter import Exporter
 from labelmill.server.guards import MAX_HEAD_BYTES
 from labelmill.server.serving import announced, http_url
-from producer.intake import take_in_next
+from producer.intake import IntakeProcess
 from worker.logs import log_to_stderr
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two checks for a waiting batch.
+#: Seconds between two checks whether an intake process has ended.
 _POLL_SECONDS: Final = 0.5
 
 #: The pause before an intake process that ended is started again, and after a failure in it.
 _RESTART_SECONDS: Final = 2.0
 
-#: Intake processes: a small batch need not wait for a large one.
+#: Intake processes: a small batch need not wait for a large one of its project.
 _INTAKES: Final = 2
 
 #: How long a client may take to send the head of its next request.
@@ -116,7 +116,7 @@ def _watch_intake(settings: Settings, over: threading.Event) -> None:
 
 
 def run_intake(settings: Settings, parent: int) -> None:
-    """Take in the images of all batches, one after the other, until SIGTERM or the end of the parent.
+    """Take in the images of all batches until SIGTERM or the end of the parent.
 
     A batch that it leaves behind is continued by the next process.
     """
@@ -126,22 +126,19 @@ def run_intake(settings: Settings, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends this process
     log_to_stderr(settings)
     owner = owner_name(os.getpid())
-    with (
-        suppress(KeyboardInterrupt),
-        sigterm_like_ctrl_c(),
-        closing(Publisher(make_app(settings))) as publisher,
-    ):
+    app = make_app(settings)
+    with suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
         while True:
             try:
-                _take_in_all(settings, publisher, owner)
+                with (
+                    closing(open_ledger(settings)) as ledger,
+                    closing(
+                        IntakeProcess(
+                            ledger, Store(settings.store), lambda: Publisher(app), settings, owner=owner
+                        )
+                    ) as intake,
+                ):
+                    intake.run()
             except LabelmillError as error:
                 logger.warning("intake is paused: %s", error)
                 time.sleep(_RESTART_SECONDS)
-
-
-def _take_in_all(settings: Settings, publisher: Publisher, owner: str) -> None:
-    with closing(open_ledger(settings)) as ledger:
-        store = Store(settings.store)
-        while True:
-            if not take_in_next(ledger, store, publisher.reset(), settings, owner=owner):
-                time.sleep(_POLL_SECONDS)

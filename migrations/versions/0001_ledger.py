@@ -322,6 +322,8 @@ def upgrade() -> None:
         sa.Column("file_id", ID),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("releases", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("unanswered", sa.Double(), server_default="0", nullable=False),
         sa.Column("token", ID),
         sa.Column("owner", sa.Text()),
         sa.Column("lease_until", MOMENT),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Final, NamedTuple
 
-from producer.sources.image import SourceImage
+from producer.sources.image import SourceImage, Turn
 
 #: Objects that are read at the same time.
 READERS: Final = 32
@@ -20,6 +21,9 @@ READERS: Final = 32
 AHEAD_OBJECTS: Final = 256
 AHEAD_BYTES: Final = 64 * 1024 * 1024
 
+#: Seconds between two checks whether the turn is over, while an object does not come.
+_CHECK_SECONDS: Final = 0.2
+
 
 class Unread(NamedTuple):
     """An object that is still to be read."""
@@ -28,10 +32,10 @@ class Unread(NamedTuple):
     max_bytes: int  # that it may have
 
 
-def read_ahead(found: Iterable[SourceImage | Unread]) -> Iterator[SourceImage]:
+def read_ahead(found: Iterable[SourceImage | Unread], turn: Turn) -> Iterator[SourceImage]:
     """Yield the images in the same order; up to READERS of those that are unread are read at the same time.
 
-    Raises what reading an object raises, in its turn.
+    Raises what reading an object raises, when its place in the order comes; TurnOver.
     """
     waiting: deque[tuple[int, Future[SourceImage]]] = deque()
     held = 0
@@ -41,14 +45,27 @@ def read_ahead(found: Iterable[SourceImage | Unread]) -> Iterator[SourceImage]:
             size = each.max_bytes if isinstance(each, Unread) else len(each.data or b"")
             while waiting and (len(waiting) >= AHEAD_OBJECTS or held + size > AHEAD_BYTES):
                 freed, image = waiting.popleft()
-                yield image.result()
+                yield _result(image, turn)
                 held -= freed
             waiting.append((size, readers.begin(each)))
             held += size
         while waiting:
-            yield waiting.popleft()[1].result()
+            yield _result(waiting.popleft()[1], turn)
     finally:
         readers.stop()
+
+
+def _result(future: Future[SourceImage], turn: Turn) -> SourceImage:
+    """Wait for an image. Raises TurnOver if the turn ends before it comes, and what reading it raised."""
+    while not future.done():
+        began = time.monotonic()
+        wait((future,), _CHECK_SECONDS)
+        turn.unanswered += time.monotonic() - began
+        turn.check()
+    image = future.result()
+    if image.data is not None:
+        turn.unanswered = 0.0
+    return image
 
 
 class _Readers:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from jobs.errors import ErrorCode, ImageError
+from jobs.errors import ErrorCode, ImageError, SelfExplanatory
 from jobs.limits import ArchiveLimits
 
 #: Extensions of images that are read.
@@ -58,12 +59,37 @@ class SourceImages(NamedTuple):
         return (SourceImage(name, data, None, path) for name, data, path in zip(*self, strict=True))
 
 
+class TurnOver(SelfExplanatory):
+    """The reader must stop before the end of its source; another one continues."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """How long a reader may go on. Others end its turn; servers that never answer end it, too."""
+
+    over: threading.Event = field(default_factory=threading.Event)
+    #: Seconds that it has waited for objects since the latest one that could be read, and how many it may.
+    unanswered: float = 0.0
+    max_unanswered: float = float("inf")
+
+    def check(self) -> None:
+        """Raise TurnOver if the turn is over."""
+        if self.over.is_set() or self.is_in_vain:
+            raise TurnOver
+
+    @property
+    def is_in_vain(self) -> bool:
+        """Return whether no object could be read for too long."""
+        return self.unanswered > self.max_unanswered
+
+
 @dataclass(slots=True)
 class Reading:
     """One pass over the sources: its limits, and counts of skipped and unreadable files."""
 
     max_bytes: int  # of one image
     archives: ArchiveLimits
+    turn: Turn = field(default_factory=Turn)
     skipped: int = 0  # files that were skipped because of their names
     unreadable: int = 0  # images without bytes
     first_unreadable: SourceImage | None = None

@@ -11,10 +11,11 @@ read.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from io import BytesIO
@@ -30,7 +31,7 @@ from jobs.reading import read_regular, too_large, why
 from jobs.text import storable
 from producer.sources.ahead import Unread, read_ahead
 from producer.sources.files import is_below, shown
-from producer.sources.image import SourceImage, check_name_length
+from producer.sources.image import SourceImage, Turn, check_name_length
 from producer.sources.repeats import Repeats
 from producer.sources.rows import MAX_LINE_BYTES, read_rows, wrong
 
@@ -71,13 +72,23 @@ class Manifest:
     folder: str | None = None
     roots: Roots | None = None
     private_hosts: Collection[str] = ()
+    max_rows: int = sys.maxsize
+    turn: Turn = field(default_factory=Turn)  # of who reads it: its end raises TurnOver
 
     def check(self) -> None:
-        """Raise SourceError if a part of it cannot be parsed, it has no row, or a `custom_id` is repeated."""
+        """Raise SourceError if a part of it cannot be parsed, or a `custom_id` is repeated.
+
+        It must have a row, and at most `max_rows`. Nothing that a row names is read.
+        """
         repeats = Repeats()
         rows = 0
         for _, row in self._rows():
             rows += 1
+            if rows > self.max_rows:
+                raise SourceError(
+                    f"{self.name} has more than {self.max_rows:,} rows, the limit for one job: submit it in "
+                    "parts, or set LABELMILL_MAX_JOB_IMAGES higher."
+                )
             if (custom_id := _custom_id(row)) is not None:
                 repeats.add(custom_id)
         if not rows:
@@ -100,22 +111,24 @@ class Manifest:
     def images(self, skip: int = 0) -> Iterator[SourceImage]:
         """Yield the image of each row, in order, except the first `skip` rows.
 
-        Links are read many at a time. Raises SourceError, Unavailable.
+        Links are read many at a time. Raises SourceError, Unavailable, TurnOver.
         """
         rows = islice(enumerate(self._rows()), skip, None)
-        return read_ahead(self._found(self._row(number, row)) for number, (_, row) in rows)
+        return read_ahead((self._found(self._row(number, row)) for number, (_, row) in rows), self.turn)
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             with BytesIO(self.file) if isinstance(self.file, bytes) else Path(self.file).open("rb") as file:
-                yield from read_rows(
+                for found in read_rows(
                     file,
                     self.name,
                     self.name,
                     columns=_COLUMNS,
                     check=self._check_columns,
                     max_line_bytes=MAX_LINE_BYTES + self.max_bytes * 4 // 3,  # an image in base64
-                )
+                ):
+                    self.turn.check()
+                    yield found
         except OSError as error:
             raise SourceError(f"{self.name} cannot be read ({why(error)}): check its permissions.") from None
 

@@ -43,7 +43,7 @@ def read_remote(url: str, reading: Reading, *, skip: int = 0) -> Iterator[Source
     if is_folder:
         found = islice(_walk(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading), skip, None)
         if filesystem.async_impl:  # otherwise it has one connection
-            yield from read_ahead(found)
+            yield from read_ahead(found, reading.turn)
         else:
             yield from (each if isinstance(each, SourceImage) else each.read() for each in found)
     else:

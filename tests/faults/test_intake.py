@@ -23,8 +23,8 @@ from jobs.schema import JobState, batches, chunks, db_now, jobs
 from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
-from producer.intake import take_in_next
 from tests.faults.steps import killed_at_each_step
+from tests.intake import take_in_next
 from worker.reconciler import fail_abandoned_jobs
 
 IMAGES = 100
@@ -36,7 +36,7 @@ from jobs.ledger import Ledger
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from producer.intake import take_in_next
+from tests.intake import take_in_next
 from tests.faults.steps import begin_steps, serve
 
 def take_in(_line):
@@ -173,6 +173,8 @@ def test_a_folder_that_changes_while_it_is_taken_in_fails_the_batch(
         with pytest.raises(KeyboardInterrupt):
             take_in_next(ledger, store, publisher, settings, owner="interrupted")
     assert names_of(ledger, store, job_id) == source.names[:CHUNK_IMAGES]
+    with ledger.transaction() as connection:
+        connection.execute(batches.update().values(lease_until=db_now(-1)))
 
     # When a file appears among those that were taken in, and the next process continues
     (tmp_path / "photos" / "0" / "0000.png").write_text("new")

@@ -24,8 +24,8 @@ from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.operations.purging import Purge
-from producer.intake import take_in_next
 from tests.conftest import JobMaker, Worker
+from tests.intake import take_in_next
 from tests.outcomes import Outcome, best
 
 

@@ -23,8 +23,8 @@ from jobs.schema import batch_urls, batches, chunks
 from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
-from producer.intake import take_in_next
 from producer.sources import Sources
+from tests.intake import take_in_next
 
 pytestmark = pytest.mark.usefixtures("champion")
 

@@ -26,9 +26,9 @@ from labelmill.client import http
 from labelmill.client.remote import RemoteClient
 from labelmill.server.application import create_app
 from labelmill.server.serving import listen_on
-from producer.intake import take_in_next
 from producer.sources import SourceImage
 from tests.console import until
+from tests.intake import take_in_next
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import Unavailable
 from producer.sources.ahead import AHEAD_BYTES, AHEAD_OBJECTS, READERS, Unread, read_ahead
-from producer.sources.image import SourceImage
+from producer.sources.image import SourceImage, Turn
 
 
 class Objects:
@@ -41,7 +41,7 @@ class Objects:
 
 def test_many_are_read_at_the_same_time_and_come_in_order() -> None:
     objects = Objects()
-    found = [image.name for image in read_ahead(objects.listing(300))]
+    found = [image.name for image in read_ahead(objects.listing(300), Turn())]
     assert found == [f"{index}.png" for index in range(300)]
     assert 4 < objects.at_once <= READERS
 
@@ -54,7 +54,7 @@ def test_many_are_read_at_the_same_time_and_come_in_order() -> None:
 def test_no_more_is_read_than_fits_into_memory(size: int, ahead: int) -> None:
     # Given a consumer that takes its time
     objects = Objects(size=size)
-    for taken, _ in enumerate(read_ahead(objects.listing(2 * AHEAD_OBJECTS if size == 1 else 30)), 1):
+    for taken, _ in enumerate(read_ahead(objects.listing(2 * AHEAD_OBJECTS if size == 1 else 30), Turn()), 1):
         # Then at most so many are read ahead; the next one is known, but not being read
         assert objects.listed - taken <= ahead
         assert objects.at_once <= ahead
@@ -62,7 +62,7 @@ def test_no_more_is_read_than_fits_into_memory(size: int, ahead: int) -> None:
 
 def test_an_error_comes_in_its_turn_and_ends_the_reading() -> None:
     objects = Objects()
-    found = read_ahead(objects.listing(1_000, missing=20))
+    found = read_ahead(objects.listing(1_000, missing=20), Turn())
     assert [next(found).name for _ in range(20)] == [f"{index}.png" for index in range(20)]
     with pytest.raises(Unavailable, match="gone"):
         next(found)
@@ -77,4 +77,4 @@ def test_an_error_comes_in_its_turn_and_ends_the_reading() -> None:
 def test_an_image_that_is_known_already_keeps_its_place() -> None:
     known = SourceImage("known", None, None)
     unread = Unread(lambda: SourceImage("read", b"x", None), 1)
-    assert [image.name for image in read_ahead([unread, known, unread])] == ["read", "known", "read"]
+    assert [image.name for image in read_ahead([unread, known, unread], Turn())] == ["read", "known", "read"]

@@ -19,15 +19,20 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger.api.files import delete_file
+from jobs.ledger.jobs.claims import RETRY_SECONDS
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY
-from jobs.schema import JobState, batch_urls, batches, chunks, db_now, jobs
+from jobs.schema import JobState, batch_urls, batches, chunks, db_now, jobs, projects
 
 #: A claim expires after so many seconds, unless it is renewed.
 INTAKE_LEASE_SECONDS: Final = 60.0
 
 #: A batch fails after so many claims in a row that added no image: something in it kills the process.
 MAX_ATTEMPTS: Final = 5
+
+#: A batch fails after so many claims in a row that ended because something was unavailable: a day of them, as
+#: the longest of the pauses in between is a minute.
+MAX_RELEASES: Final = 1_440
 
 #: Maximum batches that wait for an intake process: no more are accepted.
 MAX_WAITING_BATCHES: Final = 100_000
@@ -40,6 +45,18 @@ _BATCH_OF: Final = _BATCHES.where(batches.c.job_id == sa.bindparam("job_id"))
 
 #: The priority of a batch. Its default depends on the number of images, which is unknown before the intake.
 _PRIORITY: Final = sa.func.coalesce(batches.c.request["priority"].as_integer(), DEFAULT_PRIORITY)
+
+#: The condition for a batch that a process can claim. The first part is that of the index.
+_IS_FREE: Final = sa.and_(
+    batches.c.state != "done",
+    sa.or_(
+        sa.and_(
+            batches.c.state == "pending",
+            sa.or_(batches.c.not_before.is_(None), batches.c.not_before <= db_now()),
+        ),
+        sa.and_(batches.c.state == "claimed", batches.c.lease_until < db_now()),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +73,13 @@ class Intake:
     """A claimed batch: the right to add images to its job."""
 
     job_id: str
+    project: str
     token: str
     request: dict[str, Any]
     file_id: str | None
     attempts: int
+    releases: int  # since the latest progress
+    unanswered: float  # seconds of waiting for objects since the latest one that could be read
     images: int  # that its job has already
 
 
@@ -110,11 +130,10 @@ def find_batch(connection: Connection, job_id: str) -> Batch | None:
     return None if row is None else Batch(**row._mapping)
 
 
-def is_batch_open(connection: Connection) -> bool:
-    """Return whether there is a batch whose images are not all taken in."""
-    return (
-        connection.scalar(sa.select(batches.c.job_id).where(batches.c.state != "done").limit(1)) is not None
-    )
+def is_batch_free(connection: Connection, *, busy: Collection[str] = ()) -> bool:
+    """Return whether a process can claim a batch of a project that is not among the `busy` ones."""
+    free = sa.select(batches.c.job_id).where(_IS_FREE, batches.c.project.not_in(busy))
+    return connection.scalar(free.limit(1)) is not None
 
 
 def is_backlog_full(connection: Connection) -> bool:
@@ -149,11 +168,12 @@ def find_batches(connection: Connection, job_ids: Collection[str]) -> dict[str, 
     return {row.job_id: Batch(**row._mapping) for row in found}
 
 
-def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
-    """Claim a batch that no process takes in, or return None: the highest priority first, then the oldest.
+def claim_intake(connection: Connection, *, owner: str, busy: Collection[str] = ()) -> Intake | None:
+    """Claim a batch that no process takes in, or return None.
 
-    A batch whose job was stopped needs no intake any more. A batch that was claimed too often without
-    progress fails.
+    Projects take turns: it is a batch of the one whose latest claim is the longest ago, except the `busy`
+    ones. Of its batches, the one with the highest priority is first, then the oldest. A batch whose job was
+    stopped needs no intake any more. A batch that was claimed too often without progress fails.
     """
     stopped = sa.exists().where(jobs.c.id == batches.c.job_id, jobs.c.state != JobState.RECEIVING)
     closed = batches.update().where(batches.c.state != "done", stopped).values(state="done")
@@ -161,16 +181,15 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
     for each in connection.execute(closed.returning(*columns)).all():
         _delete_urls(connection, each.job_id)
         delete_input(connection, each.request, each.file_id)
-    is_free = sa.or_(
-        sa.and_(
-            batches.c.state == "pending",
-            sa.or_(batches.c.not_before.is_(None), batches.c.not_before <= db_now()),
-        ),
-        sa.and_(batches.c.state == "claimed", batches.c.lease_until < db_now()),
+    # The index finds the open batches, which are few, and they are sorted.
+    first = (
+        sa.select(batches.c.job_id)
+        .join(projects, projects.c.name == batches.c.project)
+        .where(_IS_FREE, batches.c.project.not_in(busy))
+        .order_by(projects.c.intake_at.nulls_first(), _PRIORITY.desc(), batches.c.created_at)
+        .limit(1)
+        .with_for_update(of=batches, skip_locked=True)
     )
-    # The last condition is that of the index. It finds the open batches, which are few, and they are sorted.
-    first = sa.select(batches.c.job_id).where(is_free, batches.c.state != "done")
-    first = first.order_by(_PRIORITY.desc(), batches.c.created_at).limit(1).with_for_update(skip_locked=True)
     token = new_id()
     row = connection.execute(
         batches.update()
@@ -183,17 +202,17 @@ def claim_intake(connection: Connection, *, owner: str) -> Intake | None:
             lease_until=db_now(INTAKE_LEASE_SECONDS),
             not_before=None,
         )
-        .returning(batches.c.job_id, batches.c.request, batches.c.file_id, batches.c.attempts)
+        .returning(*batches.c["job_id", "project", "token", "request", "file_id"])
+        .returning(*batches.c["attempts", "releases", "unanswered"])
     ).one_or_none()
     if row is None:
         return None
+    connection.execute(projects.update().where(projects.c.name == row.project).values(intake_at=db_now()))
     images = connection.execute(sa.select(jobs.c.total).where(jobs.c.id == row.job_id)).scalar_one()
-    intake = Intake(row.job_id, token, row.request, row.file_id, row.attempts, images)
+    intake = Intake(**row._mapping, images=images)
     if intake.attempts > MAX_ATTEMPTS:
         why = f"Reading its images ended the intake process {MAX_ATTEMPTS} times: submit them in parts."
-        finish_intake(connection, intake)
-        end_job(connection, intake.job_id, JobState.FAILED, error=why)
-        delete_input(connection, intake.request, intake.file_id)
+        fail_intake(connection, intake, why)
         return None
     return intake
 
@@ -227,14 +246,21 @@ def last_chunk(connection: Connection, job_id: str) -> LastChunk:
     return LastChunk(*connection.execute(query.order_by(chunks.c.first_index.desc()).limit(1)).one())
 
 
-def hold_intake(connection: Connection, intake: Intake, *, progress: bool = False) -> None:
-    """Renew the claim, in the transaction that uses it. `progress` resets the attempts.
+def is_held(connection: Connection, intake: Intake) -> bool:
+    """Return whether the claim is still ours, and the job has not been stopped."""
+    ours = sa.select(jobs.c.id).join(batches, batches.c.job_id == jobs.c.id).where(_is_ours(intake))
+    return connection.scalar(ours.where(jobs.c.state == JobState.RECEIVING)) is not None
 
-    Raises LeaseLost if another process has claimed the batch.
-    """
-    _update(
-        connection, intake, lease_until=db_now(INTAKE_LEASE_SECONDS), **({"attempts": 0} if progress else {})
-    )
+
+def hold_intake(connection: Connection, intake: Intake) -> None:
+    """Renew the claim. Raises LeaseLost if another process has claimed the batch."""
+    _update(connection, intake, lease_until=db_now(INTAKE_LEASE_SECONDS))
+
+
+def note_progress(connection: Connection, intake: Intake, *, unanswered: float) -> None:
+    """Renew the claim, in the transaction that adds images. Raises LeaseLost."""
+    lease = db_now(INTAKE_LEASE_SECONDS)
+    _update(connection, intake, lease_until=lease, attempts=0, releases=0, unanswered=unanswered)
 
 
 def finish_intake(connection: Connection, intake: Intake) -> None:
@@ -243,28 +269,42 @@ def finish_intake(connection: Connection, intake: Intake) -> None:
     _delete_urls(connection, intake.job_id)
 
 
-def release_intake(connection: Connection, intake: Intake, *, seconds: float) -> None:
-    """Give the claim back, so that any process can claim the batch after `seconds`. Raises LeaseLost.
+def release_intake(connection: Connection, intake: Intake, **values: Any) -> None:
+    """Give the claim back, so that any process can claim the batch. Raises LeaseLost.
 
     The attempt does not count.
     """
-    _update(
-        connection,
-        intake,
-        state="pending",
-        attempts=sa.case((batches.c.attempts > 0, batches.c.attempts - 1), else_=0),
-        lease_until=None,
-        not_before=db_now(seconds),
+    attempts = sa.case((batches.c.attempts > 0, batches.c.attempts - 1), else_=0)
+    _update(connection, intake, state="pending", attempts=attempts, lease_until=None, **values)
+
+
+def postpone_intake(connection: Connection, intake: Intake, why: str) -> None:
+    """Give the claim back because something is unavailable. Raises LeaseLost.
+
+    The batch is claimed again after a pause, which grows as for chunks. After a day of pauses it fails.
+    """
+    if intake.releases >= MAX_RELEASES:
+        fail_intake(connection, intake, f"Its images could not be read for a day: {why}")
+        return
+    seconds = RETRY_SECONDS[min(intake.releases, len(RETRY_SECONDS) - 1)]
+    release_intake(connection, intake, releases=intake.releases + 1, not_before=db_now(seconds))
+
+
+def fail_intake(connection: Connection, intake: Intake, why: str) -> None:
+    """End the job as failed, and its intake. Raises LeaseLost."""
+    finish_intake(connection, intake)
+    end_job(connection, intake.job_id, JobState.FAILED, error=why)
+    delete_input(connection, intake.request, intake.file_id)
+
+
+def _is_ours(intake: Intake) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        batches.c.job_id == intake.job_id, batches.c.token == intake.token, batches.c.state == "claimed"
     )
 
 
 def _update(connection: Connection, intake: Intake, **values: Any) -> None:
     """Change the batch. Raises LeaseLost if another process has claimed it."""
-    held = connection.execute(
-        batches.update()
-        .where(batches.c.job_id == intake.job_id, batches.c.token == intake.token)
-        .where(batches.c.state == "claimed")
-        .values(**values)
-    )
+    held = connection.execute(batches.update().where(_is_ours(intake)).values(**values))
     if held.rowcount != 1:
         raise LeaseLost("Another process has claimed this batch.")
