@@ -37,6 +37,7 @@ class S3Server:
         self.at_once = 0  # most requests at the same time, so far
         self.requests: list[str] = []  # method and path of each
         self.before: Callable[[str], None] = lambda _request: None  # called with each
+        self.answer: tuple[int, bytes] | None = None  # status and body of all answers, instead of its own
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._now = 0
@@ -64,6 +65,7 @@ class S3Server:
     def reset(self) -> None:
         """Forget what was counted, and be fast again."""
         self.delay, self.at_once, self.requests, self.before = 0.0, 0, [], lambda _request: None
+        self.answer = None
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
@@ -74,6 +76,11 @@ class S3Server:
         try:
             self.before(request)
             time.sleep(self.delay)
+            if self.answer is not None:
+                status, body = self.answer
+                headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+                start_response(f"{status} Refused", headers)
+                return [body] if environ["REQUEST_METHOD"] != "HEAD" else []
             return self._app(environ, start_response)
         except ConnectionError:
             # Leave no connection open: this server sends `100 Continue` twice, and aiohttp has no timeout

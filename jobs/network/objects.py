@@ -1,8 +1,8 @@
 """Remote files, through fsspec: how they are read and written, and what the packages' exceptions mean.
 
 Each protocol has its own package, and each package its own exceptions. An exception that says that an object
-does not exist or is forbidden becomes the OSError for that; all others become Unavailable, because a retry
-may succeed.
+does not exist or is forbidden becomes the OSError for that, and one that says that the request is wrong
+becomes Refused; all others become Unavailable, because a retry may succeed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,18 @@ _S3_CONNECTIONS: Final = 64
 
 #: HTTP status codes that mean the same as an OSError.
 _MISSING: Final = (404, 410)
-_REFUSED: Final = (401, 403)
+_FORBIDDEN: Final = (401, 403)
+
+#: Other codes from 400 to 499 mean that the same request will fail again, except these.
+_TRANSIENT: Final = (408, 409, 425, 429)
+
+#: S3's codes for credentials that have expired, and for a clock that is wrong: all objects get them, with the
+#: status 400 or 403.
+_EXPIRED: Final = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed")
+
+
+class Refused(OSError):
+    """The server says that the request for this object is wrong, such as an invalid version."""
 
 
 def is_url(source: str) -> bool:
@@ -135,10 +146,11 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int, size: i
 
     Raises ImageError (`source_missing`, `source_forbidden`, `too_large`), or Unavailable.
     """
+    expected = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, Refused)
     try:
-        with reaching(url, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        with reaching(url, *expected):
             # Web servers may ignore a range.
-            if size and filesystem.async_impl and not is_web(url.partition("://")[0]):
+            if size != 0 and filesystem.async_impl and not is_web(url.partition("://")[0]):
                 data = read_range(filesystem, path, max_bytes + 1)
             else:
                 # No cache: it would read megabytes past the end.
@@ -150,6 +162,8 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int, size: i
         raise ImageError(ErrorCode.SOURCE_MISSING, "Permission denied") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(ErrorCode.SOURCE_MISSING, "No such file or directory") from None
+    except Refused as error:
+        raise ImageError(ErrorCode.SOURCE_MISSING, str(error.strerror)) from None
     if len(data) > max_bytes:
         raise too_large(max_bytes)
     return data
@@ -225,9 +239,26 @@ def _meaning(error: BaseException) -> BaseException:
         cause = error.__cause__
         if cause is not None and (isinstance(cause, OSError) or hasattr(cause, "status")):
             return _meaning(cause)
-    status = getattr(error, "status", None)
+    status, code = _answer_behind(error)
+    if code in _EXPIRED:
+        return ConnectionError(None, f"the server answered {code}")
     if status in _MISSING:
         return FileNotFoundError()
-    if status in _REFUSED:
+    if status in _FORBIDDEN:
         return PermissionError()
-    return error
+    if status is None or status in _TRANSIENT or not 400 <= status < 500:
+        return error
+    return Refused(None, f"the server answered {status}")
+
+
+def _answer_behind(error: BaseException) -> tuple[int | None, str]:
+    """Return the HTTP status behind a package's exception, and the server's own code for the error."""
+    for each in (error, error.__cause__):
+        response = getattr(each, "response", None)  # of botocore
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, str(response.get("Error", {}).get("Code", ""))
+        status = getattr(each, "status", None) or getattr(each, "status_code", None)  # of aiohttp, of Azure
+        if isinstance(status, int):
+            return status, ""
+    return None, ""

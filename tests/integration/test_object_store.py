@@ -6,24 +6,29 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
 import pytest
+import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, ImageError, SourceError, Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.api.batches import MAX_RELEASES
+from jobs.ledger.jobs.queries import job_status
 from jobs.models.model import Model
 from jobs.network.references import Reference, Roots
 from jobs.queue import Publisher
-from jobs.schema import batches
+from jobs.schema import JobState, batches, chunks
 from jobs.settings import Settings
+from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
-from producer.intake import take_in_next
 from producer.sources import Sources, ahead
 from producer.sources.ahead import READERS
 from tests.faults.test_intake import Source, names_of
 from tests.harness import Harness, digits, make_harness
+from tests.intake import take_in_next
 from tests.s3 import S3Server
 from tests.sources import outcome
 from worker.predicting.context import WorkerContext
@@ -175,6 +180,56 @@ def test_wrong_credentials_are_said_to_be_wrong(s3_bucket: str, monkeypatch: pyt
         Store(s3_bucket).exists("payloads/a")
 
 
+@on_one_database
+def test_a_request_that_the_server_refuses_is_the_images_error(
+    settings: Settings,
+    ledger: Ledger,
+    publisher: Publisher,
+    store: Store,
+    champion: Model,
+    s3: S3Server,
+    s3_bucket: str,
+    tmp_path: Path,
+) -> None:
+    # Given a link to an object in a version that cannot exist, and a server that says so
+    settings = settings.model_copy(update={"reference_roots": (f"{s3_bucket}/photos",)})
+    manifest = tmp_path / "links.csv"
+    manifest.write_text(f"url\n{s3_bucket}/photos/a.png?versionId=bogus\n")
+    s3.answer = (400, b"<Error><Code>InvalidArgument</Code><Message>Invalid version id</Message></Error>")
+
+    # When it is taken in, Then the image is missing, and the batch is complete
+    source = Source(["a"], manifest)
+    source.submit(ledger, store, champion)
+    assert take_in_next(ledger, store, publisher, settings, owner="test")
+    with ledger.reading() as connection:
+        row = connection.execute(sa.select(chunks)).one()
+        assert connection.scalar(sa.select(batches.c.state)) == "done"
+    [error] = read_payload(store, row.payload, row.payload_digest).contents
+    assert (error.code, error.detail) == (ErrorCode.SOURCE_MISSING, "the server answered 400")
+
+    # When the credentials have expired, Then nothing is missing: the batch waits, longer each time
+    s3.answer = (400, b"<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>")
+    job_id = source.submit(ledger, store, champion)
+    pauses = []
+    for _ in range(3):
+        assert take_in_next(ledger, store, publisher, settings, owner="test")
+        with ledger.transaction() as connection:
+            left = connection.execute(sa.select(batches).where(batches.c.job_id == job_id)).one()
+            pauses.append(round((left.not_before - datetime.now(UTC)).total_seconds()))
+            connection.execute(batches.update().values(not_before=None))
+    assert (left.state, left.attempts, left.releases, pauses) == ("pending", 0, 3, [1, 2, 4])
+
+    # When that lasts for a day, Then the batch fails with the reason
+    with ledger.transaction() as connection:
+        connection.execute(batches.update().values(releases=MAX_RELEASES))
+    assert take_in_next(ledger, store, publisher, settings, owner="test")
+    with ledger.reading() as connection:
+        status = job_status(connection, job_id)
+    assert status.state == JobState.FAILED
+    assert "could not be read for a day: s3://" in status.error
+    assert "ExpiredToken" in status.error
+
+
 # ---- a server that stops in the middle ----------------------------------------------------------------
 
 
@@ -214,8 +269,8 @@ def test_an_intake_continues_when_its_bucket_is_back(
     s3.before = stop_at_third
 
     # When it is taken in, Then it is released
-    with pytest.raises(Unavailable, match="The store cannot be"):
-        take_in_next(ledger, bucket_store, publisher, settings, owner="first")
+    assert take_in_next(ledger, bucket_store, publisher, settings, owner="first")
+    assert len(payloads) == 3
 
     # And when the server is back, it is continued: each image is there once
     s3.reset()
