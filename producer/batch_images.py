@@ -1,4 +1,4 @@
-"""The images of a batch, in a fixed order: those of an uploaded file, or below a URL."""
+"""The images of a batch, in a fixed order: of an uploaded file, below a URL, or without a label in a job."""
 # Paths are strings, as in `producer.sources`.
 # ruff: noqa: PTH112
 
@@ -7,22 +7,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from jobs.errors import ImageError, NotFound, PayloadDamaged, SourceError
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import Intake, last_chunk, read_urls
+from jobs.ledger.api.batches import FAILED_ONLY, Batch, find_unread, last_chunk, read_urls
 from jobs.ledger.api.files import File, get_file
+from jobs.ledger.jobs.queries import Unlabelled, check_not_purged, images_without_label, job_status
 from jobs.network.objects import is_url, local_path, shown_url
-from jobs.network.references import Roots
+from jobs.network.references import Reference, Roots
 from jobs.settings import Settings
-from jobs.storage.payloads import read_payload
+from jobs.storage.payloads import Payload, read_payload
 from jobs.storage.store import Store
 from jobs.text import storable
-from producer.sources import SourceImage, Sources
+from producer.chunking import Item, items_of
+from producer.sources import SourceImage, SourceImages, Sources
 from producer.sources.files import shown
 from producer.sources.image import Reading, Turn, check_name_length
 from producer.sources.manifest import Manifest
@@ -32,42 +34,99 @@ from producer.sources.rows import is_manifest
 from producer.sources.tars import is_packed, read_packed
 
 
-@contextmanager
-def batch_images(
-    ledger: Ledger, store: Store, settings: Settings, intake: Intake, turn: Turn
-) -> Iterator[Iterator[SourceImage]]:
-    """Open the source of a batch, and provide the images that its job does not have yet.
+@dataclass(frozen=True, slots=True)
+class BatchReader:
+    """Reads the images of batches, each batch in a fixed order, until its turn is over."""
 
-    Raises SourceError if it cannot be read as a whole, also from the iterator; Unavailable; TurnOver.
-    """
-    with ledger.reading() as connection:
-        urls = read_urls(connection, intake.job_id)
-    if urls is not None:
-        rows = "".join(f"{json.dumps({'url': url})}\n" for url in urls)
-        found = _images_of_manifest(rows.encode(), "urls.jsonl", settings, turn, skip=intake.images)
-        yield _in_turn(found, turn)
-        return
-    if intake.file_id is None:
-        url = str(intake.request.get("source_url", ""))
-        if not intake.images:
-            yield _in_turn(_images_below(url, settings, turn, skip=0), turn)
-        else:  # begin with the last image taken, to check that it is the same
-            found = _images_below(url, settings, turn, skip=intake.images - 1)
-            yield _in_turn(_continued(found, _last_name(ledger, store, intake.job_id)), turn)
-        return
-    with ledger.reading() as connection:
+    ledger: Ledger
+    store: Store
+    settings: Settings
+    turn: Turn = field(default_factory=Turn)
+
+    def items(
+        self, batch: Batch, *, skip: int, known_by: str | None = None
+    ) -> Generator[Item | SourceImages, None, None]:
+        """Yield the images of a batch, except the first `skip`, of which `known_by`, a job, has the last one.
+
+        By default that is the batch's own job. Raises SourceError if the source cannot be read as a whole,
+        TurnOver, Unavailable, and what `items_to_retry` raises.
+        """
+        with self.ledger.reading() as connection:
+            retry_of = job_status(connection, batch.job_id).retry_of
+        if retry_of is not None:
+            failed_only = bool(batch.request.get(FAILED_ONLY))
+            yield from self.items_to_retry(batch.job_id, retry_of, failed_only=failed_only, skip=skip)
+            return
+        by_reference = Roots(self.settings.reference_roots) if batch.request.get("by_reference") else None
+        with self._images(batch, skip, known_by or batch.job_id) as images:
+            yield from items_of(_in_turn(images, self.turn), by_reference)
+
+    def items_to_retry(
+        self, retry_id: str, job_id: str, *, failed_only: bool, skip: int = 0
+    ) -> Iterator[Item | SourceImages]:
+        """Yield the images of a finished job that got no label, as its payloads have them, except the first.
+
+        An image that could not be read comes with its error again. If the job was stopped before all its
+        images were read, the rest of its source follows, except with `failed_only`. `retry_id` is the job
+        that has the first `skip` of these images. Raises Conflict if the job is purged meanwhile or if its
+        source is gone, PayloadDamaged, and what `items` raises.
+        """
+        with self.ledger.reading() as connection:
+            status = job_status(connection, job_id)
+            unread = None if failed_only else find_unread(connection, status)
+        for chunk in images_without_label(self.ledger, job_id, failed_only=failed_only):
+            places, skip = chunk.places[skip:], max(0, skip - len(chunk.places))
+            if not places:
+                continue
+            names, contents = self._payload(job_id, chunk)
+            for place in places:
+                content = contents[place]
+                yield names[place], content, content.url if isinstance(content, Reference) else None
+                self.turn.check()
+        if unread is not None:
+            known_by = retry_id if skip else job_id
+            yield from self.items(unread, skip=status.total + skip, known_by=known_by)
+
+    def _payload(self, job_id: str, chunk: Unlabelled) -> Payload:
         try:
-            file = get_file(connection, intake.file_id)
-        except NotFound:
-            raise SourceError(
-                "The uploaded file was deleted before its images were read: upload it again."
-            ) from None
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(store.local_copy(file.key))
-        except FileNotFoundError:
-            raise SourceError(f"{file.name} is missing from the store: upload it again.") from None
-        yield _in_turn(_images_of_file(str(path), file, settings, turn, skip=intake.images), turn)
+            payload = read_payload(self.store, chunk.payload, chunk.payload_digest)
+            return payload.part(chunk.payload_offset, chunk.images)
+        except PayloadDamaged:
+            # If the payload was just purged, report that instead of damage.
+            with self.ledger.reading() as connection:
+                check_not_purged(connection, job_id)
+            raise
+
+    @contextmanager
+    def _images(self, batch: Batch, skip: int, known_by: str) -> Iterator[Iterator[SourceImage]]:
+        """Open the URLs, the folder or the uploaded file of a batch, and provide its images."""
+        with self.ledger.reading() as connection:
+            urls = read_urls(connection, batch.job_id)
+        if urls is not None:
+            rows = "".join(f"{json.dumps({'url': url})}\n" for url in urls)
+            yield _images_of_manifest(rows.encode(), "urls.jsonl", self.settings, self.turn, skip=skip)
+            return
+        if batch.file_id is None:
+            url = str(batch.request.get("source_url", ""))
+            if not skip:
+                yield _images_below(url, self.settings, self.turn, skip=0)
+            else:  # begin with the last image taken, to check that it is the same
+                found = _images_below(url, self.settings, self.turn, skip=skip - 1)
+                yield _continued(found, _last_name(self.ledger, self.store, known_by))
+            return
+        with self.ledger.reading() as connection:
+            try:
+                file = get_file(connection, batch.file_id)
+            except NotFound:
+                raise SourceError(
+                    "The uploaded file was deleted before its images were read: upload it again."
+                ) from None
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(self.store.local_copy(file.key))
+            except FileNotFoundError:
+                raise SourceError(f"{file.name} is missing from the store: upload it again.") from None
+            yield _images_of_file(str(path), file, self.settings, self.turn, skip=skip)
 
 
 def _in_turn(images: Iterator[SourceImage], turn: Turn) -> Iterator[SourceImage]:

@@ -10,16 +10,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NoReturn
 
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Conflict, LeaseLost, SourceError, Stopped, Unavailable
+from jobs.errors import Conflict, LeaseLost, NotFound, PayloadDamaged, SourceError, Stopped, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.api.batches import (
+    Batch,
     Intake,
     claim_intake,
     delete_input,
@@ -35,14 +36,13 @@ from jobs.ledger.api.batches import (
 from jobs.ledger.api.files import file_key, known_files
 from jobs.ledger.jobs.shadows import shadow_job
 from jobs.ledger.jobs.submission import add_chunk, seal_job, touch_job
-from jobs.network.references import Roots
 from jobs.options import JobOptions
 from jobs.queue import Publisher
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
-from producer.batch_images import batch_images
-from producer.chunking import choose_priority, chunks_of, enforce_limits, items_of, store_payload
+from producer.batch_images import BatchReader
+from producer.chunking import choose_priority, chunks_of, enforce_limits, store_payload
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources.image import Turn, TurnOver
 
@@ -193,7 +193,7 @@ def _take_in_or_fail(
     """Take in the batch, or let it fail if its source cannot be read. Raises LeaseLost, Unavailable."""
     try:
         _take_in(ledger, store, publisher, settings, intake, turn)
-    except SourceError as error:
+    except (SourceError, Conflict, NotFound, PayloadDamaged) as error:  # after SourceError: of a retry
         with ledger.transaction() as connection:
             fail_intake(connection, intake, str(error))
     except Stopped:  # cancelled, or failed with too many errors
@@ -236,15 +236,11 @@ def _take_in(
     except Conflict as error:  # this process is set up wrongly: another one may take the batch in
         raise Unavailable(str(error)) from None
     options = JobOptions.from_request(intake.request)
-    by_reference = Roots(settings.reference_roots) if intake.request.get("by_reference") else None
-    with batch_images(ledger, store, settings, intake, turn) as images:
-        chunks = enforce_limits(
-            settings.job_limits,
-            chunks_of(items_of(images, by_reference), settings.chunk_images),
-            intake.images,
-        )
-        total = intake.images
-        for chunk in chunks:
+    batch = Batch(intake.job_id, intake.request, intake.file_id)
+    total = intake.images
+    with closing(BatchReader(ledger, store, settings, turn).items(batch, skip=total)) as items:
+        chunks = chunks_of(items, settings.chunk_images)
+        for chunk in enforce_limits(settings.job_limits, chunks, total):
             priority = choose_priority(options.priority, chunk, first=total == 0)
             row = store_payload(store, intake.job_id, total, chunk, priority)
             with ledger.transaction() as connection:

@@ -33,7 +33,6 @@ from producer.sources import SourceImage
 
 if TYPE_CHECKING:
     from labelmill.labels.labelled_jobs import LabelledEvaluation
-    from producer.resubmit import Retried
     from producer.submit import Submitted, Submitter
 
 
@@ -191,14 +190,15 @@ class JobMethods(Installation):
         key: str | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,
-    ) -> Retried:
+    ) -> Submitted | None:
         """Submit the images of a finished job that have no label, as a new job with the same model.
 
-        Returns the new submission, or None if there is nothing to retry, and the number of images that could
-        not be read when they were first submitted. With `failed_only`, leave out images that a stopped job
+        Returns the new submission, or None if there is nothing to retry. An image that could not be read when
+        it was first submitted gets its error again. With `failed_only`, leave out images that a stopped job
         never reached. With `key`, calling it again returns the same new job; `on_wait` is called before
-        waiting for one that is still being submitted. Raises NotFound, and Conflict if
-        the job has not finished or its payloads were purged.
+        waiting for one that is still being submitted. Raises NotFound, and Conflict if the job has not
+        finished, its payloads were purged, or it was stopped before all its images were read and the rest
+        cannot be read any more.
         """
         from producer.resubmit import retry
 
@@ -207,7 +207,7 @@ class JobMethods(Installation):
             self.on_change(connection, "retry job", job_id)
 
         submitter = self._submitter(on_progress=on_progress, on_wait=on_wait, on_seal=on_seal)
-        return retry(submitter, job_id, failed_only=failed_only, key=key)
+        return retry(submitter, self.settings, job_id, failed_only=failed_only, key=key)
 
     @accept_numpy_numbers
     def predictions(

@@ -28,7 +28,6 @@ from producer.packing import pack
 from producer.sources import SourceImage
 
 if TYPE_CHECKING:
-    from producer.resubmit import Retried
     from producer.submit import Submitted
 
 #: The most jobs, results and corrections that the API takes or returns at a time.
@@ -224,12 +223,12 @@ class RemoteClient(CommonMethods):
         key: str | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,  # noqa: ARG002 -- as `Client.retry`
-    ) -> Retried:
+    ) -> Submitted | None:
         """Submit the images of a finished job that have no label, as a new job with the same model.
 
-        For the result and the errors, see `Client.retry`; without anything to retry, `unreadable` is 0.
+        For the arguments and errors, see `Client.retry`. The server copies the images after it has answered,
+        so the result has the number of images copied so far.
         """
-        from producer.resubmit import Retried
         from producer.submit import Submitted
 
         query = {"failed_only": "true"} if failed_only else {}
@@ -238,10 +237,10 @@ class RemoteClient(CommonMethods):
                 "POST", _path(job_id, "/retry"), query=query, idempotency_key=_idempotency_key(key)
             )
         except NothingToRetry:
-            return Retried(None, 0)
+            return None
         status = _to_status(batch)
         on_progress(status.total)
-        return Retried(Submitted(status.id, status.total, new=True), batch["unreadable"])
+        return Submitted(status.id, status.total, new=True)
 
     @accept_numpy_numbers
     def predictions(

@@ -31,21 +31,17 @@ def retry(
     """Resubmit the images of a job that got no label; prints the new job's id.
 
     The job must have finished. The new job uses the same model, so its predictions complete those of the
-    first job. It has no key and no error limits. Images by reference are read again. An image that the
-    producer could not read keeps its error, because its bytes were never stored.
+    first job. It has no key and no error limits. Images by reference are read again. An image that could not
+    be read when it was submitted gets its error again, because its bytes were never stored.
 
-    If there is nothing to retry, nothing is printed (with --json, null), and the exit code is 0. If a worker
-    still has one of the job's chunks, or its payloads are purged, the exit code is 2.
+    If the job was stopped before all its images were read, the rest is read now. If that is not possible, or
+    a worker still has one of the job's chunks, or its payloads are purged, the exit code is 2. If there is
+    nothing to retry, nothing is printed (with --json, null), and the exit code is 0.
     """
     with open_client() as client:
         job = client.job_id(job)
         with ProgressLine("submitting again") as progress:
-            submitted, unreadable = client.retry(job, failed_only=failed, on_progress=progress.update)
-        if unreadable:
-            say(
-                f"{unreadable:,} images could not be read when they were submitted, and keep their error: "
-                "submit them again"
-            )
+            submitted = client.retry(job, failed_only=failed, on_progress=progress.update)
         if submitted is None:
             status = client.status(job)
             if failed and status.done < status.total:

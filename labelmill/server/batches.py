@@ -12,14 +12,21 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.engine import Connection
 
-from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound, Unavailable
+from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import Batch, add_batch, find_batch, find_batches, is_backlog_full
+from jobs.ledger.api.batches import Batch, add_batch, add_retry, find_batch, find_batches, is_backlog_full
 from jobs.ledger.api.files import get_file
 from jobs.ledger.api.webhooks import secret_of_batches
 from jobs.ledger.api_objects import describe_batch
-from jobs.ledger.jobs.queries import JobStatus, full_id, job_status, latest_jobs, model_named
+from jobs.ledger.jobs.queries import (
+    JobStatus,
+    check_is_retry,
+    full_id,
+    job_status,
+    latest_jobs,
+    model_named,
+)
 from jobs.ledger.jobs.submission import find_key, open_job
 from jobs.ledger.learning.models import model_or_champion
 from jobs.models.dataset import MNIST
@@ -37,7 +44,6 @@ from labelmill.server.schemas import (
     BatchObject,
     NewBatch,
     Page,
-    RetriedBatch,
 )
 
 router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
@@ -139,29 +145,55 @@ def resume_batch(batch_id: str, session: SubmitSession) -> BatchObject:
 def retry_batch(
     batch_id: str,
     session: SubmitSession,
+    request: Request,
+    response: Response,
     *,
     failed_only: Annotated[bool, Query(description="skip images that a stopped batch never reached")] = False,
     idempotency_key: IdempotencyKey = None,
-) -> RetriedBatch:
+) -> BatchObject:
     """Submit the images of a batch that got no label once more, as a new batch.
 
-    With `failed_only`, leave out images that a stopped batch never reached. A request with the same
+    Once this is answered, the new batch is committed, and its images are copied. If the batch was stopped
+    before all its images were read, the rest is read now, too. An image that could not be read gets its error
+    again. With `failed_only`, leave out images that a stopped batch never reached. A request with the same
     `Idempotency-Key` returns the same new batch.
     """
-    retried, unreadable = session.client.retry(
-        found_id(session, batch_id),
-        failed_only=failed_only,
-        key=job_key(session, "retry", idempotency_key),
-        on_wait=_refuse_to_wait,
-    )
-    if retried is None:
-        detail = (
-            f"Batch {batch_id} has no image to submit again: its images have labels, or could not be read."
-        )
-        raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
-    return RetriedBatch(
-        **dict(read_batch(session.client.ledger, session.project, retried.job_id)), unreadable=unreadable
-    )
+    key = job_key(session, "retry", idempotency_key)
+    found_id(session, batch_id)
+    retry_id = _existing_retry(session, key, batch_id)
+    if retry_id is None:
+        try:
+            retry_id = _retried(session, batch_id, key, failed_only=failed_only)
+        except Conflict:  # perhaps another request with this key was faster
+            retry_id = _existing_retry(session, key, batch_id)
+            if retry_id is None:
+                raise
+    response.headers["Location"] = str(request.url_for("show_batch", batch_id=retry_id).path)
+    return read_batch(session.client.ledger, session.project, retry_id)
+
+
+def _retried(session: Session, batch_id: str, key: str | None, *, failed_only: bool) -> str:
+    """Commit a retry of a batch, and return its id."""
+    retry_id = new_id()
+    with session.client.ledger.transaction() as connection:
+        _check_backlog(connection)
+        if not add_retry(connection, batch_id, retry_id, key=key, failed_only=failed_only):
+            detail = f"Batch {batch_id} has no image to submit again: all that were asked for have labels."
+            raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
+        session.record(connection, "retry job", batch_id)
+    return retry_id
+
+
+def _existing_retry(session: Session, key: str | None, batch_id: str) -> str | None:
+    """Return the retry with this key, or None. Raises Conflict if the key belongs to something else."""
+    if key is None:
+        return None
+    with session.client.ledger.reading() as connection:
+        holder = find_key(connection, session.project, key)
+        if holder is None:
+            return None
+        check_is_retry(job_status(connection, holder.job_id), batch_id)
+    return holder.job_id
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:
@@ -172,13 +204,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     batch_id = new_id()
     digest: dict[str, object] = {}
     with session.client.ledger.transaction() as connection:
-        if is_backlog_full(connection):
-            raise ApiError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                ProblemCode.UNAVAILABLE,
-                "Too many batches wait for their images to be read: try again later.",
-                {"Retry-After": str(_BACKLOG_RETRY_SECONDS)},
-            )
+        _check_backlog(connection)
         if wanted.webhook_url is not None:
             secret_of_batches(connection)  # without a secret, nothing is sent
         file_id = None
@@ -193,6 +219,17 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         add_batch(connection, batch_id, request=body | digest, file_id=file_id, urls=wanted.urls)
         session.record(connection, "create batch", batch_id)
     return batch_id
+
+
+def _check_backlog(connection: Connection) -> None:
+    """Raise ApiError if too many batches wait."""
+    if is_backlog_full(connection):
+        raise ApiError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            ProblemCode.UNAVAILABLE,
+            "Too many batches wait for their images to be read: try again later.",
+            {"Retry-After": str(_BACKLOG_RETRY_SECONDS)},
+        )
 
 
 def _check_roots(session: Session, wanted: NewBatch) -> None:
@@ -217,11 +254,6 @@ def _check_webhook(session: Session, wanted: NewBatch) -> None:
             check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
         except AddressForbidden as error:
             raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, f"webhook_url: {error}") from None
-
-
-def _refuse_to_wait(job_id: str) -> None:
-    # A thread that waited would be one of few, and a client that got no answer comes again.
-    raise Unavailable(f"Batch {job_id} is still being submitted with this key: try again later.")
 
 
 def job_key(session: Session, call: str, idempotency_key: str | None) -> str | None:

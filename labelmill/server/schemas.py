@@ -301,12 +301,6 @@ class BatchObject(BaseModel):
         return self.status in ("completed", "failed", "cancelled")
 
 
-class RetriedBatch(BatchObject):
-    """A batch of images that got no label in another one."""
-
-    unreadable: int = Field(description="images without bytes, which cannot be submitted again")
-
-
 class ResultError(BaseModel):
     """Why an image got no label."""
 

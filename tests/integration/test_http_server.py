@@ -198,8 +198,9 @@ def test_a_retry_keeps_the_metadata_and_the_webhook(
     api.post(f"/batches/{batch_id}/cancel")
     # When it is retried, Then the new batch is described alike, and its end is reported to the same receiver
     retried = api.post(f"/batches/{batch_id}/retry").json()
-    assert (retried["metadata"], retried["request_counts"]["total"]) == (metadata, 1)
-    assert not take_in_next(ledger, store, publisher, settings, owner="intake")
+    assert (retried["metadata"], retried["status"]) == (metadata, "validating")
+    assert take_in_next(ledger, store, publisher, settings, owner="intake")
+    assert api.get(f"/batches/{retried['id']}").json()["request_counts"]["total"] == 1
     api.post(f"/batches/{retried['id']}/cancel")
     with ledger.transaction() as connection:
         sent = [claim_delivery(connection) for _ in range(2)]

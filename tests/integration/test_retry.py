@@ -21,24 +21,24 @@ from jobs.storage.payloads import Content, Payload, read_payload
 from jobs.storage.store import Store
 from labelmill.commands.retry import app as retry_command
 from labelmill.operations.purging import Purge
-from producer import resubmit as retry_module
-from producer.resubmit import Retried, retry
+from producer import batch_images as retry_module
+from producer.resubmit import retry
 from producer.sources import SourceImage, Sources
-from producer.submit import Submitter
+from producer.submit import Submitted, Submitter
 from tests.conftest import Job
 from tests.ledger_probes import cancel, chunks_of
 from tests.outcomes import Outcome
 
-Again = Callable[..., Retried]
+Again = Callable[..., Submitted | None]
 
 
 @pytest.fixture
-def again(ledger, store, publisher) -> Again:
+def again(ledger, store, publisher, settings) -> Again:
     """Return a function: `again(job)` retries the job in chunks of three."""
 
-    def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Retried:
+    def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Submitted | None:
         submitter = Submitter(ledger, store, publisher, chunk_images)
-        return retry(submitter, job.id, failed_only=failed_only)
+        return retry(submitter, settings, job.id, failed_only=failed_only)
 
     return again
 
@@ -91,11 +91,10 @@ def test_what_got_an_error_is_a_job_of_its_own(
     broker.client.flushall()
 
     # When it is retried
-    retried = again(job)
+    new = again(job)
 
     # Then just the failed images are submitted, in order, with their names and contents, for the same model
-    new = retried.submitted
-    assert (new.images, new.new, retried.unreadable) == (5, True, 0)
+    assert (new.images, new.new) == (5, True)
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 4, 5, 9)]
     with ledger.reading() as connection:
         status = job_status(connection, new.job_id)
@@ -123,7 +122,7 @@ def test_a_stopped_jobs_other_images_are_tried_too_unless_only_errors_are_asked_
     cancel(ledger, job)
 
     # When it is retried
-    new = again(job, failed_only=failed_only).submitted
+    new = again(job, failed_only=failed_only)
 
     # Then all images without a label are submitted, or only the failed ones
     expected = [4] if failed_only else [0, 1, 2, 4, 6, 7, 8, 9]
@@ -140,38 +139,28 @@ def test_if_every_image_has_a_label_or_no_error_that_is_asked_for_there_is_nothi
     cancel(ledger, stopped)
 
     # When they are retried, the second for its errors only, Then no job is made
-    assert again(done) == again(stopped, failed_only=True) == Retried(None, 0)
+    assert again(done) is None
+    assert again(stopped, failed_only=True) is None
     with ledger.reading() as connection:
         assert set(connection.scalars(sa.select(jobs.c.id))) == {done.id, stopped.id}
 
 
-def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted, again, worker, images_of):
-    # Given a job with two images that could not be read, and one that is corrupt
-    missing = ImageError(ErrorCode.SOURCE_MISSING, "no such file")
-    images = [SourceImage(f"{n}.png", b"x", None) for n in range(5)]
-    images[1] = SourceImage("1.png", None, missing)
-    images[4] = SourceImage("4.png", None, missing)
-    job = submitted(images)
-    finish(worker, job, errors=[1, 2, 4])
-
-    # When it is retried, Then the corrupt image is submitted, and the others are only counted
-    retried = again(job)
-    assert names_of(images_of(retried.submitted.job_id)) == ["2.png"]
-    assert retried.unreadable == 2
-
-
-def test_what_could_not_be_read_and_never_got_an_outcome_gets_one(ledger, submitted, again, images_of):
-    # Given a job that was cancelled before the error of its missing image was recorded
+@pytest.mark.parametrize("has_outcome", [True, False])
+def test_what_could_not_be_read_when_it_was_submitted_gets_its_error_again(
+    ledger, submitted, again, worker, images_of, has_outcome
+):
+    # Given a job with an image that could not be read and one that is corrupt, done or cancelled
     missing = SourceImage("0.png", None, ImageError(ErrorCode.SOURCE_MISSING, "no such file"))
     job = submitted([missing, SourceImage("1.png", b"x", None)])
-    cancel(ledger, job)
+    if has_outcome:
+        finish(worker, job, errors=[0, 1])
+    else:
+        cancel(ledger, job)
 
-    # When it is retried, Then the image is submitted with its error
-    retried = again(job)
-    (name, content), other = images_of(retried.submitted.job_id)
+    # When it is retried, Then both are submitted, the first with its error
+    (name, content), other = images_of(again(job).job_id)
     assert (name, content.code, content.detail) == ("0.png", ErrorCode.SOURCE_MISSING, "no such file")
     assert other == ("1.png", b"x")
-    assert retried.unreadable == 0
 
 
 def halve(worker, chunk) -> None:
@@ -198,7 +187,7 @@ def test_halves_of_a_chunk_that_was_split_are_found_in_its_payload(
         worker.work(chunk, outcomes(chunk.first_index, [1, 3, 5], chunk.images))
 
     # When the job is retried, Then just the failed images are submitted, with their own contents
-    new = again(job).submitted
+    new = again(job)
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 5, 8)]
 
 
@@ -207,7 +196,7 @@ def test_many_chunks_are_looked_at_page_by_page(submitted, again, worker, images
     job = submitted(150, chunk_images=1)
     errors = [0, 63, 64, 65, 127, 128, 149]
     finish(worker, job, errors=errors)
-    new = again(job, chunk_images=100).submitted
+    new = again(job, chunk_images=100)
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in errors]
 
 
@@ -220,9 +209,7 @@ def test_an_image_by_reference_is_referred_to_again(submitted, again, worker, im
     worker.work(job.chunks[0], [Outcome(name, None, None, ErrorCode.SOURCE_CHANGED)])
 
     # When it is retried, Then the same reference is submitted, and a worker reads it again
-    retried = again(job)
-    assert images_of(retried.submitted.job_id) == [(name, reference)]
-    assert retried.unreadable == 0
+    assert images_of(again(job).job_id) == [(name, reference)]
 
 
 # ---- when a job cannot be retried ---------------------------------------------------------------------
@@ -251,7 +238,7 @@ def test_a_chunk_in_work_of_a_stopped_job_is_waited_for(ledger, submitted, again
 
     # When the worker has recorded its outcomes, Then the rest can be retried
     worker.finish(claim, outcomes(0, [2], 3))
-    assert names_of(images_of(again(job).submitted.job_id)) == ["2.png", "3.png", "4.png", "5.png"]
+    assert names_of(images_of(again(job).job_id)) == ["2.png", "3.png", "4.png", "5.png"]
 
 
 def test_a_worker_that_comes_back_after_a_retry_records_nothing(ledger, submitted, again, worker, images_of):
@@ -261,7 +248,7 @@ def test_a_worker_that_comes_back_after_a_retry_records_nothing(ledger, submitte
     cancel(ledger, job)
 
     # When the job is retried, and the worker then records
-    new = again(job).submitted
+    new = again(job)
     assert len(images_of(new.job_id)) == 3
     with pytest.raises(LeaseLost):
         worker.finish(claim)
@@ -349,7 +336,7 @@ def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
     happens_at(job.chunks[-1], purge)
 
     # When it is retried, Then the new job is complete, because it needs nothing more of the first
-    new = again(job).submitted
+    new = again(job)
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in range(9)]
 
 

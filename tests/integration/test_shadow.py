@@ -167,9 +167,9 @@ def test_a_retry_has_a_shadow_too(harness: Harness, publisher: Publisher, submit
     job_id = submit_images([b"no picture"], share=0.0)
     assert harness.classify() == 1
     submitter = Submitter(harness.ledger, harness.store, publisher, 10, shadow_share=1.0)
-    retried = retry(submitter, job_id, failed_only=True)
-    assert retried.submitted is not None
-    assert shadow_of(harness.ledger, retried.submitted.job_id) is not None
+    retried = retry(submitter, harness.context.settings, job_id, failed_only=True)
+    assert retried is not None
+    assert shadow_of(harness.ledger, retried.job_id) is not None
 
 
 # ---- it disturbs no job -------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
-from jobs.ledger.api.files import delete_file
+from jobs.ledger.api.files import delete_file, known_files
 from jobs.ledger.jobs.claims import RETRY_SECONDS
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.submission import DEFAULT_PRIORITY
+from jobs.ledger.jobs.queries import JobStatus, check_retry
+from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, open_job
+from jobs.options import JobOptions
 from jobs.schema import JobState, batch_urls, batches, chunks, db_now, jobs, projects
 
 #: A claim expires after so many seconds, unless it is renewed.
@@ -37,6 +39,9 @@ MAX_RELEASES: Final = 1_440
 #: Maximum batches that wait for an intake process: no more are accepted.
 MAX_WAITING_BATCHES: Final = 100_000
 
+
+#: The name of a retry's own option in its request: leave out images that never got an outcome.
+FAILED_ONLY: Final = "failed_only"
 
 _BATCHES: Final = sa.select(batches.c.job_id, batches.c.request, batches.c.file_id)
 
@@ -122,6 +127,45 @@ def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
     batch = find_batch(connection, job_id)
     if batch is not None:
         add_batch(connection, retry_id, request=batch.request, file_id=None, state="done")
+
+
+def add_retry(
+    connection: Connection, job_id: str, retry_id: str, *, key: str | None, failed_only: bool
+) -> bool:
+    """Add a batch of a finished job's images without a label, which an intake process copies later.
+
+    It has the job's model and, if the job is a batch, its request: metadata, webhook and priority. With
+    `failed_only`, leave out images that never got an outcome. Return False, and add nothing, if there is no
+    such image. Raises NotFound; Conflict if the job cannot be retried, or another job has the key.
+    """
+    status = check_retry(connection, job_id)
+    unread = None if failed_only else find_unread(connection, status)
+    if not (status.failed if failed_only else status.total - status.succeeded) and unread is None:
+        return False
+    options = JobOptions(project=status.project, key=key, top_k=status.top_k)
+    open_job(connection, retry_id, options, model_id=status.model, retry_of=job_id)
+    batch = find_batch(connection, job_id)
+    request = (batch.request if batch is not None else {}) | {FAILED_ONLY: failed_only}
+    add_batch(connection, retry_id, request=request, file_id=unread.file_id if unread is not None else None)
+    return True
+
+
+def find_unread(connection: Connection, status: JobStatus) -> Batch | None:
+    """Return the batch of a job that was stopped before all its images were read, or None if all were.
+
+    Raises Conflict if the rest cannot be read any more: `urls` are gone then, and files may be.
+    """
+    if status.submitted_at is not None:
+        return None
+    batch = find_batch(connection, status.id)
+    if batch is not None:
+        has_file = batch.file_id is not None and known_files(connection, [batch.file_id])
+        if status.retry_of is not None or has_file or batch.request.get("source_url"):
+            return batch
+    raise Conflict(
+        f"Job {status.id} was stopped when {status.total:,} of its images had been read, and the rest "
+        "cannot be read here any more: submit all of them again, or retry only those with an error."
+    )
 
 
 def find_batch(connection: Connection, job_id: str) -> Batch | None:

@@ -382,6 +382,15 @@ def check_retry(connection: Connection, job_id: str) -> JobStatus:
     return status
 
 
+def check_is_retry(status: JobStatus, job_id: str) -> None:
+    """Raise Conflict if the job that has a retry's key is not a retry of this job."""
+    if status.retry_of != job_id:
+        raise Conflict(
+            f"The key already belongs to job {status.id}, which is not a retry of job {job_id}: choose "
+            "another key."
+        )
+
+
 def check_not_purged(connection: Connection, job_id: str) -> None:
     """Raise Conflict if the job is being purged, or is gone.
 
@@ -391,8 +400,8 @@ def check_not_purged(connection: Connection, job_id: str) -> None:
     kept = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.purged_at.is_(None))
     if connection.scalar(kept) is None:
         raise Conflict(
-            f"Job {job_id} was purged while its images were being submitted again, so the new job was "
-            "discarded: submit the images from their original source."
+            f"Job {job_id} was purged while its images were being submitted again: submit the images from "
+            "their original source."
         )
 
 
