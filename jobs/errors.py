@@ -51,8 +51,8 @@ class ErrorCode(DescribedEnum):
     SOURCE_MISSING = (
         "source_missing",
         "the file was missing or unreadable, for the producer or, by reference, for a worker; or its server "
-        "could not be reached in ten attempts (two for a link in a manifest); or a manifest's row names no "
-        "image",
+        "could not be reached in ten attempts (two for a link in a manifest), or refused the request; or a "
+        "manifest's row names no image",
     )
     SOURCE_CHANGED = (
         "source_changed",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NoReturn
+from typing import Final
 
 from sqlalchemy.engine import Connection
 
@@ -51,9 +51,9 @@ logger = logging.getLogger(__name__)
 #: Batches that a process takes in at the same time. Each may hold about 100 MB, and most wait for a network.
 SEATS: Final = 4
 
-#: How long a batch has its seat at least, if another project waits for one: far longer than it takes to open
-#: most sources again.
-SEAT_SECONDS: Final = 20.0
+#: How long a batch has its seat at least, if another project waits for one: longer than a link may take, so
+#: that each turn adds an image.
+SEAT_SECONDS: Final = 45.0
 
 #: A batch fails when no link has answered for this long. A link takes up to 41 seconds, and 32 are read at a
 #: time: so more than 400 have failed in a row, and the others will hardly do better.
@@ -63,7 +63,7 @@ MAX_UNANSWERED_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 0.5
 
 #: How long threads may take to release their batches when the process is stopped.
-_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +101,12 @@ class IntakeProcess:
         self._publishers = [make_publisher() for _ in range(SEATS)]
         self._ended = threading.Event()  # set when a seat has become free
 
-    def run(self) -> NoReturn:
-        """Take in all batches, until KeyboardInterrupt. Raises LabelmillError."""
-        while True:
+    def run(self, stop: threading.Event) -> None:
+        """Take in all batches, until `stop` is set, which may happen in a signal handler.
+
+        Raises LabelmillError.
+        """
+        while not stop.is_set():  # not `wait`: it has a lock that the handler needs
             try:
                 while self.begin_next():
                     pass

@@ -125,20 +125,18 @@ def run_intake(settings: Settings, parent: int) -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends this process
     log_to_stderr(settings)
+    # An exception could interrupt the end of a transaction, which would then keep SQLite's lock.
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     owner = owner_name(os.getpid())
     app = make_app(settings)
-    with suppress(KeyboardInterrupt), sigterm_like_ctrl_c():
-        while True:
-            try:
-                with (
-                    closing(open_ledger(settings)) as ledger,
-                    closing(
-                        IntakeProcess(
-                            ledger, Store(settings.store), lambda: Publisher(app), settings, owner=owner
-                        )
-                    ) as intake,
-                ):
-                    intake.run()
-            except LabelmillError as error:
-                logger.warning("intake is paused: %s", error)
-                time.sleep(_RESTART_SECONDS)
+    while not stop.is_set():
+        try:
+            with closing(open_ledger(settings)) as ledger:
+                store = Store(settings.store)
+                process = IntakeProcess(ledger, store, lambda: Publisher(app), settings, owner=owner)
+                with closing(process):
+                    process.run(stop)
+        except LabelmillError as error:
+            logger.warning("intake is paused: %s", error)
+            time.sleep(_RESTART_SECONDS)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import add_batch
+from jobs.ledger.api.batches import add_batch, claim_intake
 from jobs.ledger.api.files import add_file, file_key
 from jobs.ledger.api.projects import create_project
 from jobs.ledger.jobs.control import end_job
@@ -95,12 +95,14 @@ def is_running(ledger: Ledger, job_id: str) -> bool:
 def test_links_that_never_answer_keep_no_other_project_waiting(
     home: Home, ledger: Ledger, commit: Commit, tarpit: str, tmp_path: Path
 ) -> None:
-    # Given a server whose intake processes read two batches of one project: links that never answer
+    # Given many batches of one project with links that never answer, of which each intake process reads one
     links = [f"{tarpit}/{number}.png" for number in range(2_000)]
-    slow = [commit(*links, project="a") for _ in range(2)]
+    slow = [commit(*links, project="a") for _ in range(10)]
     with home.started("serve", "--listen", "127.0.0.1:0", log=tmp_path / "log"):
-        for job_id in slow:
+        for job_id in slow[:2]:
             until(partial(is_read, ledger, job_id), "the batch is being read")
+        time.sleep(2)
+        assert [is_read(ledger, job_id) for job_id in slow] == [True] * 2 + [False] * 8
 
         # When another project's image arrives, Then it is taken in within seconds
         quick = commit("data:,image", project="b")
@@ -110,10 +112,30 @@ def test_links_that_never_answer_keep_no_other_project_waiting(
         with ledger.transaction() as connection:
             end_job(connection, slow[0], JobState.CANCELLED)
         until(lambda: row(ledger, slow[0]).intake == "done", "it is not read any more", seconds=10)
+        until(partial(is_read, ledger, slow[2]), "the next one is read", seconds=10)
 
-    # When the server is stopped, Then the other batch waits for the next one
-    left = row(ledger, slow[1])
-    assert (left.state, left.intake, left.attempts, left.total) == (JobState.RECEIVING, "pending", 0, 0)
+    # When the server is stopped, Then those that were read wait for the next one
+    for job_id in slow[1:3]:
+        left = row(ledger, job_id)
+        assert (left.state, left.intake, left.attempts, left.total) == (JobState.RECEIVING, "pending", 0, 0)
+
+
+def test_projects_are_served_in_turns(ledger: Ledger, commit: Commit) -> None:
+    # Given batches of two projects, and then of a third one
+    for project in "aaaabb":
+        commit("data:,image", project=project)
+
+    def claimed() -> str:
+        with ledger.transaction() as connection:
+            intake = claim_intake(connection, owner="test")
+        assert intake is not None
+        return intake.project
+
+    # When they are claimed, Then the projects take turns, and the new one earned nothing by coming late
+    assert [claimed() for _ in range(3)] in (list("aba"), list("bab"))
+    for _ in range(2):
+        commit("data:,image", project="c")
+    assert [claimed() for _ in range(2)] in (["c", "a"], ["c", "b"])
 
 
 def test_if_all_seats_are_taken_projects_take_turns(
