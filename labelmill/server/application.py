@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Final
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +21,7 @@ from labelmill.server.access import Keys
 from labelmill.server.events import Readings, Streams
 from labelmill.server.guards import Guard, Limits
 from labelmill.server.metrics import Measured
-from labelmill.server.problems import add_handlers
+from labelmill.server.problems import add_handlers, refuse_unknown_parameters
 
 #: Requests that are answered at the same time. Each may use a connection to the ledger.
 _THREADS: Final = 16
@@ -60,6 +60,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         version=version("labelmill"),
         summary="Bulk image classification. The resources are those of OpenAI's Batch API.",
         lifespan=lifespan,
+        dependencies=[Depends(refuse_unknown_parameters)],
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )

@@ -46,35 +46,28 @@ _MAX_WAIT_SECONDS: Final = 60.0
 _NAME: Final = "image"
 
 _BINARY: Final = {"type": "string", "format": "binary"}
-_BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/*": {"schema": _BINARY},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "array",
-                            "items": _BINARY,
-                            "minItems": 1,
-                            "maxItems": _MAX_IMAGES,
-                        }
-                    },
-                }
-            },
-        },
-    }
+_FORM: Final[dict[str, Any]] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "type": "array",
+            "items": _BINARY,
+            "minItems": 1,
+            "maxItems": _MAX_IMAGES,
+            "description": "the images; each part needs a file name",
+        }
+    },
 }
+_BODY: Final = {"image/*": {"schema": _BINARY}, "multipart/form-data": {"schema": _FORM}}
 
 
 @router.post(
     "",
     response_model=Classification,
     responses={HTTPStatus.ACCEPTED: {"model": BatchObject, "description": "The labels are not there yet."}},
-    openapi_extra=_BODY,
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 async def classify(
     request: Request,
@@ -169,7 +162,13 @@ async def _read_images(request: Request, max_bytes: int) -> list[SourceImage]:
     if content_type.startswith("image/"):
         images.begin(_NAME)
     elif content_type.startswith("multipart/form-data"):
-        form = Upload(content_type, images.write, max_bytes=_MAX_BYTES, begin_file=images.begin)
+        form = Upload(
+            content_type,
+            images.write,
+            fields=_FORM["properties"],
+            max_bytes=_MAX_BYTES,
+            begin_file=images.begin,
+        )
     else:
         detail = "Send an image with its `Content-Type`, such as image/png, or a form with parts `file`."
         raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, ProblemCode.UNSUPPORTED_MEDIA_TYPE, detail)

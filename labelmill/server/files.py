@@ -48,26 +48,30 @@ _sizes: Final[dict[tuple[str, bool, int], int]] = {}
 
 _MAX_SIZES: Final = 10_000
 
-_FORM: Final = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": ["batch"]},
-                    },
-                }
-            }
+_FORM: Final[dict[str, Any]] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "an image, an archive of images, or a manifest; the part needs a file name",
         },
-    }
+        "purpose": {
+            "type": "string",
+            "enum": ["batch"],
+            "description": "what the file is for: `batch`",
+            "examples": ["batch"],
+        },
+    },
 }
 
 
-@router.post("", openapi_extra=_FORM)
+@router.post(
+    "",
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+)
 async def upload_file(request: Request, session: SubmitSession) -> FileObject:
     """Upload an image, a ZIP or TAR archive of images, or a manifest. It is streamed into the store."""
     client, file_id = session.client, new_id()
@@ -81,7 +85,12 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
     ):
         file = _Counting(write)
         content_type = request.headers.get("content-type", "")
-        upload = Upload(content_type, file.write, max_bytes=client.settings.max_job_bytes)
+        upload = Upload(
+            content_type,
+            file.write,
+            fields=_FORM["properties"],
+            max_bytes=client.settings.max_job_bytes,
+        )
         async for block in body_blocks(request):
             await run_in_threadpool(upload.write, block)
         name = checked_name(upload.finish())

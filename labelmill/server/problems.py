@@ -9,10 +9,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI, Request
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Query
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -39,6 +41,28 @@ _RETRY_SECONDS: Final = 5
 
 _MEDIA_TYPE: Final = "application/problem+json"
 
+#: Maximum fields that one answer lists.
+_MAX_FIELDS: Final = 20
+
+#: Maximum characters of a field's name, which the client has chosen.
+_MAX_PLACE: Final = 200
+
+
+class OpenAIError(BaseModel):
+    """The same problem, where OpenAI's clients look for it."""
+
+    message: str = Field(description="the same as `detail`")
+    type: Literal["invalid_request_error", "server_error"] = Field(description="whose fault it is")
+    code: str = Field(description="the same as `code`")
+    param: str | None = Field(description="the first field or parameter that is wrong; null if none is")
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field or parameter."""
+
+    param: str = Field(description="its name, with dots in between if it is inside another; empty for all")
+    detail: str = Field(description="what is wrong with it")
+
 
 class Problem(BaseModel):
     """Why a request failed (RFC 9457)."""
@@ -48,6 +72,10 @@ class Problem(BaseModel):
     status: int = Field(description="the HTTP status")
     detail: str = Field(description="what is wrong, and what to do")
     code: str = Field(description="the error's code, for programs")
+    errors: list[FieldProblem] | None = Field(
+        default=None, description="each field or parameter that is wrong, the first 20; null if none is"
+    )
+    error: OpenAIError = Field(description="the same, as OpenAI's clients read it")
 
 
 class ProblemCode(DescribedEnum):
@@ -153,13 +181,14 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-        if first["type"] == "json_invalid":
+        found = error.errors()
+        if found[0]["type"] == "json_invalid":
             return problem(HTTPStatus.BAD_REQUEST, ProblemCode.MALFORMED, "The body is not valid JSON.")
-        reason = str(first["msg"]).removeprefix("Value error, ")
-        detail = f"{where}: {reason}" if where else reason
-        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, detail)
+        shown = [_describe_field(each) for each in found[:_MAX_FIELDS]]
+        told = [f"{each.param}: {each.detail}" if each.param else each.detail for each in shown]
+        if len(found) > _MAX_FIELDS:
+            told.append(f"and {len(found) - _MAX_FIELDS:,} more")
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, "; ".join(told), errors=shown)
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
@@ -214,11 +243,51 @@ def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
     return []
 
 
+def _describe_field(error: dict[str, Any]) -> FieldProblem:
+    """Return what pydantic found wrong with a field."""
+    place = ".".join(str(part) for part in error["loc"][1:])
+    detail = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        detail = "there is no such field: leave it out"
+    return FieldProblem(param=place[:_MAX_PLACE], detail=detail)
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Raise RequestValidationError if the query has parameters that the route does not have."""
+    if not request.scope["query_string"]:
+        return
+    parameters = get_flat_params(request.scope["route"].dependant)
+    known = sorted(each.alias for each in parameters if isinstance(each.field_info, Query))
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        hint = f"choose from {', '.join(known)}" if known else "leave it out"
+        found = {"type": "unknown_parameter", "msg": f"there is no such parameter: {hint}"}
+        raise RequestValidationError([found | {"loc": ("query", name)} for name in unknown])
+
+
 def problem(
-    status: HTTPStatus, code: ProblemCode | ErrorCode, detail: str, headers: dict[str, str] | None = None
+    status: HTTPStatus,
+    code: ProblemCode | ErrorCode,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    *,
+    errors: list[FieldProblem] | None = None,
 ) -> JSONResponse:
     """Return an error as a response."""
-    body = Problem(title=status.phrase, status=status, detail=detail, code=code)
+    is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    body = Problem(
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        errors=errors,
+        error=OpenAIError(
+            message=detail,
+            type="server_error" if is_ours else "invalid_request_error",
+            code=code,
+            param=(errors[0].param or None) if errors else None,
+        ),
+    )
     if status is HTTPStatus.CONFLICT:
         # OpenAI's client would repeat the request, as if the state could change by itself.
         headers = {"x-should-retry": "false", **(headers or {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from http import HTTPStatus
 from typing import Final
 
@@ -25,6 +25,9 @@ _MAX_FIELD_BYTES: Final = 1024
 
 _MAX_PARTS: Final = 32
 
+#: Maximum characters of an unknown field's name in a message.
+_MAX_SHOWN: Final = 200
+
 _FORM: Final = "send it as multipart/form-data, with the file in the field `file`"
 
 #: Maximum bytes of a form beside the file.
@@ -39,11 +42,13 @@ class Upload:
         content_type: str,
         write: Callable[[memoryview], None],
         *,
+        fields: Collection[str],
         max_bytes: int,
         begin_file: Callable[[str], None] | None = None,
     ) -> None:
         """Prepare. `write` is called with the file's bytes. Raises ApiError if the body is not a form.
 
+        `fields` are the names that its parts can have.
         `begin_file` is called with the name of each file; without it, there may be only one.
         """
         kind, options = parse_options_header(content_type)
@@ -56,6 +61,7 @@ class Upload:
         self.filename: str | None = None
         self.fields: dict[str, str] = {}
         self.is_complete = False
+        self._known = fields
         self._write = write
         self._begin_file = begin_file
         self._left = max_bytes + MAX_FORM_BYTES
@@ -93,11 +99,7 @@ class Upload:
         if not self.is_complete:
             raise _malformed("The form ends too early: send it again, whole.")
         if self.filename is None:
-            raise ApiError(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                ProblemCode.INVALID,
-                "file: the form has no file: send it in the field `file`, with a file name.",
-            )
+            raise _invalid("file: the form has no file: send it in the field `file`, with a file name.")
         return self.filename
 
     def _begin_part(self) -> None:
@@ -119,6 +121,10 @@ class Upload:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode(errors="replace")
+        if name not in self._known:
+            raise _invalid(
+                f"{name[:_MAX_SHOWN]}: there is no such field: choose from {', '.join(self._known)}."
+            )
         if name == "file" and b"filename" in options:
             if self.filename is not None and self._begin_file is None:
                 raise _malformed("The form has more than one file: send each in a request of its own.")
@@ -169,6 +175,10 @@ async def body_blocks(request: Request) -> AsyncIterator[bytes]:
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ProblemCode.TIMEOUT, detail) from None
         if block:
             yield bytes(block)
+
+
+def _invalid(detail: str) -> ApiError:
+    return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID, detail)
 
 
 def _malformed(detail: str) -> ApiError:
