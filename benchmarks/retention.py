@@ -21,8 +21,8 @@ from jobs.ids import new_id
 from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.client.purging import Purge
 from labelmill.console.terminal import say
-from labelmill.operations.purging import Purge
 
 #: The rows are of jobs of this many images, which finished within this many days. The first month is purged.
 _JOB_IMAGES: Final = 1_000_000

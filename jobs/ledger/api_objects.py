@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -16,6 +17,9 @@ BATCH_STATUS: Final[Mapping[str, str]] = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
+
+#: The place in a message about a line of a manifest, such as `photos.csv, line 3: it is not CSV`.
+_LINE: Final = re.compile(r", line (\d+): ")
 
 
 def seconds(moment: datetime | None) -> int | None:
@@ -32,14 +36,16 @@ def describe_batch(job: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     errors = None
     if job.state == JobState.FAILED:
         message = job.error or "The batch failed."
-        error = {"code": "batch_failed", "message": message, "line": None, "param": None}
+        place = _LINE.search(message)
+        line = int(place[1]) if place else None
+        error = {"code": "batch_failed", "message": message, "line": line, "param": None}
         errors = {"object": "list", "data": [error]}
     return {
         "id": job.id,
         "object": "batch",
         "status": BATCH_STATUS[job.state],
         "created_at": seconds(job.created_at),
-        "in_progress_at": seconds(job.started_at),
+        "in_progress_at": seconds(job.submitted_at),
         "completed_at": ended if job.state == JobState.DONE else None,
         "failed_at": ended if job.state == JobState.FAILED else None,
         "cancelled_at": ended if job.state == JobState.CANCELLED else None,

@@ -37,7 +37,7 @@ _KEPT_ENDPOINTS: Final = _ENDPOINTS.with_for_update(read=True, key_share=True)
 _ENDED: Final[sa.Select[Any]] = (
     sa.select(
         *jobs.c["id", "state", "total", "succeeded", "failed", "error"],
-        *jobs.c["created_at", "started_at", "finished_at"],
+        *jobs.c["created_at", "submitted_at", "finished_at"],
         jobs.c.model_id.label("model"),
         batches.c.request,
     )

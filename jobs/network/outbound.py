@@ -110,7 +110,9 @@ def check_url(url: str, *, private: Iterable[str] = (), need_tls: bool = False) 
     target = _parse(url)
     allowed = {name.lower() for name in private}
     if need_tls and target.scheme != "https" and allowed.isdisjoint(_names(target)):
-        raise AddressForbidden(f"{shown_url(url)} must begin with https://.")
+        raise AddressForbidden(
+            f"{shown_url(url)} must begin with https://, or LABELMILL_PRIVATE_HOSTS must name its host."
+        )
     with _reporting(target):
         _resolve(target, allowed)
 

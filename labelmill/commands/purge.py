@@ -13,10 +13,10 @@ from jobs.limits import MAX_DAYS
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from labelmill.client import Client
+from labelmill.client.purging import Purge, Purged
 from labelmill.commands.options import AsJson
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, pluralize, print_json, report_errors, say
-from labelmill.operations.purging import Purge, Purged
 
 app = typer.Typer(add_completion=False)
 

@@ -333,6 +333,8 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         error_file_id=errors_id(status.id) if status.finished and status.failed else None,
         endpoint=request.get("endpoint", "/v1/classifications"),
         completion_window=request.get("completion_window", "24h"),
+        rate=status.rate,
+        eta_seconds=status.eta_seconds,
         paused=status.paused,
         retry_of=status.retry_of,
         job=status,

@@ -245,8 +245,10 @@ class BatchError(BaseModel):
 
     code: str = Field(description="for programs")
     message: str = Field(description="for people")
-    line: int | None = Field(default=None, description="always null")
-    param: str | None = Field(default=None, description="always null")
+    line: int | None = Field(
+        description="the line of the manifest that cannot be read; null if it is not that"
+    )
+    param: str | None = Field(description="always null")
 
 
 class BatchErrors(BaseModel):
@@ -270,11 +272,15 @@ class BatchObject(BaseModel):
         )
     )
     created_at: int = Field(description="when it was created")
-    in_progress_at: int | None = Field(description="when all its images were committed")
+    in_progress_at: int | None = Field(description="when all its images had been read and committed")
     completed_at: int | None = Field(description="when it was completed")
     failed_at: int | None = Field(description="when it failed")
     cancelled_at: int | None = Field(description="when it was cancelled")
     request_counts: RequestCounts = Field(description="its images")
+    rate: float | None = Field(description="images per second since work began; null if nothing is done yet")
+    eta_seconds: float | None = Field(
+        description="the estimated seconds to its end; null if unknown, as while it is `validating` or paused"
+    )
     errors: BatchErrors | None = Field(description="why it failed")
     metadata: dict[str, str] | None = Field(description="what the request gave")
     input_file_id: str | None = Field(

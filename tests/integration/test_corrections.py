@@ -34,13 +34,13 @@ from jobs.schema import corrections, db_now, jobs, models, training_runs
 from jobs.storage.payloads import payload_folder
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.client.purging import Purge
 from labelmill.commands.correct import app as correct_command
 from labelmill.commands.purge import app as purge_command
 from labelmill.labels import correcting
 from labelmill.labels import image_copies as removing
 from labelmill.labels.correcting import Corrector
 from labelmill.labels.correction_files import CorrectionRequest
-from labelmill.operations.purging import Purge
 from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed

@@ -28,7 +28,7 @@ from jobs.ledger.learning.runs import (
 )
 from jobs.schema import JobState, RunState, db_now, jobs, training_runs
 from jobs.schema import counters as table
-from labelmill.operations.purging import Purge
+from labelmill.client.purging import Purge
 from tests.ledger_probes import count_rows
 from tests.outcomes import Outcome
 

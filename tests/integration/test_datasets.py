@@ -30,7 +30,7 @@ from jobs.storage.dataset_list import Manifest, read_manifest
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from labelmill.client import Client
-from labelmill.operations.purging import Purge
+from labelmill.client.purging import Purge
 from tests.labelled import picture, write_classes
 from tests.threads import at_once
 from tests.unit.test_reporting import Page

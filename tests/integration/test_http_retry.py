@@ -17,7 +17,7 @@ from jobs.queue import Publisher
 from jobs.schema import ChunkState
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.operations.purging import Purge
+from labelmill.client.purging import Purge
 from tests.conftest import Worker
 from tests.faults.test_intake import names_of
 from tests.intake import take_in_next

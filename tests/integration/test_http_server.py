@@ -23,7 +23,7 @@ from jobs.queue import Publisher
 from jobs.schema import JobState, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.operations.purging import Purge
+from labelmill.client.purging import Purge
 from tests.conftest import JobMaker, Worker
 from tests.intake import take_in_next
 from tests.outcomes import Outcome, best
@@ -149,7 +149,10 @@ def test_a_malformed_batch_is_refused(api: httpx.Client, wanted: dict[str, objec
 @pytest.mark.parametrize(
     ("url", "detail"),
     [
-        ("http://example.invalid/", "must begin with https://"),
+        (
+            "http://example.invalid/",
+            "must begin with https://, or LABELMILL_PRIVATE_HOSTS must name its host",
+        ),
         ("https://169.254.169.254/latest/", "not on the public internet"),
         ("https://user:secret@example.org/", "a user or a password"),
         ("file:///etc/passwd", "http://"),
@@ -171,7 +174,7 @@ def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Clien
     wanted = {"input_file_id": uploaded["id"], "webhook_url": url, "metadata": {"album": "7"}}
     batch_id = api.post("/batches", json=wanted).json()["id"]
 
-    # When it is cancelled, Then the receiver gets it as the API shows it, but for the ids of files
+    # When it is cancelled, Then the receiver gets it as the API shows it, but for the files and the rate
     shown = api.post(f"/batches/{batch_id}/cancel").json()
     with ledger.transaction() as connection:
         claimed = claim_delivery(connection)
@@ -181,7 +184,9 @@ def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Clien
     assert (claimed.url, message["type"]) == (url, "batch.cancelled")
     missing = {"input_file_id", "output_file_id", "error_file_id", "endpoint", "completion_window"}
     assert message["data"] == {
-        name: value for name, value in shown.items() if name not in missing | {"paused", "retry_of", "job"}
+        name: value
+        for name, value in shown.items()
+        if name not in missing | {"paused", "retry_of", "job", "rate", "eta_seconds"}
     }
 
 

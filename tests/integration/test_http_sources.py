@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.ledger import Ledger
 from jobs.network.references import Reference
 from jobs.queue import Publisher
-from jobs.schema import batch_urls, batches, chunks
+from jobs.schema import batch_urls, batches, chunks, db_now, jobs
 from jobs.settings import Settings
 from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
@@ -172,6 +173,35 @@ def test_the_content_decides_if_the_name_does_not(intake: Intake) -> None:
         assert intake.images(batch) == found
     batch = intake.create(input_file_id=intake.upload_bytes("notes.txt", b"text"))
     assert intake.images(batch) == [("notes.txt", b"text")]
+
+
+def test_a_manifest_that_cannot_be_read_names_the_line(intake: Intake) -> None:
+    rows = [{"custom_id": "a", "url": "http://example.org/"}] * 2
+    batch = intake.create(input_file_id=intake.upload("list.jsonl", *rows))
+    assert (batch["status"], batch["in_progress_at"]) == ("failed", None)
+    [error] = batch["errors"]["data"]
+    assert (error["code"], error["line"], error["param"]) == ("batch_failed", 2, None)
+    assert error["message"].startswith("list.jsonl, line 2: ")
+
+
+def test_a_batch_is_in_progress_when_its_images_are_read_and_then_says_how_fast(
+    intake: Intake, photos: Path, api: httpx.Client, ledger: Ledger
+) -> None:
+    # Given a batch whose images have been read
+    batch = intake.create(source_url=f"file://{photos}/")
+    assert (batch["status"], batch["rate"], batch["eta_seconds"]) == ("in_progress", None, None)
+    in_progress_at = batch["in_progress_at"]
+    assert in_progress_at == int(datetime.fromisoformat(batch["job"]["submitted_at"]).timestamp())
+
+    # When one of its three images has taken two seconds
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().values(succeeded=1, started_at=db_now(-2.0)))
+
+    # Then it says how fast that is, and how long the others take
+    batch = api.get(f"/batches/{batch['id']}").json()
+    assert batch["in_progress_at"] == in_progress_at
+    assert batch["rate"] == pytest.approx(0.5, rel=0.5)
+    assert batch["eta_seconds"] == pytest.approx(2 / batch["rate"])
 
 
 def test_urls_are_a_batch_and_are_not_kept_in_the_ledger(

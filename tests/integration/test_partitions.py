@@ -20,7 +20,7 @@ from jobs.ledger.jobs.queries import Filter, page_of_predictions
 from jobs.ledger.partitions import Partition, empty_partition, partitions
 from jobs.schema import jobs, predictions
 from labelmill.client.migrating import upgrade
-from labelmill.operations.purging import Purge, Purged
+from labelmill.client.purging import Purge, Purged
 from migrations.bounding import BOUND
 from tests.conftest import Job
 from tests.ledger_probes import rows_of

@@ -22,9 +22,9 @@ from jobs.settings import Settings
 from jobs.storage.payloads import payload_key
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.client.purging import Purge, Purged
 from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
-from labelmill.operations.purging import Purge, Purged
 from tests.conftest import Job
 from tests.ledger_probes import cancel, rows_of, status_of
 from tests.programs import run_python
@@ -197,7 +197,7 @@ def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(finished,
         assert purge(job=job_id).jobs == 1
         return found
 
-    monkeypatch.setattr("labelmill.operations.purging.job_status", overtaken)
+    monkeypatch.setattr("labelmill.client.purging.job_status", overtaken)
 
     # When it is purged, Then the error says that there is no such job, not that a worker has it
     with pytest.raises(NotFound):
@@ -405,7 +405,7 @@ KILLS_ITSELF = """
 import itertools, os, signal, sys
 from jobs.ledger import Ledger, maintenance
 from jobs.storage.store import Store
-from labelmill.operations.purging import Purge
+from labelmill.client.purging import Purge
 
 ledger_url, store_url, kill_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
 maintenance.DELETE_ROWS = 4

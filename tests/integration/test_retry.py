@@ -19,8 +19,8 @@ from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX
 from jobs.storage.payloads import Content, Payload, read_payload
 from jobs.storage.store import Store
+from labelmill.client.purging import Purge
 from labelmill.commands.retry import app as retry_command
-from labelmill.operations.purging import Purge
 from producer import batch_images as retry_module
 from producer.resubmit import retry
 from producer.sources import SourceImage, Sources

@@ -16,9 +16,9 @@ from PIL import Image
 from jobs.errors import Conflict
 from jobs.ledger.jobs import review as finding
 from jobs.ledger.jobs.review import least_confident
+from labelmill.client.purging import Purge
 from labelmill.commands.correct import app as correct_command
 from labelmill.commands.review import app as review_command
-from labelmill.operations.purging import Purge
 from producer.sources import SourceImage
 from tests.conftest import Job
 from tests.outcomes import Outcome

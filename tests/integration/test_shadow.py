@@ -24,7 +24,7 @@ from jobs.queue import Publisher
 from jobs.schema import SHADOWS, ChunkState, JobState, aliases, chunks, jobs, predictions
 from jobs.storage.registry import model_key
 from labelmill.client import Client
-from labelmill.operations.purging import Purge
+from labelmill.client.purging import Purge
 from producer.resubmit import retry
 from producer.sources import SourceImage
 from producer.submit import Submitter, submit

@@ -45,8 +45,8 @@ from jobs.queue import Publisher, make_app
 from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, webhook_endpoints
 from jobs.settings import Settings
 from jobs.storage.store import Store
+from labelmill.client.purging import Purge
 from labelmill.commands import webhooks as command
-from labelmill.operations.purging import Purge
 from tests.conftest import Broker, JobMaker, Worker
 from tests.console import Home, until
 from tests.outcomes import Outcome

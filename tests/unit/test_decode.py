@@ -369,6 +369,7 @@ def test_a_format_that_is_switched_off_is_not_allowed_whatever_else_is_wrong_wit
         ("AVIF", encode(Image.fromarray(digit()), "AVIF")),
         ("AVIF", b"\0\0\0\x20ftypavis" + bytes(64)),
         ("HEIF", b"\0\0\0\x20ftypheic" + bytes(64)),
+        ("HEIF", b"\0\0\0\x20ftypmif1" + bytes(64)),
     ],
 )
 def test_the_error_of_a_format_that_is_never_decoded_says_what_to_do(name: str, data: bytes) -> None:
@@ -377,6 +378,24 @@ def test_the_error_of_a_format_that_is_never_decoded_says_what_to_do(name: str, 
         ErrorCode.FORMAT_NOT_ALLOWED,
         f"{name}: convert it to PNG or JPEG",
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"", "the file is empty"),
+        (
+            b"\n<!DOCTYPE html><title>Log in</title>",
+            "an HTML page, not an image: perhaps a login or error page",
+        ),
+        (b"\0\0\0\x20ftypisom" + bytes(64), "a video or audio file, not an image"),
+        (b"\0\0\0\x14ftypqt  " + bytes(64), "a video or audio file, not an image"),
+        (b"Dear Sir or Madam", "not an image of a known format: it begins with b'Dear Sir or '"),
+    ],
+)
+def test_the_error_of_what_is_no_image_says_what_it_looks_like(data: bytes, detail: str) -> None:
+    error = error_of(data)
+    assert (error.code, error.detail) == (ErrorCode.UNIDENTIFIED, detail)
 
 
 def test_an_image_file_with_several_pictures_in_it_is_a_jpeg() -> None:

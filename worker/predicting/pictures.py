@@ -21,7 +21,14 @@ from PIL import (
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ImageLimits
-from worker.predicting.validation import HEAD_BYTES, check_header, check_size, decoded_format, other_format
+from worker.predicting.validation import (
+    HEAD_BYTES,
+    check_header,
+    check_size,
+    decoded_format,
+    describe_unknown,
+    other_format,
+)
 
 #: The limits of an image by default.
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -145,7 +152,7 @@ def _as_image_error(head: bytes, error: Exception, limits: ImageLimits) -> Image
         return ImageError(ErrorCode.CORRUPT, reason[:200] or type(error).__name__)
     if name := other_format(head):
         return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{name}: convert it to PNG or JPEG")
-    return ImageError(ErrorCode.UNIDENTIFIED)
+    return ImageError(ErrorCode.UNIDENTIFIED, describe_unknown(head))
 
 
 def _scale_transparency(image: Image.Image, data: bytes | memoryview) -> None:

@@ -46,7 +46,10 @@ _OTHERS: Final = (
     ("ICNS", 0, b"icns"),
     ("AVIF", 4, b"ftypavif"),
     ("AVIF", 4, b"ftypavis"),
-    ("HEIF", 4, b"ftyp"),
+    ("HEIF", 4, b"ftyphe"),  # heic, heix, hevc and so on
+    ("HEIF", 4, b"ftypmif1"),
+    ("HEIF", 4, b"ftypmsf1"),
+    ("Canon raw", 4, b"ftypcrx "),
     ("DDS", 0, b"DDS "),
     ("DICOM", 128, b"DICM"),
     ("GIMP", 0, b"gimp xcf"),
@@ -83,6 +86,22 @@ def other_format(head: bytes) -> str | None:
     if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text:
         return "SVG"
     return None
+
+
+#: How many first bytes a message shows.
+_SHOWN_BYTES: Final = 12
+
+
+def describe_unknown(head: bytes) -> str:
+    """Return what a file is that begins with these bytes and is not an image, in words."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "the file is empty"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page, not an image: perhaps a login or error page"
+    if head.startswith(b"ftyp", 4):
+        return "a video or audio file, not an image"
+    return f"not an image of a known format: it begins with {head[:_SHOWN_BYTES]!r}"
 
 
 # Limit of chunks, blocks and segments without pixels. Pillow keeps each of them: 6.5 million comments in a
