@@ -600,6 +600,18 @@ batch_urls = Table(
     },
 )
 
+batch_metadata = Table(
+    "batch_metadata",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, doc="the job"),
+    _project(in_index=True),
+    Column("name", String(64), primary_key=True, doc="the pair's name"),
+    Column("value", String(512), nullable=False, doc="the pair's value"),
+    # For a project's newest batches with a pair: ids sort by time.
+    Index(None, "project", "name", "value", "job_id"),
+    info={"doc": "one row per pair in the metadata of a batch, to find batches by it"},
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -118,11 +119,17 @@ class Store:
                 self._fs.get_file(f"{self._root}/{key}", str(path))
             yield path
 
-    def pieces(self, key: str) -> Iterator[bytes]:
-        """Yield what is stored under the key, a piece at a time. Raises FileNotFoundError, Unavailable."""
+    def pieces(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield what is stored under the key, a piece at a time; or only the bytes from `start` to `stop`.
+
+        Raises FileNotFoundError, Unavailable.
+        """
         with self._translating_errors("read"), self._fs.open(f"{self._root}/{key}", "rb") as file:
-            while piece := file.read(_PIECE_BYTES):
+            file.seek(start)
+            left = sys.maxsize if stop is None else stop - start
+            while piece := file.read(min(left, _PIECE_BYTES)):
                 yield piece
+                left -= len(piece)
 
     def get(self, key: str, *, limit: int | None = None) -> bytes:
         """Return what `put` stored, at most `limit` + 1 bytes, so the caller can detect excess length.

@@ -36,6 +36,15 @@ _HEADERS: Final = {
 _POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
+class Start(BaseModel):
+    """Where things are."""
+
+    name: str = Field(description="always `Labelmill`")
+    version: str = Field(description="the server's version")
+    documentation: str = Field(description="the path of the OpenAPI description")
+    resources: list[str] = Field(description="the paths that can be read without knowing an id")
+
+
 class Health(BaseModel):
     """The answer of a health check."""
 
@@ -74,6 +83,17 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
     for resource in (files, batches, results, events, classifications, images, models):
         app.include_router(resource.router, prefix="/v1")
 
+    @app.get("/", tags=["start"])
+    async def start() -> Start:
+        """Say where things are. Needs no key."""
+        readable = sorted(path for path, found in app.openapi()["paths"].items() if "get" in found)
+        return Start(
+            name=app.title,
+            version=app.version,
+            documentation=str(app.openapi_url),
+            resources=[path for path in readable if "{" not in path and path != "/"],
+        )
+
     @app.get("/healthz", tags=["health"])
     async def healthz() -> Health:
         """Answer if the process can answer."""
@@ -91,8 +111,8 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
             guarded,
             allow_origins=settings.api_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-            expose_headers=["Link", "Location", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
+            expose_headers=["Accept-Ranges", "Content-Range", "ETag", "Link", "Location", "Retry-After"],
         )
     return Measured(_WithHeaders(guarded))
 

@@ -9,14 +9,23 @@ import hashlib
 from http import HTTPStatus
 from typing import Annotated, Final
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.engine import Connection
 
 from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
-from jobs.ledger.api.batches import Batch, add_batch, add_retry, find_batch, find_batches, is_backlog_full
-from jobs.ledger.api.files import get_file
+from jobs.ledger.api.batches import (
+    Batch,
+    add_batch,
+    add_retry,
+    delete_unused,
+    find_batch,
+    find_batches,
+    is_backlog_full,
+)
+from jobs.ledger.api.files import file_key, get_file
 from jobs.ledger.api.webhooks import secret_of_batches
 from jobs.ledger.api_objects import describe_batch
 from jobs.ledger.jobs.queries import (
@@ -34,13 +43,16 @@ from jobs.network.references import Roots
 from jobs.network.webhooks import check_receiver
 from jobs.options import JobOptions
 from jobs.schema import JobState
+from labelmill.client.purging import Purge
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.events import SharedReading
-from labelmill.server.files import errors_id, id_in, output_id
+from labelmill.server.files import errors_id, id_in, output_id, require_store
 from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
 from labelmill.server.schemas import (
     FILE_PREFIX,
+    MAX_PAIR,
     NO_NUL,
+    BatchDeleted,
     BatchObject,
     NewBatch,
     Page,
@@ -59,6 +71,8 @@ IdempotencyKey = Annotated[
 
 #: Seconds after which a client may try again if too many batches wait.
 _BACKLOG_RETRY_SECONDS: Final = 60
+
+_one_at_a_time: Final = CapacityLimiter(1)
 
 #: The name of the file's digest in a stored request.
 _SHA256: Final = "input_sha256"
@@ -101,12 +115,26 @@ def list_batches(
         str | None, Query(max_length=64, pattern=NO_NUL, description="continue after the batch with this id")
     ] = None,
     state: Annotated[JobState | None, Query(description="only batches whose job is in this state")] = None,
+    metadata: Annotated[
+        str | None,
+        Query(
+            max_length=MAX_PAIR,
+            pattern=r"^[^\x00=]+=[^\x00]*$",
+            description="only batches with this pair in their metadata: the name, `=` and the whole value",
+        ),
+    ] = None,
 ) -> Page[BatchObject]:
-    """List the batches, newest first; with `state`, only those whose job is in this state."""
+    """List the batches, newest first; with `state` or `metadata`, only those that match."""
     if after is not None:
         found_id(session, after)
+    pair = None
+    if metadata is not None:
+        name, _, value = metadata.partition("=")
+        pair = (name, value)
     with session.client.ledger.reading() as connection:
-        found = latest_jobs(connection, limit=limit + 1, after=after, state=state, project=session.project)
+        found = latest_jobs(
+            connection, limit=limit + 1, after=after, state=state, project=session.project, pair=pair
+        )
         of_http = find_batches(connection, [status.id for status in found])
         objects = [_to_object(status, of_http.get(status.id)) for status in found]
     return Page.of(objects, limit)
@@ -118,6 +146,18 @@ async def show_batch(batch_id: str, reading: SharedReading) -> BatchObject:  # n
     # Async: FastAPI serializes the answer of any other function in a second thread, and this is the most
     # frequent request.
     return await reading.latest()
+
+
+@router.delete("/{batch_id}", name="delete_batch")
+async def remove_batch(batch_id: str, session: SubmitSession) -> BatchDeleted:
+    """Delete a batch that has ended: its images, its results, and the uploaded file if no other needs it.
+
+    Corrections of its images stay, with copies of these images: delete them first, if they must go. If this
+    request breaks, repeat it.
+    """
+    # One at a time: deleting a million results takes minutes. Requests that wait hold no thread.
+    await to_thread.run_sync(_delete, session, batch_id, limiter=_one_at_a_time)
+    return BatchDeleted(id=batch_id)
 
 
 @router.post("/{batch_id}/cancel")
@@ -194,6 +234,27 @@ def _existing_retry(session: Session, key: str | None, batch_id: str) -> str | N
             return None
         check_is_retry(job_status(connection, holder.job_id), batch_id)
     return holder.job_id
+
+
+def _delete(session: Session, batch_id: str) -> None:
+    """Delete a batch and its uploaded file. Raises NotFound, Conflict, Unavailable."""
+    client = session.client
+    require_store(session)  # otherwise the rows would go, and the images stay
+    with client.ledger.transaction() as connection:
+        if not _found(connection, session.project, batch_id).finished:
+            raise Conflict(f"Batch {batch_id} has not ended: cancel it first, or wait.")
+        session.record(connection, "delete batch", batch_id)
+        batch = find_batch(connection, batch_id)
+        file_id = batch.file_id if batch is not None else None
+        # First, because nothing says afterwards which file it was.
+        is_unused = file_id is not None and delete_unused(connection, file_id)
+    if file_id is not None and is_unused:
+        client.store.remove(file_key(file_id))
+    purge = Purge(client.ledger, client.store, dry_run=False, on_progress=lambda _purged: None)
+    try:
+        purge.one_job(batch_id)
+    finally:
+        purge.record({"job": batch_id})
 
 
 def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str, object]) -> str:

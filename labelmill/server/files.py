@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -39,6 +40,13 @@ _MAX_NAME: Final = 255
 
 #: The fields of a result that a line of an output has outside of its body, or not at all.
 _BESIDES: Final = {"custom_id", "name", "index", "error", "model"}
+
+#: What the content of a file is: an uploaded file may be anything, and an output is JSON lines.
+_BYTES: Final = "application/octet-stream"
+_JSONL: Final = "application/jsonl"
+
+#: A header `Range` with one range. Longer numbers than the size of any file are malformed.
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 _OUTPUT: Final = "-output"
 _ERRORS: Final = "-errors"
@@ -78,7 +86,7 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > client.settings.max_job_bytes + MAX_FORM_BYTES:
         raise too_large()
-    await run_in_threadpool(_check_store, session)
+    await run_in_threadpool(require_store, session)
     async with (
         request.app.state.limits.uploading(session.key.id),
         contextmanager_in_threadpool(client.store.writer(file_key(file_id))) as write,
@@ -116,7 +124,7 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
     return _to_object(await run_in_threadpool(add))
 
 
-def _check_store(session: Session) -> None:
+def require_store(session: Session) -> None:
     """Raise Unavailable if this server does not use the store of the workers."""
     try:
         check_store(session.client.ledger, session.client.store)
@@ -124,7 +132,7 @@ def _check_store(session: Session) -> None:
         raise Unavailable(str(error)) from None
 
 
-@router.get("")
+@router.get("", name="list_files")
 def list_all(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=10_000, description="at most this many")] = 100,
@@ -152,7 +160,7 @@ def show_file(file_id: str, session: SubmitSession) -> FileObject:
     return _to_object(_found(session, file_id))
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", name="delete_file")
 def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     """Delete an uploaded file. Batches that have its images already keep them."""
     if find_output(session, file_id) is not None:
@@ -168,29 +176,96 @@ def remove_file(file_id: str, session: SubmitSession) -> FileDeleted:
     return FileDeleted(id=file_id)
 
 
-@router.get(
-    "/{file_id}/content",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"application/octet-stream": {}, "application/jsonl": {}}}},
-)
-def read_file(file_id: str, session: SubmitSession) -> StreamingResponse:
+_CONTENT: Final[dict[int | str, dict[str, Any]]] = {
+    HTTPStatus.OK: {
+        "description": "All bytes",
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/jsonl": {"schema": {"type": "string"}},
+        },
+    },
+    HTTPStatus.PARTIAL_CONTENT: {
+        "description": "The bytes that `Range` asks for",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: {},
+}
+
+
+@router.head("/{file_id}/content", name="describe_content", response_class=Response)
+def describe_content(file_id: str, session: SubmitSession) -> Response:
+    """Return the headers of the file's bytes. The length of a batch's output is not known in advance."""
+    if find_output(session, file_id) is not None:
+        return Response(media_type=_JSONL)
+    file = _found(session, file_id)
+    return Response(media_type=_BYTES, headers=_content_headers(file) | {"Content-Length": str(file.size)})
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=_CONTENT)
+def read_file(
+    file_id: str,
+    session: SubmitSession,
+    byte_range: Annotated[
+        str | None,
+        Header(alias="Range", max_length=64, description="one range of an uploaded file's bytes to return"),
+    ] = None,
+    if_range: Annotated[
+        str | None, Header(max_length=128, description="return all bytes unless this is the file's `ETag`")
+    ] = None,
+) -> StreamingResponse:
     """Return the bytes of a file. The output of a batch has a JSON object per line."""
     output: Output | None = find_output(session, file_id)
     if output is not None:
-        return StreamingResponse(begun(output.pieces()), media_type="application/jsonl")
+        return StreamingResponse(begun(output.pieces()), media_type=_JSONL)
     file = _found(session, file_id)
+    headers = _content_headers(file)
+    if if_range not in (None, headers["ETag"]):
+        byte_range = None
+    part = parse_range(byte_range, file.size)
+    start, stop = part or (0, file.size)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
     try:
-        pieces = begun(session.client.store.pieces(file.key))
+        pieces = begun(session.client.store.pieces(file.key, start=start, stop=stop))
     except FileNotFoundError:
         raise NotFound(
             f"The bytes of file {file_id!r} are missing from the store: upload it again."
         ) from None
     return StreamingResponse(
         pieces,
-        # Never shown by a browser, whatever it contains.
-        media_type="application/octet-stream",
-        headers={"Content-Length": str(file.size), "Content-Disposition": "attachment"},
+        status_code=HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT,
+        media_type=_BYTES,
+        headers=headers | {"Content-Length": str(stop - start)},
     )
+
+
+def _content_headers(file: File) -> dict[str, str]:
+    # An attachment, so that no browser shows it, whatever it contains.
+    return {"Content-Disposition": "attachment", "Accept-Ranges": "bytes", "ETag": f'"{file.sha256}"'}
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte that a header `Range` asks for, and the one after the last; None if all.
+
+    A header that asks for several ranges, or is malformed, is ignored, as RFC 9110 allows. Raises ApiError,
+    416, if the file ends before the range.
+    """
+    found = _RANGE.fullmatch(header or "")
+    if found is None or not any(found.groups()):
+        return None
+    first, last = found.groups()
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if first and last and int(last) < start:
+        return None
+    if start >= stop:
+        raise ApiError(
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            ProblemCode.INVALID,
+            f"Range: the file has {size:,} bytes: ask for some of them.",
+            {"Content-Range": f"bytes */{size}"},
+        )
+    return start, stop
 
 
 def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:

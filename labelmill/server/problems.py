@@ -110,7 +110,11 @@ class ProblemCode(DescribedEnum):
         "415: the body is not JSON, the upload is not multipart/form-data, or the image is not `image/*`",
     )
     MISDIRECTED = "misdirected", "421: the header `Host` names another server (LABELMILL_API_HOSTS)"
-    INVALID = "invalid", "422: a field has a value that it cannot have"
+    INVALID = (
+        "invalid",
+        "422: a field or parameter is unknown, or has a value that it cannot have. 416: the file ends before "
+        "the range",
+    )
     TOO_MANY_REQUESTS = (
         "too_many_requests",
         "429: a limit is reached; try again after `Retry-After` seconds",

@@ -23,6 +23,9 @@ T = TypeVar("T")
 #: How OpenAI's client limits metadata.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
 
+#: Maximum characters of a pair, as the list of batches takes it: `name=value`.
+MAX_PAIR: Final = _MAX_NAME + 1 + _MAX_VALUE
+
 #: Maximum addresses of one request, and characters of each.
 _MAX_URLS, _MAX_URL = 10_000, 2048
 
@@ -305,6 +308,14 @@ class BatchObject(BaseModel):
     def ended(self) -> bool:
         """Return whether nothing more happens to the batch."""
         return self.status in ("completed", "failed", "cancelled")
+
+
+class BatchDeleted(BaseModel):
+    """The answer to the deletion of a batch."""
+
+    id: str = Field(description="the batch's id")
+    object: Literal["batch"] = "batch"
+    deleted: Literal[True] = True
 
 
 class ResultError(BaseModel):

@@ -349,6 +349,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", name="pk_batch_urls"),
     )
     op.create_table(
+        "batch_metadata",
+        sa.Column("job_id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("value", sa.String(512), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_batch_metadata_job_id", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "name", name="pk_batch_metadata"),
+    )
+    op.create_index(
+        "ix_batch_metadata_project_name_value_job_id",
+        "batch_metadata",
+        ["project", "name", "value", "job_id"],
+    )
+    op.create_table(
         "api_keys",
         sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(64), server_default="default", nullable=False),

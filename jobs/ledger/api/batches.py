@@ -24,7 +24,7 @@ from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import JobStatus, check_retry
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, open_job
 from jobs.options import JobOptions
-from jobs.schema import JobState, batch_urls, batches, chunks, db_now, jobs, projects
+from jobs.schema import JobState, batch_metadata, batch_urls, batches, chunks, db_now, jobs, projects
 
 #: A claim expires after so many seconds, unless it is renewed.
 INTAKE_LEASE_SECONDS: Final = 60.0
@@ -116,6 +116,10 @@ def add_batch(
     )
     if urls is not None:
         connection.execute(batch_urls.insert().values(job_id=job_id, urls=urls))
+    pairs = (request.get("metadata") or {}).items()
+    if pairs:
+        rows = [{"job_id": job_id, "name": name, "value": value} for name, value in pairs]
+        connection.execute(batch_metadata.insert().values(project=project), rows)
 
 
 def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
@@ -267,8 +271,15 @@ def delete_input(connection: Connection, request: dict[str, Any], file_id: str |
     The caller, or else a purge, removes its bytes.
     """
     if request.get("delete_input") and file_id is not None:
-        with suppress(NotFound, Conflict), connection.begin_nested():
-            delete_file(connection, file_id)
+        delete_unused(connection, file_id)
+
+
+def delete_unused(connection: Connection, file_id: str) -> bool:
+    """Delete the row of an uploaded file, unless a batch still reads it. Return whether it was deleted."""
+    with suppress(NotFound, Conflict), connection.begin_nested():
+        delete_file(connection, file_id)
+        return True
+    return False
 
 
 def read_urls(connection: Connection, job_id: str) -> list[str] | None:

@@ -27,6 +27,7 @@ from jobs.schema import (
     UNFINISHED,
     ChunkState,
     JobState,
+    batch_metadata,
     chunks,
     db_now,
     jobs,
@@ -171,17 +172,27 @@ def latest_jobs(
     project: str | None = None,
     state: JobState | None = None,
     after: str | None = None,
+    pair: tuple[str, str] | None = None,
 ) -> list[JobStatus]:
     """Return the latest jobs, newest first, without shadows; with `after`, those older than this job.
 
-    With `project` or `state`, only jobs of that project, or in that state.
+    With `project` or `state`, only jobs of that project, or in that state. With `pair`, which needs a
+    project, only batches that have this name and value in their metadata.
     """
-    query = _STATUS.where(jobs.c.shadow_of.is_(None)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
-    query = query.limit(limit)
+    query = _STATUS.where(jobs.c.shadow_of.is_(None)).limit(limit)
     if project is not None:
         query = query.where(jobs.c.project == project)
     if state is not None:
         query = query.where(jobs.c.state == state)
+    if pair is not None:
+        # In the order of the index, which reads no more batches than there are on the page. Ids sort by time.
+        found = batch_metadata.c
+        query = query.join(batch_metadata, found.job_id == jobs.c.id).order_by(found.job_id.desc())
+        query = query.where(found.project == project, found.name == pair[0], found.value == pair[1])
+        if after is not None:
+            query = query.where(found.job_id < after)
+        return [_to_status(row) for row in connection.execute(query)]
+    query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
     if after is not None:
         created_at = sa.select(jobs.c.created_at).where(jobs.c.id == after).scalar_subquery()
         query = query.where(
