@@ -48,6 +48,9 @@ _ELSEWHERE: Final = {"JobState": "[state](sql.md#states)"}
 #: What a string of the HTTP API is, by its format.
 _FORMATS: Final = {"binary": "bytes", "date-time": "time in ISO 8601"}
 
+#: The lists of objects of the HTTP API, which have no chapter of their own.
+_LIST: Final = re.compile(r"\w+(Page|Listing)")
+
 _ALERTS: Final = Path(__file__).parents[2] / "deploy" / "monitoring" / "alerts.yml"
 
 #: The tables that people query most come first.
@@ -340,7 +343,8 @@ def _facts(operation: dict[str, Any]) -> Iterator[str]:
         if status.startswith("2"):
             content = answer.get("content", {})
             shown = [
-                _kind(each["schema"]) if "schema" in each else f"`{kind}`" for kind, each in content.items()
+                f"`{kind}`" if each["schema"].get("type") == "string" else _kind(each["schema"])
+                for kind, each in content.items()
             ]
             yield f"Answer {status}: {' or '.join(shown) or 'no body'}."
     roles = {role for each in operation.get("security", ()) for scopes in each.values() for role in scopes}
@@ -351,12 +355,25 @@ def _facts(operation: dict[str, Any]) -> Iterator[str]:
 def objects() -> Iterator[str]:
     """Yield the objects of the HTTP API with their fields."""
     for name, schema in sorted(_openapi()["components"]["schemas"].items()):
-        if "properties" not in schema or "_" in name or name in _ELSEWHERE:
+        if name in _ELSEWHERE or name in _alternatives() or _LIST.fullmatch(name):
             continue
         yield f"### {name}\n"
         yield markdown(schema["description"].split("\n\n")[0]) + "\n"
-        rows = ([f"`{field}`", _kind(each), _text(each)] for field, each in schema["properties"].items())
+        fields: dict[str, Any] = {}
+        for each in [_openapi()["components"]["schemas"][part] for part in _parts(schema)] or [schema]:
+            fields |= {field: kind for field, kind in each["properties"].items() if field not in fields}
+        rows = ([f"`{field}`", _kind(each), _text(each)] for field, each in fields.items())
         yield from table(["field", "type", "meaning"], rows)
+
+
+def _parts(schema: dict[str, Any]) -> list[str]:
+    """Return the names of the objects of which a request has one."""
+    return [each["$ref"].rpartition("/")[2] for each in schema.get("oneOf", ())]
+
+
+def _alternatives() -> set[str]:
+    """Return the names of the objects that are described as parts of others."""
+    return {part for schema in _openapi()["components"]["schemas"].values() for part in _parts(schema)}
 
 
 def _text(described: dict[str, Any]) -> str:
@@ -393,12 +410,14 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _object(name: str) -> str:
-    """Return a link to an object; the name of a list ends with that of its members."""
+    """Return a link to an object, or to the members of a page or list."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
-    whole, _, part = name.rstrip("_").partition("_")
-    shown = f"[{part or whole}](#{(part or whole).lower()})"
-    return f"{whole.lower()} of {shown}" if part else shown
+    if found := _LIST.fullmatch(name):
+        schemas = _openapi()["components"]["schemas"]
+        member = schemas[name]["properties"]["data"]["items"]["$ref"].rpartition("/")[2]
+        return f"{found[1].lower().replace('listing', 'list')} of {_object(member)}"
+    return f"[{name}](#{name.lower()})"
 
 
 @cache

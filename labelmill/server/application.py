@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Final
 
@@ -18,6 +19,7 @@ from jobs.settings import Settings
 from labelmill.client.migrating import open_ledger
 from labelmill.server import batches, classifications, events, files, images, models, results
 from labelmill.server.access import Keys
+from labelmill.server.description import DescribedApp, operation_id
 from labelmill.server.events import Readings, Streams
 from labelmill.server.guards import Guard, Limits
 from labelmill.server.metrics import Measured
@@ -64,7 +66,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         yield
         ledger.close()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Labelmill",
         version=version("labelmill"),
         summary="Bulk image classification. The resources are those of OpenAI's Batch API.",
@@ -72,6 +74,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         dependencies=[Depends(refuse_unknown_parameters)],
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     limits = Limits(settings)
     app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
@@ -99,7 +102,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         """Answer if the process can answer."""
         return Health(status="ok")
 
-    @app.get("/readyz", tags=["health"], responses={503: {}})
+    @app.get("/readyz", tags=["health"], responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
     def readyz() -> Health:
         """Answer if the ledger can be reached."""
         ledger.check()

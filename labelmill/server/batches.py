@@ -47,7 +47,7 @@ from labelmill.client.purging import Purge
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.events import SharedReading
 from labelmill.server.files import errors_id, id_in, output_id, require_store
-from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
+from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.schemas import (
     FILE_PREFIX,
     MAX_PAIR,
@@ -58,11 +58,12 @@ from labelmill.server.schemas import (
     Page,
 )
 
-router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
+router = APIRouter(prefix="/batches", tags=["batches"])
 
 IdempotencyKey = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         min_length=1,
         max_length=200,
         description="the same key and body give the same batch, so the request can be repeated",
@@ -78,7 +79,11 @@ _one_at_a_time: Final = CapacityLimiter(1)
 _SHA256: Final = "input_sha256"
 
 
-@router.post("", status_code=HTTPStatus.ACCEPTED)
+@router.post(
+    "",
+    status_code=HTTPStatus.ACCEPTED,
+    responses={HTTPStatus.FORBIDDEN: {}, HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}},
+)
 def create_batch(
     wanted: NewBatch,
     session: SubmitSession,
@@ -107,7 +112,7 @@ def create_batch(
     return read_batch(session.client.ledger, session.project, batch_id)
 
 
-@router.get("")
+@router.get("", responses={HTTPStatus.NOT_FOUND: {}})
 def list_batches(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=100, description="at most this many")] = 20,

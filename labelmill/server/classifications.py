@@ -23,13 +23,13 @@ from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import IdempotencyKey, job_key, read_batch
 from labelmill.server.files import checked_name
-from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
-from labelmill.server.schemas import BatchObject, Classification, Name, Result, TopK
+from labelmill.server.problems import ApiError, ProblemCode
+from labelmill.server.schemas import BINARY, BatchObject, Classification, Name, Result, TopK
 from labelmill.server.uploads import Upload, body_blocks
 from producer.follow import pauses
 from producer.sources import SourceImage
 
-router = APIRouter(prefix="/classifications", tags=["classifications"], responses=PROBLEMS)
+router = APIRouter(prefix="/classifications", tags=["classifications"])
 
 #: Images of one request. They are one chunk, which is committed at once.
 _MAX_IMAGES: Final = 16
@@ -45,7 +45,6 @@ _MAX_WAIT_SECONDS: Final = 60.0
 #: The image's name if the body is the image itself.
 _NAME: Final = "image"
 
-_BINARY: Final = {"type": "string", "format": "binary"}
 _FORM: Final[dict[str, Any]] = {
     "type": "object",
     "additionalProperties": False,
@@ -53,20 +52,24 @@ _FORM: Final[dict[str, Any]] = {
     "properties": {
         "file": {
             "type": "array",
-            "items": _BINARY,
+            "items": BINARY,
             "minItems": 1,
             "maxItems": _MAX_IMAGES,
             "description": "the images; each part needs a file name",
         }
     },
 }
-_BODY: Final = {"image/*": {"schema": _BINARY}, "multipart/form-data": {"schema": _FORM}}
+_BODY: Final = {"image/*": {"schema": BINARY}, "multipart/form-data": {"schema": _FORM}}
 
 
 @router.post(
     "",
     response_model=Classification,
-    responses={HTTPStatus.ACCEPTED: {"model": BatchObject, "description": "The labels are not there yet."}},
+    responses={
+        HTTPStatus.ACCEPTED: {"model": BatchObject, "description": "The labels are not there yet."},
+        HTTPStatus.NOT_FOUND: {},
+        HTTPStatus.CONFLICT: {},
+    },
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 async def classify(

@@ -22,10 +22,10 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from jobs.errors import LabelmillError
 from jobs.ledger.api.keys import Role
 from labelmill.server.access import Credentials, check_key
-from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
+from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.schemas import NO_NUL, BatchObject
 
-router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
+router = APIRouter(prefix="/batches", tags=["batches"])
 
 #: Seconds between two readings of a batch, however many clients follow it.
 _POLL_SECONDS: Final = 1.0
@@ -140,7 +140,7 @@ class Streams:
     "/{batch_id}/events",
     response_class=StreamingResponse,
     responses={
-        HTTPStatus.OK: {"content": {_MEDIA_TYPE: {}}},
+        HTTPStatus.OK: {"content": {_MEDIA_TYPE: {"schema": {"type": "string"}}}},
         HTTPStatus.NO_CONTENT: {"description": "The client has seen the final state."},
     },
 )
@@ -150,7 +150,12 @@ async def follow_batch(
     request: Request,
     last_event_id: Annotated[
         str | None,
-        Header(max_length=200, pattern=NO_NUL, description="the latest event that the client has seen"),
+        Header(
+            alias="Last-Event-ID",
+            max_length=200,
+            pattern=NO_NUL,
+            description="the latest event that the client has seen",
+        ),
     ] = None,
 ) -> Response:
     """Follow a batch: an event `progress` for each change, then `completed`, `failed` or `cancelled`.

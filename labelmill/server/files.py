@@ -29,12 +29,20 @@ from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.client import Client
 from labelmill.server.access import Session, SubmitSession
-from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode
-from labelmill.server.schemas import FILE_PREFIX, NO_NUL, FileDeleted, FileObject, Page, describe_result
+from labelmill.server.problems import ApiError, ProblemCode
+from labelmill.server.schemas import (
+    BINARY,
+    FILE_PREFIX,
+    NO_NUL,
+    FileDeleted,
+    FileObject,
+    Page,
+    describe_result,
+)
 from labelmill.server.uploads import MAX_FORM_BYTES, Upload, body_blocks, too_large
 from producer.export import pages_of
 
-router = APIRouter(prefix="/files", tags=["files"], responses=PROBLEMS)
+router = APIRouter(prefix="/files", tags=["files"])
 
 _MAX_NAME: Final = 255
 
@@ -62,8 +70,7 @@ _FORM: Final[dict[str, Any]] = {
     "required": ["file", "purpose"],
     "properties": {
         "file": {
-            "type": "string",
-            "format": "binary",
+            **BINARY,
             "description": "an image, an archive of images, or a manifest; the part needs a file name",
         },
         "purpose": {
@@ -132,7 +139,7 @@ def require_store(session: Session) -> None:
         raise Unavailable(str(error)) from None
 
 
-@router.get("", name="list_files")
+@router.get("", name="list_files", responses={HTTPStatus.NOT_FOUND: {}})
 def list_all(
     session: SubmitSession,
     limit: Annotated[int, Query(ge=1, le=10_000, description="at most this many")] = 100,
@@ -180,13 +187,13 @@ _CONTENT: Final[dict[int | str, dict[str, Any]]] = {
     HTTPStatus.OK: {
         "description": "All bytes",
         "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": BINARY},
             "application/jsonl": {"schema": {"type": "string"}},
         },
     },
     HTTPStatus.PARTIAL_CONTENT: {
         "description": "The bytes that `Range` asks for",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/octet-stream": {"schema": BINARY}},
     },
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: {},
 }
@@ -210,7 +217,10 @@ def read_file(
         Header(alias="Range", max_length=64, description="one range of an uploaded file's bytes to return"),
     ] = None,
     if_range: Annotated[
-        str | None, Header(max_length=128, description="return all bytes unless this is the file's `ETag`")
+        str | None,
+        Header(
+            alias="If-Range", max_length=128, description="return all bytes unless this is the file's `ETag`"
+        ),
     ] = None,
 ) -> StreamingResponse:
     """Return the bytes of a file. The output of a batch has a JSON object per line."""

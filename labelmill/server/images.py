@@ -15,12 +15,12 @@ from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
-from labelmill.server.problems import PROBLEMS, ApiError, conflicts
-from labelmill.server.schemas import MAX_NUMBER, CorrectionObject, Listing, NewCorrections, NewLabel
+from labelmill.server.problems import ApiError, conflicts
+from labelmill.server.schemas import BINARY, MAX_NUMBER, CorrectionObject, Listing, NewCorrections, NewLabel
 from worker.predicting.pictures import thumbnail
 from worker.predicting.validation import HEAD_BYTES, decoded_format
 
-router = APIRouter(tags=["images and labels"], responses=PROBLEMS)
+router = APIRouter(tags=["images and labels"])
 
 #: Pixels of the longer side of a thumbnail.
 _SIDE: Final = 128
@@ -37,7 +37,7 @@ Index = Annotated[int, Path(ge=0, le=MAX_NUMBER, description="the image's index 
 @router.get(
     "/batches/{batch_id}/images/{index}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}},
+    responses={200: {"content": {"application/octet-stream": {"schema": BINARY}}}},
 )
 def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
     """Return the bytes of an image as they were submitted: nothing was checked, they may be dangerous."""
@@ -53,7 +53,7 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
 @router.get(
     "/batches/{batch_id}/images/{index}/thumbnail",
     response_class=Response,
-    responses={200: {"content": {"image/webp": {}}}},
+    responses={200: {"content": {"image/webp": {"schema": BINARY}}}},
 )
 async def read_thumbnail(batch_id: str, index: Index, session: SubmitSession) -> Response:
     """Return an image as a small WebP. If the image got an error, the answer has its code."""
@@ -77,7 +77,7 @@ def delete_label(batch_id: str, index: Index, session: ReviewSession) -> Correct
     return CorrectionObject.of(correction)
 
 
-@router.post("/corrections")
+@router.post("/corrections", responses={HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}})
 def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[CorrectionObject]:
     """Store the true labels of many images: all of them, or none if one cannot be stored."""
     for batch_id in {each.batch_id for each in wanted.corrections}:

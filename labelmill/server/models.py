@@ -11,7 +11,7 @@ from jobs.errors import NotFound
 from jobs.ids import is_id
 from jobs.models.training_request import TrainingRequest
 from labelmill.server.access import AdminSession, Session, SubmitSession
-from labelmill.server.problems import PROBLEMS, conflicts
+from labelmill.server.problems import conflicts
 from labelmill.server.schemas import (
     NO_NUL,
     DatasetObject,
@@ -25,7 +25,7 @@ from labelmill.server.schemas import (
     WorkerObject,
 )
 
-router = APIRouter(tags=["models and training"], responses=PROBLEMS)
+router = APIRouter(tags=["models and training"])
 
 DatasetName = Annotated[
     str | None,
@@ -63,7 +63,7 @@ def promote_model(model_id: str, session: AdminSession, wanted: PromotionWanted 
     return Decision(model=model.id, promoted=verdict.promote, reason=verdict.reason)
 
 
-@router.post("/models/rollback")
+@router.post("/models/rollback", responses={HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}})
 def roll_back(session: AdminSession, wanted: RollbackWanted | None = None) -> ModelObject:
     """Make a dataset's previous champion the champion again, and return it."""
     promotion = session.client.rollback(dataset=(wanted or RollbackWanted()).dataset)
@@ -84,7 +84,11 @@ def show_run(run_id: str, session: SubmitSession) -> RunObject:
     return RunObject.of(session.client.run(_run_id(session, run_id)))
 
 
-@router.post("/runs", status_code=HTTPStatus.ACCEPTED)
+@router.post(
+    "/runs",
+    status_code=HTTPStatus.ACCEPTED,
+    responses={HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}},
+)
 def request_run(wanted: TrainingRequest, session: AdminSession) -> RunObject:
     """Request a training run; its model becomes the champion if it passes the gate."""
     with conflicts():

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 #: Seconds after which a client may try again if a service is unavailable.
 _RETRY_SECONDS: Final = 5
 
-_MEDIA_TYPE: Final = "application/problem+json"
+PROBLEM_TYPE: Final = "application/problem+json"
 
 #: Maximum fields that one answer lists.
 _MAX_FIELDS: Final = 20
@@ -66,6 +66,8 @@ class FieldProblem(BaseModel):
 
 class Problem(BaseModel):
     """Why a request failed (RFC 9457)."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     type: str = Field(default="about:blank", description="always `about:blank`")
     title: str = Field(description="the status in words")
@@ -97,12 +99,12 @@ class ProblemCode(DescribedEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed", "405: the header `Allow` lists the methods"
     NOT_ACCEPTABLE = "not_acceptable", "406: `Accept` names no format in which results are offered"
     TIMEOUT = "timeout", "408: the body or an upload arrives too slowly"
-    NOTHING_TO_RETRY = "nothing_to_retry", "409: no image of the batch can be submitted again"
     CONFLICT = (
         "conflict",
         "409: the request does not fit: the label is not a class of the model, the batch has ended, or the "
         "`Idempotency-Key` belongs to another body",
     )
+    NOTHING_TO_RETRY = "nothing_to_retry", "409: no image of the batch can be submitted again"
     LENGTH_REQUIRED = "length_required", "411: the body has no `Content-Length`, and is not an upload"
     TOO_LARGE = "too_large", "413: the body or the file is too large. 431: the head is too large"
     UNSUPPORTED_MEDIA_TYPE = (
@@ -142,12 +144,6 @@ class ApiError(LabelmillError):
         self.code = code
         self.headers = headers
 
-
-#: The answers that every call may give beside its own, for the OpenAPI description.
-PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": HTTPStatus(status).phrase, "content": {_MEDIA_TYPE: {}}, "model": Problem}
-    for status in (400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 421, 422, 429, 431, 500, 503)
-}
 
 _INVALID: Final = (HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID)
 
@@ -295,7 +291,7 @@ def problem(
     if status is HTTPStatus.CONFLICT:
         # OpenAI's client would repeat the request, as if the state could change by itself.
         headers = {"x-should-retry": "false", **(headers or {})}
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=_MEDIA_TYPE)
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=PROBLEM_TYPE)
 
 
 def unexpected() -> Response:

@@ -19,11 +19,11 @@ from jobs.limits import MAX_GLOB_LENGTH
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.files import begun
-from labelmill.server.problems import PROBLEMS, ApiError, ProblemCode, conflicts
+from labelmill.server.problems import ApiError, ProblemCode, conflicts
 from labelmill.server.schemas import MAX_NUMBER, NO_NUL, Result
 from producer.export import Escape, pages_of, parquet_pages, spreadsheet_text, write_csv
 
-router = APIRouter(prefix="/batches", tags=["batches"], responses=PROBLEMS)
+router = APIRouter(prefix="/batches", tags=["batches"])
 
 #: Results of a page in JSON if the request has no limit.
 _PAGE: Final = 100
@@ -67,8 +67,16 @@ STREAMS: Final[dict[str, Callable[[Iterable[Prediction]], Iterator[bytes]]]] = {
 }
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    HTTPStatus.OK: {"content": {media_type: {} for media_type in STREAMS}},
-    HTTPStatus.NOT_ACCEPTABLE: PROBLEMS[HTTPStatus.NOT_FOUND] | {"description": "Not Acceptable"},
+    HTTPStatus.OK: {
+        "description": "The results so far",
+        "content": {
+            media_type: {
+                "schema": {"type": "string"} | ({"format": "binary"} if media_type == PARQUET else {})
+            }
+            for media_type in STREAMS
+        },
+    },
+    HTTPStatus.NOT_ACCEPTABLE: {},
 }
 
 
@@ -88,7 +96,9 @@ def list_results(
         str | None,
         Query(max_length=MAX_GLOB_LENGTH, pattern=NO_NUL, description="only names that match this glob"),
     ] = None,
-    after: Annotated[int, Query(ge=-1, le=MAX_NUMBER, description="continue after this index")] = -1,
+    after: Annotated[
+        int, Query(ge=-1, le=MAX_NUMBER, examples=[99], description="continue after this index")
+    ] = -1,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="a page of this many results")] = None,
     spreadsheet: Annotated[bool, Query(description="escape CSV for spreadsheets: names then differ")] = False,
 ) -> Response:

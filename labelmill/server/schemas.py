@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from operator import itemgetter
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
@@ -41,6 +40,9 @@ NO_NUL: Final = r"^[^\x00]*$"
 #: An uploaded file's id is this, and its id in the ledger.
 FILE_PREFIX: Final = "file-"
 
+#: Bytes, in the OpenAPI description.
+BINARY: Final = {"type": "string", "format": "binary"}
+
 Name = Annotated[str, Field(max_length=_MAX_NAME, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
 
@@ -48,7 +50,15 @@ Text = Annotated[str, Field(max_length=_MAX_VALUE, pattern=NO_NUL)]
 #: How many of the most probable classes each result has.
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), WHOLE]
 
-Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS)]
+
+def _as_mapping(schema: dict[str, Any]) -> None:
+    """Describe a mapping by `additionalProperties`: generators do not know `patternProperties`."""
+    [(pattern, value)] = schema.pop("patternProperties").items()
+    schema["additionalProperties"] = value
+    schema["propertyNames"]["pattern"] = pattern
+
+
+Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS, json_schema_extra=_as_mapping)]
 
 
 def _never_null(schema: dict[str, Any]) -> None:
@@ -127,8 +137,12 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-#: The sources of images: a batch has exactly one.
-_SOURCES: Final = ("input_file_id", "urls", "source_url")
+#: The sources of images: a batch has exactly one. With the name and the text of such a request.
+_SOURCES: Final = {
+    "input_file_id": ("BatchOfFile", "A request to classify the images of an uploaded file."),
+    "urls": ("BatchOfUrls", "A request to classify the images at these addresses."),
+    "source_url": ("BatchBelowUrl", "A request to classify the images below a URL."),
+}
 
 Url = Annotated[str, Field(max_length=_MAX_URL, pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^\x00]+$")]
 
@@ -144,7 +158,12 @@ class NewBatch(_Wanted):
     """A request to classify the images of one source."""
 
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": [name]} for name in _SOURCES]},
+        json_schema_extra={
+            "oneOf": [
+                {"$id": name, "required": [source], "description": text}
+                for source, (name, text) in _SOURCES.items()
+            ]
+        },
     )
 
     input_file_id: Name | None = Field(
@@ -435,15 +454,20 @@ class ModelObject(_Described):
     pinned_at: Seconds | None = Field(description="since when no training run replaces it; null if one may")
 
 
+class LiveObject(_Described):
+    """How often a model was right, among the images that people corrected or confirmed."""
+
+    right: int = Field(description="images whose label was right")
+    labelled: int = Field(description="images that people corrected or confirmed")
+
+
 class HealthObject(_Described):
     """How a model's recent results compare with its evaluation."""
 
     model: str = Field(description="the model's id")
     dataset: str = Field(description="its dataset")
     accuracy: float | None = Field(description="from its evaluation")
-    live: Annotated[dict[str, Any], BeforeValidator(asdict)] = Field(
-        description="its accuracy on corrected and confirmed images"
-    )
+    live: LiveObject = Field(description="its accuracy on corrected and confirmed images")
     jobs: int = Field(description="number of recent jobs")
     images: int = Field(description="number of images in these jobs")
     warnings: list[str] = Field(description="what has changed, in sentences")
