@@ -342,10 +342,10 @@ def _facts(operation: dict[str, Any]) -> Iterator[str]:
     for status, answer in operation["responses"].items():
         if status.startswith("2"):
             content = answer.get("content", {})
-            shown = [
-                f"`{kind}`" if each["schema"].get("type") == "string" else _kind(each["schema"])
-                for kind, each in content.items()
-            ]
+            shown = []
+            for kind, each in content.items():
+                schema = each.get("schema", {"type": "string"})
+                shown.append(f"`{kind}`" if schema.get("type") == "string" else _kind(schema))
             yield f"Answer {status}: {' or '.join(shown) or 'no body'}."
     roles = {role for each in operation.get("security", ()) for scopes in each.values() for role in scopes}
     if roles - {"submit"}:

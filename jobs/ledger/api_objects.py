@@ -18,6 +18,13 @@ BATCH_STATUS: Final[Mapping[str, str]] = {
     JobState.CANCELLED: "cancelled",
 }
 
+#: An uploaded file's id is this, and its id in the ledger.
+FILE_PREFIX: Final = "file-"
+
+#: The ids of the files with the labels and the errors of a batch are the prefix, its id, and one of these.
+OUTPUT: Final = "-output"
+ERRORS: Final = "-errors"
+
 #: The place in a message about a line of a manifest, such as `photos.csv, line 3: it is not CSV`.
 _LINE: Final = re.compile(r", line (\d+): ")
 
@@ -27,10 +34,11 @@ def seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
 
 
-def describe_batch(job: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+def describe_batch(job: Any, request: Mapping[str, Any], file_id: str | None) -> dict[str, Any]:
     """Return a job as a batch.
 
-    `job` is its status, or a row with such columns; `request` is empty unless it was submitted over HTTP.
+    `job` is its status, or a row with such columns. `request` and `file_id`, its uploaded file, are empty and
+    None unless it was submitted over HTTP.
     """
     ended = seconds(job.finished_at)
     errors = None
@@ -52,6 +60,9 @@ def describe_batch(job: Any, request: Mapping[str, Any]) -> dict[str, Any]:
         "request_counts": {"total": job.total, "completed": job.succeeded, "failed": job.failed},
         "errors": errors,
         "metadata": request.get("metadata"),
+        "input_file_id": FILE_PREFIX + file_id if file_id else None,
+        "output_file_id": f"{FILE_PREFIX}{job.id}{OUTPUT}" if ended and job.succeeded else None,
+        "error_file_id": f"{FILE_PREFIX}{job.id}{ERRORS}" if ended and job.failed else None,
         "model": job.model,
     }
 

@@ -39,7 +39,7 @@ _ENDED: Final[sa.Select[Any]] = (
         *jobs.c["id", "state", "total", "succeeded", "failed", "error"],
         *jobs.c["created_at", "submitted_at", "finished_at"],
         jobs.c.model_id.label("model"),
-        batches.c.request,
+        *batches.c["request", "file_id"],
     )
     .outerjoin_from(jobs, batches, batches.c.job_id == jobs.c.id)
     .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)), jobs.c.shadow_of.is_(None))
@@ -72,7 +72,7 @@ def report_ended_jobs(connection: Connection, job_ids: Collection[str]) -> None:
         if own := (job.request or {}).get("webhook_url"):
             receivers += [(each.id, own) for each in endpoints if each.id == BATCHES]
         if receivers:
-            body = _to_body(event, describe_batch(job, job.request or {}))
+            body = _to_body(event, describe_batch(job, job.request or {}, job.file_id))
             written += [(endpoint_id, url, event, body) for endpoint_id, url in receivers]
     _write(connection, written)
 

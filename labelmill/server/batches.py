@@ -46,10 +46,9 @@ from jobs.schema import JobState
 from labelmill.client.purging import Purge
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.events import SharedReading
-from labelmill.server.files import errors_id, id_in, output_id, require_store
+from labelmill.server.files import id_in, require_store
 from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.schemas import (
-    FILE_PREFIX,
     MAX_PAIR,
     NO_NUL,
     BatchDeleted,
@@ -393,10 +392,7 @@ def _found(connection: Connection, project: str, batch_id: str) -> JobStatus:
 def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
     request = batch.request if batch is not None else {}
     return BatchObject(
-        **describe_batch(status, request),
-        input_file_id=FILE_PREFIX + batch.file_id if batch is not None and batch.file_id else None,
-        output_file_id=output_id(status.id) if status.finished and status.succeeded else None,
-        error_file_id=errors_id(status.id) if status.finished and status.failed else None,
+        **describe_batch(status, request, batch.file_id if batch is not None else None),
         endpoint=request.get("endpoint", "/v1/classifications"),
         completion_window=request.get("completion_window", "24h"),
         rate=status.rate,

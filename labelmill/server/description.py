@@ -43,7 +43,6 @@ _PARTS: Final = {
 #: The headers of errors.
 _HEADERS: Final = {
     401: {"WWW-Authenticate": "which kind of key is wanted"},
-    405: {"Allow": "the methods of this path"},
     416: {"Content-Range": "the size of the file"},
     429: {"Retry-After": "seconds after which to try again"},
     503: {"Retry-After": "seconds after which to try again"},
@@ -73,12 +72,11 @@ def _complete(api: dict[str, Any]) -> None:
     schemas |= _schemas_of_problems()
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    _drop_titles(api)
+    _clean(api)
     for name in list(schemas):
         if found := _LIST.fullmatch(name):
             text = cleandoc((Page if found[1] == "Page" else Listing).__doc__ or "")
             schemas[found[2] + found[1]] = schemas.pop(name) | {"description": text}
-    _rename_lists(api)
     for name in list(schemas):
         _split_alternatives(schemas, name)
     for name, schema in schemas.items():
@@ -100,25 +98,19 @@ def _schemas_of_problems() -> dict[str, Any]:
     return {**problem.pop("$defs"), "Problem": problem}
 
 
-def _drop_titles(node: Any) -> None:
-    """Remove the titles that pydantic makes of the names of fields: those of several objects collide."""
-    if isinstance(node, list):
-        for each in node:
-            _drop_titles(each)
-    elif isinstance(node, dict):
+def _clean(node: Any) -> None:
+    """Remove the titles that pydantic makes of the names of fields, because those of several objects collide.
+
+    Also give references to lists names such as BatchPage, not Page_BatchObject_.
+    """
+    if isinstance(node, dict):
         if isinstance(node.get("title"), str) and "version" not in node:  # the API itself has a title
             del node["title"]
-        for each in node.values():
-            _drop_titles(each)
-
-
-def _rename_lists(node: Any) -> None:
-    """Let references to lists have names such as BatchPage, not Page_BatchObject_."""
-    if isinstance(node, dict) and (found := _LIST.fullmatch(str(node.get("$ref")).removeprefix(_REF))):
-        node["$ref"] = _REF + found[2] + found[1]
-    elif isinstance(node, list | dict):
+        if found := _LIST.fullmatch(str(node.get("$ref")).removeprefix(_REF)):
+            node["$ref"] = _REF + found[2] + found[1]
+    if isinstance(node, dict | list):
         for each in node.values() if isinstance(node, dict) else node:
-            _rename_lists(each)
+            _clean(each)
 
 
 def _split_alternatives(schemas: dict[str, Any], name: str) -> None:

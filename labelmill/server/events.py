@@ -38,6 +38,21 @@ _MAX_STREAMS: Final = 100
 
 _MEDIA_TYPE: Final = "text/event-stream"
 
+#: One event, in the OpenAPI description.
+_EVENT: Final = {
+    "type": "object",
+    "required": ["event", "data", "id"],
+    "properties": {
+        "event": {"type": "string", "enum": ["progress", "completed", "failed", "cancelled"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/BatchObject"},
+        },
+        "id": {"type": "string"},
+    },
+}
+
 
 class Readings:
     """The batches that requests are reading."""
@@ -140,7 +155,7 @@ class Streams:
     "/{batch_id}/events",
     response_class=StreamingResponse,
     responses={
-        HTTPStatus.OK: {"content": {_MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        HTTPStatus.OK: {"content": {_MEDIA_TYPE: {"itemSchema": _EVENT}}},
         HTTPStatus.NO_CONTENT: {"description": "The client has seen the final state."},
     },
 )

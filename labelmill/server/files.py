@@ -23,6 +23,7 @@ from fastapi.responses import StreamingResponse
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.ids import is_id, new_id
 from jobs.ledger.api.files import File, add_file, delete_file, file_key, get_file, list_files, no_file
+from jobs.ledger.api_objects import ERRORS, FILE_PREFIX, OUTPUT
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import JobStatus, job_status
 from jobs.storage.store_identity import check_store
@@ -32,7 +33,6 @@ from labelmill.server.access import Session, SubmitSession
 from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.schemas import (
     BINARY,
-    FILE_PREFIX,
     NO_NUL,
     FileDeleted,
     FileObject,
@@ -55,9 +55,6 @@ _JSONL: Final = "application/jsonl"
 
 #: A header `Range` with one range. Longer numbers than the size of any file are malformed.
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
-
-_OUTPUT: Final = "-output"
-_ERRORS: Final = "-errors"
 
 #: Sizes that were counted before, by batch, kind and number of rows: counting reads all rows of a batch.
 _sizes: Final[dict[tuple[str, bool, int], int]] = {}
@@ -336,16 +333,6 @@ def _to_object(file: File) -> FileObject:
 # ---- the output files of batches ------------------------------------------------------------------------
 
 
-def output_id(job_id: str) -> str:
-    """Return the id of the file with the labels of a batch."""
-    return f"{FILE_PREFIX}{job_id}{_OUTPUT}"
-
-
-def errors_id(job_id: str) -> str:
-    """Return the id of the file with the errors of a batch."""
-    return f"{FILE_PREFIX}{job_id}{_ERRORS}"
-
-
 @dataclass(frozen=True, slots=True)
 class Output:
     """The labels, or the errors, of a finished batch."""
@@ -363,13 +350,13 @@ class Output:
 
     def to_object(self) -> FileObject:
         """Return the file's description."""
-        file_id = (errors_id if self.errors else output_id)(self.status.id)
+        ending = ERRORS if self.errors else OUTPUT
         finished = self.status.finished_at or self.status.created_at
         return FileObject(
-            id=file_id,
+            id=f"{FILE_PREFIX}{self.status.id}{ending}",
             bytes=self._size(),
             created_at=int(finished.timestamp()),
-            filename=f"{self.status.id}{_ERRORS if self.errors else _OUTPUT}.jsonl",
+            filename=f"{self.status.id}{ending}.jsonl",
             purpose="batch_output",
         )
 
@@ -389,7 +376,7 @@ def find_output(session: Session, file_id: str) -> Output | None:
 
     Raises NotFound if the session's project has no such batch, or it has not finished.
     """
-    for ending in (_OUTPUT, _ERRORS):
+    for ending in (OUTPUT, ERRORS):
         job_id = file_id.removeprefix(FILE_PREFIX).removesuffix(ending)
         if file_id == f"{FILE_PREFIX}{job_id}{ending}" and is_id(job_id):
             try:
@@ -401,7 +388,7 @@ def find_output(session: Session, file_id: str) -> Output | None:
                 raise NotFound(
                     f"Batch {job_id} has not finished, so there is no file {file_id!r} yet: wait for its end."
                 )
-            return Output(session.client, status, errors=ending == _ERRORS)
+            return Output(session.client, status, errors=ending == ERRORS)
     return None
 
 

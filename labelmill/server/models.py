@@ -37,7 +37,7 @@ DatasetName = Annotated[
 ]
 
 
-@router.get("/models")
+@router.get("/models", responses={HTTPStatus.NOT_FOUND: {}})
 def list_models(session: SubmitSession, dataset: DatasetName = None) -> Listing[ModelObject]:
     """List the models, newest first."""
     return Listing(data=list(map(ModelObject.of, session.client.models(dataset=dataset))))

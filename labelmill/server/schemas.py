@@ -37,9 +37,6 @@ MAX_CORRECTIONS: Final = 1_000
 #: PostgreSQL stores no U+0000.
 NO_NUL: Final = r"^[^\x00]*$"
 
-#: An uploaded file's id is this, and its id in the ledger.
-FILE_PREFIX: Final = "file-"
-
 #: Bytes, in the OpenAPI description.
 BINARY: Final = {"type": "string", "format": "binary"}
 

@@ -185,22 +185,25 @@ def latest_jobs(
     if state is not None:
         query = query.where(jobs.c.state == state)
     if pair is not None:
-        # In the order of the index, which reads no more batches than there are on the page. Ids sort by time.
-        found = batch_metadata.c
-        query = query.join(batch_metadata, found.job_id == jobs.c.id).order_by(found.job_id.desc())
-        query = query.where(found.project == project, found.name == pair[0], found.value == pair[1])
+        query = _with_pair(query, project, pair, after)
+    else:
+        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
         if after is not None:
-            query = query.where(found.job_id < after)
-        return [_to_status(row) for row in connection.execute(query)]
-    query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
-    if after is not None:
-        created_at = sa.select(jobs.c.created_at).where(jobs.c.id == after).scalar_subquery()
-        query = query.where(
-            sa.or_(
-                jobs.c.created_at < created_at, sa.and_(jobs.c.created_at == created_at, jobs.c.id < after)
-            )
-        )
+            created_at = sa.select(jobs.c.created_at).where(jobs.c.id == after).scalar_subquery()
+            is_as_old = sa.and_(jobs.c.created_at == created_at, jobs.c.id < after)
+            query = query.where(sa.or_(jobs.c.created_at < created_at, is_as_old))
     return [_to_status(row) for row in connection.execute(query)]
+
+
+def _with_pair(
+    query: sa.Select[Any], project: str | None, pair: tuple[str, str], after: str | None
+) -> sa.Select[Any]:
+    """Return the query for a project's batches with this pair in their metadata, newest first."""
+    # In the order of the index, so that a page reads no more than its own batches. Ids sort by time.
+    found = batch_metadata.c
+    query = query.join(batch_metadata, found.job_id == jobs.c.id).order_by(found.job_id.desc())
+    query = query.where(found.project == project, found.name == pair[0], found.value == pair[1])
+    return query if after is None else query.where(found.job_id < after)
 
 
 #: The columns of a `Prediction`, in order.
