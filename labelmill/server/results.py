@@ -100,22 +100,18 @@ def list_results(
         int, Query(ge=-1, le=MAX_NUMBER, examples=[99], description="continue after this index")
     ] = -1,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="a page of this many results")] = None,
-    spreadsheet: Annotated[bool, Query(description="escape CSV for spreadsheets: names then differ")] = False,
+    spreadsheet: Annotated[
+        bool, Query(description="CSV, escaped for spreadsheets: names then differ")
+    ] = False,
 ) -> Response:
     """Return the results so far, in the order of the images, in the format that `Accept` names.
 
     With `limit`, return a page; the header `Link` names the next one. Without it, JSON has a page of 100
     results, and JSON lines, CSV and Parquet have all.
     """
-    media_type = choose_media_type(request.headers.get("accept"))
+    media_type = choose_media_type(request.headers.get("accept"), csv_only=spreadsheet)
     stream = STREAMS.get(media_type)
     if spreadsheet:
-        if stream is not stream_csv:
-            raise ApiError(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                ProblemCode.INVALID,
-                "spreadsheet: it is for CSV, `Accept: text/csv`.",
-            )
         stream = partial(stream_csv, escape=spreadsheet_text)
     if stream is None and limit is None:
         limit = _PAGE
@@ -142,19 +138,21 @@ def list_results(
     return Response(b"".join(stream(found)), media_type=media_type, headers=headers)
 
 
-def choose_media_type(accept: str | None) -> str:
+def choose_media_type(accept: str | None, *, csv_only: bool = False) -> str:
     """Return the media type that a header `Accept` prefers, JSON if it has no preference.
 
-    Raises ApiError, 406, if it permits none.
+    With `csv_only`, nothing else is offered. Raises ApiError, 406, if it permits none.
     """
     offered = [JSON, *(each for each in STREAMS if each != PARQUET or find_spec("pyarrow") is not None)]
+    if csv_only:
+        offered = ["text/csv"]
     ranges = _ranges(accept or "*/*")
     # Of equals, `max` returns the first, which is JSON.
     best = max(offered, key=lambda each: _quality(each, ranges))
     if _quality(best, ranges) > 0:
         return best
     detail = f"Accept: choose one of {', '.join(offered)}."
-    if PARQUET not in offered:
+    if PARQUET not in offered and not csv_only:
         detail += " For Parquet, install pyarrow on the server."
     raise ApiError(HTTPStatus.NOT_ACCEPTABLE, ProblemCode.NOT_ACCEPTABLE, detail)
 

@@ -73,7 +73,9 @@ def test_each_format_has_all_results(api: httpx.Client, ledger: Ledger, champion
     if accept == "text/csv":
         assert escaped.text.splitlines()[1].startswith('0,"0.png","7",')
     else:
-        assert (escaped.status_code, escaped.json()["code"]) == (422, "invalid")
+        assert (escaped.status_code, escaped.json()["code"]) == (406, "not_acceptable")
+    # Which is what it is for a client without a preference
+    assert api.get(url, params={"spreadsheet": True}).headers["content-type"].startswith("text/csv")
 
     # And a glob that is too long is refused
     refused = api.get(url, params={"name": "*" * 257})
