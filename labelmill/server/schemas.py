@@ -55,7 +55,18 @@ def _as_mapping(schema: dict[str, Any]) -> None:
     schema["propertyNames"]["pattern"] = pattern
 
 
-Metadata = Annotated[dict[Name, Text], Field(max_length=_MAX_PAIRS, json_schema_extra=_as_mapping)]
+def _limit_pairs(found: object) -> object:
+    # Before the pairs are checked: a body has room for a hundred thousand wrong ones.
+    if isinstance(found, dict) and len(found) > _MAX_PAIRS:
+        raise ValueError(f"at most {_MAX_PAIRS} pairs")
+    return found
+
+
+Metadata = Annotated[
+    dict[Name, Text],
+    Field(max_length=_MAX_PAIRS, json_schema_extra=_as_mapping),
+    BeforeValidator(_limit_pairs),
+]
 
 
 def _never_null(schema: dict[str, Any]) -> None:
@@ -83,6 +94,15 @@ class _Wanted(BaseModel):
     """What a request asks for. Strict, because true is no number, and "yes" not true."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_fields(cls, found: object) -> object:
+        # Before the fields are checked: a body has room for a hundred thousand unknown ones.
+        if isinstance(found, dict) and len(found) > len(cls.model_fields):
+            unknown = next(name for name in found if name not in cls.model_fields)
+            raise ValueError(f"{unknown[:_MAX_NAME]!r} and others are no fields: leave them out")
+        return found
 
 
 class Listing(BaseModel, Generic[T]):
@@ -151,6 +171,10 @@ def _limit_urls(urls: list[str]) -> list[str]:
     return urls
 
 
+#: The first wrong address is reported: a body has room for half a million.
+Urls = Annotated[list[Url], Field(min_length=1, fail_fast=True), AfterValidator(_limit_urls)]
+
+
 class NewBatch(_Wanted):
     """A request to classify the images of one source."""
 
@@ -171,7 +195,7 @@ class NewBatch(_Wanted):
             "one of `input_file_id`, `urls` and `source_url`"
         ),
     )
-    urls: Annotated[list[Url], AfterValidator(_limit_urls), Field(min_length=1)] | None = Field(
+    urls: Urls | None = Field(
         default=None,
         json_schema_extra=_never_null,
         description=(
