@@ -73,10 +73,14 @@ def served_here(settings: Settings, ledger: Ledger) -> Iterator[tuple[uvicorn.Se
         yield server, client
 
 
-def connect(url: str, data: bytes) -> socket.socket:
-    """Open a connection to the server, and send these bytes."""
+def connect(url: str, data: bytes, *, buffer: int | None = None) -> socket.socket:
+    """Open a connection to the server, and send these bytes. `buffer` is how many it can receive unread."""
     address = urlsplit(url)
-    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection = socket.socket()
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(30)
+    connection.connect((address.hostname, address.port))
     connection.sendall(data)
     return connection
 

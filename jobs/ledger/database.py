@@ -48,9 +48,9 @@ CLIENT_CHECK_SECONDS: Final = 1
 #: A pooled connection that was idle for this long is pinged before it is used.
 IDLE_SECONDS: Final = 0.25
 
-#: Maximum open connections of a process: the HTTP API answers as many requests at a time. Other processes
-#: need only one or two.
-POOL_SIZE: Final = 16
+#: Maximum open connections of a process: the HTTP API has one for each of its threads. Other processes need
+#: only one or two.
+POOL_SIZE: Final = 26
 
 #: How many values one statement compares a column with. Both databases limit its parameters.
 BATCH_VALUES: Final = 500

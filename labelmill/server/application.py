@@ -20,13 +20,14 @@ from labelmill.client.migrating import open_ledger
 from labelmill.server import batches, classifications, events, files, images, models, results
 from labelmill.server.access import Keys
 from labelmill.server.description import DescribedApp, operation_id
-from labelmill.server.events import Readings, Streams
+from labelmill.server.events import Readings
 from labelmill.server.guards import Guard, Limits
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import add_handlers, refuse_unknown_parameters
+from labelmill.server.reading import Reading
 
-#: Requests that are answered at the same time. Each may use a connection to the ledger.
-_THREADS: Final = 16
+#: Threads that answer requests. Each may use a connection to the ledger, and so do keys and health.
+_THREADS: Final = 24
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -76,11 +77,10 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         redoc_url=None,
         generate_unique_id_function=operation_id,
     )
-    limits = Limits(settings)
-    app.state.settings, app.state.ledger, app.state.limits = settings, ledger, limits
-    app.state.keys = Keys(ledger)
+    app.state.settings, app.state.ledger = settings, ledger
+    app.state.limits, app.state.keys = Limits(settings), Keys(ledger)
+    app.state.is_stopping = is_stopping
     app.state.readings = Readings(lambda *which: batches.read_batch(ledger, *which))
-    app.state.streams = Streams(is_stopping)
     add_handlers(app)
     # Not in a router of their own: FastAPI would compare each request with one more level.
     for resource in (files, batches, results, events, classifications, images, models):
@@ -102,13 +102,15 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         """Answer if the process can answer."""
         return Health(status="ok")
 
+    checking = Reading(ledger.check, own_thread=True)
+
     @app.get("/readyz", tags=["health"], responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
-    def readyz() -> Health:
+    async def readyz() -> Health:
         """Answer if the ledger can be reached."""
-        ledger.check()
+        await checking.latest()
         return Health(status="ok")
 
-    guarded: ASGIApp = Guard(app, limits, settings.api_hosts)
+    guarded: ASGIApp = Guard(app, app.state.limits, app.state.keys, settings.api_hosts)
     if settings.api_origins:
         guarded = CORSMiddleware(
             guarded,

@@ -108,7 +108,7 @@ async def _submit(request: Request, session: Session, **options: Unpack[JobKeywo
     """Commit a job of the images in the body, and return its id. They are in memory only until then."""
     length = request.headers.get("content-length", "")
     is_small = length.isdecimal() and int(length) <= _SMALL_BYTES
-    uploading = request.app.state.limits.uploading(session.key.id)
+    uploading = request.app.state.limits.uploads.place(session.key.id)
     async with nullcontext() if is_small else uploading:
         images = await _read_images(request, session.client.settings.max_image_bytes)
         submit = partial(session.client.submission, images, on_wait=_refuse, **options)
@@ -125,7 +125,7 @@ async def _wait(client: Client, batch_id: str, seconds: float, request: Request)
     deadline = time.monotonic() + seconds
     for pause in pauses():
         left = deadline - time.monotonic()
-        if left <= 0 or request.app.state.streams.is_stopping():
+        if left <= 0 or request.app.state.is_stopping():
             return
         await asyncio.sleep(min(pause, left))
         if (await run_in_threadpool(client.status, batch_id)).finished:

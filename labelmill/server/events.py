@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
 from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs.errors import LabelmillError
-from jobs.ledger.api.keys import Role
-from labelmill.server.access import Credentials, check_key
-from labelmill.server.problems import ApiError, ProblemCode
+from labelmill.server.access import KeyNeeded
+from labelmill.server.reading import Reading
 from labelmill.server.schemas import NO_NUL, BatchObject
 
 router = APIRouter(prefix="/batches", tags=["batches"])
@@ -32,9 +30,6 @@ _POLL_SECONDS: Final = 1.0
 
 #: Seconds without an event after which a comment is sent, so that no proxy ends the stream.
 _SILENT_SECONDS: Final = 15.0
-
-#: Maximum open streams of this server: other clients must be able to connect, too.
-_MAX_STREAMS: Final = 100
 
 _MEDIA_TYPE: Final = "text/event-stream"
 
@@ -60,9 +55,9 @@ class Readings:
     def __init__(self, read: Callable[[str, str], BatchObject]) -> None:
         """`read` returns a batch, given its project and its id. It runs in a thread."""
         self._read = read
-        self._readings: WeakValueDictionary[tuple[str, str], Reading] = WeakValueDictionary()
+        self._readings: WeakValueDictionary[tuple[str, str], Reading[BatchObject]] = WeakValueDictionary()
 
-    def of(self, project: str, batch_id: str) -> Reading:
+    def of(self, project: str, batch_id: str) -> Reading[BatchObject]:
         """Return the reading of a project's batch, which other requests may hold already."""
         found = self._readings.get((project, batch_id))
         if found is None:
@@ -70,85 +65,36 @@ class Readings:
         return found
 
 
-class Reading:
-    """A batch that is read by one thread at a time, however many requests ask for it."""
-
-    def __init__(self, read: Callable[[], BatchObject]) -> None:
-        self._read = read
-        self._lock = asyncio.Lock()
-        self._latest: BatchObject | LabelmillError | None = None
-        self._began_at = 0.0
-
-    async def latest(self, max_age: float = 0.0) -> BatchObject:
-        """Return the batch as it was at most `max_age` seconds ago. Raises what reading it does.
-
-        Requests that come while it is being read share the next reading, because this one may have missed
-        what they have just changed.
-        """
-        since = time.monotonic() - max_age
-        async with self._lock:
-            if self._latest is None or self._began_at < since:
-                began_at = time.monotonic()
-                try:
-                    self._latest = await run_in_threadpool(self._read)
-                except LabelmillError as error:  # otherwise each would wait for the same timeout in turn
-                    self._latest = error
-                self._began_at = began_at
-            latest = self._latest
-        if isinstance(latest, LabelmillError):
-            raise latest
-        return latest
-
-
-async def _reading(request: Request, credentials: Credentials, batch_id: str) -> Reading:
-    """Return the reading of the batch in the path. Raises ApiError if the request has no valid key."""
-    key = await check_key(request, credentials, Role.SUBMIT)
+async def _reading(request: Request, batch_id: str, _: KeyNeeded) -> Reading[BatchObject]:
+    """Return the reading of the batch in the path. Every key may read."""
     readings: Readings = request.app.state.readings
-    return readings.of(key.project, batch_id)
+    return readings.of(request.state.key.project, batch_id)
 
 
 #: For requests that only read a batch: a session would cost a short one a twelfth of its time.
-SharedReading = Annotated[Reading, Depends(_reading)]
+SharedReading = Annotated[Reading[BatchObject], Depends(_reading)]
 
 
-class Streams:
-    """What the open streams of one server share."""
-
-    def __init__(self, is_stopping: Callable[[], bool]) -> None:
-        self.is_stopping = is_stopping
-        self._open = 0
-
-    async def events(self, reading: Reading, seen: str | None) -> AsyncIterator[bytes]:
-        """Yield an event for each new state of the batch, up to the last one, except the state `seen`."""
-        self._open += 1
-        sent_at = time.monotonic()
-        try:
-            while not self.is_stopping():
-                batch = await reading.latest(max_age=_POLL_SECONDS)
-                if (state := _state_of(batch)) != seen:
-                    event = batch.status if batch.ended else "progress"
-                    yield format_sse_event(data_str=batch.model_dump_json(), event=event, id=state)
-                    seen, sent_at = state, time.monotonic()
-                elif time.monotonic() - sent_at >= _SILENT_SECONDS:
-                    yield KEEPALIVE_COMMENT
-                    sent_at = time.monotonic()
-                if batch.ended:
-                    return
-                await asyncio.sleep(_POLL_SECONDS)
-        except LabelmillError:
-            return  # the client connects again, and that request reports the reason
-        finally:
-            self._open -= 1
-
-    def check_room(self) -> None:
-        """Raise ApiError, 503, if too many streams are open."""
-        if self._open >= _MAX_STREAMS:
-            raise ApiError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                ProblemCode.UNAVAILABLE,
-                f"{_MAX_STREAMS} clients follow batches already: try again, or poll the batch.",
-                {"Retry-After": "5"},
-            )
+async def _events(
+    reading: Reading[BatchObject], seen: str | None, goes_on: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[bytes]:
+    """Yield an event for each new state of the batch, up to the last one, except the state `seen`."""
+    sent_at = time.monotonic()
+    try:
+        while await goes_on():
+            batch = await reading.latest(max_age=_POLL_SECONDS)
+            if (state := _state_of(batch)) != seen:
+                event = batch.status if batch.ended else "progress"
+                yield format_sse_event(data_str=batch.model_dump_json(), event=event, id=state)
+                seen, sent_at = state, time.monotonic()
+            elif time.monotonic() - sent_at >= _SILENT_SECONDS:
+                yield KEEPALIVE_COMMENT
+                sent_at = time.monotonic()
+            if batch.ended:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+    except LabelmillError:
+        return  # the client connects again, and that request reports the reason
 
 
 @router.get(
@@ -178,12 +124,16 @@ async def follow_batch(
     The data is the batch. A client that connects again with `Last-Event-ID` is not sent that state again; if
     it was the last one, the answer is 204.
     """
-    streams: Streams = request.app.state.streams
-    streams.check_room()
     batch = await reading.latest(max_age=_POLL_SECONDS)
     if batch.ended and last_event_id == _state_of(batch):
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    found = streams.events(reading, last_event_id)
+    state = request.app.state
+
+    async def goes_on() -> bool:
+        """Return whether the server still serves this client."""
+        return not state.is_stopping() and await state.keys.find(request.state.key_digest) is not None
+
+    found = _events(reading, last_event_id, goes_on)
     # Without this header, nginx would hold events back.
     return StreamingResponse(found, media_type=_MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
 

@@ -92,7 +92,7 @@ async def upload_file(request: Request, session: SubmitSession) -> FileObject:
         raise too_large()
     await run_in_threadpool(require_store, session)
     async with (
-        request.app.state.limits.uploading(session.key.id),
+        request.app.state.limits.uploads.place(session.key.id),
         contextmanager_in_threadpool(client.store.writer(file_key(file_id))) as write,
     ):
         file = _Counting(write)

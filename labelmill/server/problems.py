@@ -165,19 +165,16 @@ _CODES: Final = {
     HTTPStatus.NOT_FOUND: ProblemCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: ProblemCode.METHOD_NOT_ALLOWED,
     HTTPStatus.REQUEST_TIMEOUT: ProblemCode.TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ProblemCode.TOO_LARGE,
 }
 
 
 def add_handlers(app: FastAPI) -> None:
     """Let the application answer every error with a problem."""
 
-    @app.exception_handler(ApiError)
-    async def api_error(_request: Request, error: ApiError) -> Response:
-        return problem(error.status, error.code, str(error), error.headers)
-
     @app.exception_handler(LabelmillError)
     async def own_error(_request: Request, error: LabelmillError) -> Response:
-        return _answer_to(error)
+        return answer_to(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
@@ -215,8 +212,10 @@ def conflicts() -> Iterator[None]:
         raise Conflict(str(error)) from None
 
 
-def _answer_to(error: LabelmillError) -> Response:
+def answer_to(error: LabelmillError) -> Response:
     """Return the response to one of our own errors."""
+    if isinstance(error, ApiError):
+        return problem(error.status, error.code, str(error), error.headers)
     found = _status_and_code(error)
     if found is None:
         logger.error("a request failed", exc_info=error)

@@ -24,7 +24,7 @@ from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
 from labelmill.server.application import create_app
-from labelmill.server.connections import MAX_CONNECTIONS, Connection
+from labelmill.server.connections import Connection
 from labelmill.server.exporter import Exporter
 from labelmill.server.guards import MAX_HEAD_BYTES
 from labelmill.server.serving import announced, http_url
@@ -66,7 +66,6 @@ def serve(settings: Settings, listening: socket.socket, metrics: tuple[str, int]
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
         http=Connection,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=_HEAD_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from http import HTTPStatus
 from typing import Final
@@ -16,9 +15,6 @@ from labelmill.server.problems import ApiError, ProblemCode
 
 #: Bytes of a body that are parsed and stored in one go.
 _BLOCK_BYTES: Final = 256 * 1024
-
-#: How long a block may take to arrive.
-_BLOCK_SECONDS: Final = 60.0
 
 #: Maximum bytes of a field other than the file.
 _MAX_FIELD_BYTES: Final = 1024
@@ -154,27 +150,18 @@ class Upload:
 
 
 async def body_blocks(request: Request) -> AsyncIterator[bytes]:
-    """Yield the request's body in blocks. Raises ApiError if it ends too early or comes too slowly."""
-    stream = request.stream()
-    is_complete = False
-    while not is_complete:
-        block = bytearray()
-        try:
-            async with asyncio.timeout(_BLOCK_SECONDS):
-                while len(block) < _BLOCK_BYTES and not is_complete:
-                    data = await anext(stream, None)
-                    is_complete = data is None
-                    block += data or b""
-        except ClientDisconnect:
-            raise _malformed("The body ends too early: send it again, whole.") from None
-        except TimeoutError:
-            detail = (
-                f"The upload is too slow: {_BLOCK_BYTES:,} bytes took more than {_BLOCK_SECONDS:g} seconds. "
-                "Send it over a faster connection."
-            )
-            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ProblemCode.TIMEOUT, detail) from None
-        if block:
-            yield bytes(block)
+    """Yield the request's body in blocks. Raises ApiError if it ends too early."""
+    block = bytearray()
+    try:
+        async for data in request.stream():
+            block += data
+            if len(block) >= _BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+    except ClientDisconnect:
+        raise _malformed("The body ends too early: send it again, whole.") from None
+    if block:
+        yield bytes(block)
 
 
 def _invalid(detail: str) -> ApiError:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from jobs.ledger import Ledger
+from jobs.ledger.api.keys import Role, create_key
 from jobs.ledger.jobs.queries import job_status
 from jobs.schema import db_now, jobs
 from jobs.settings import Settings
@@ -94,9 +95,15 @@ def test_what_cannot_be_classified_is_refused(
 
 def test_those_who_wait_hold_up_nobody(settings: Settings, ledger: Ledger) -> None:
     with served_here(settings, ledger) as (server, api), ThreadPoolExecutor(40) as pool:
-        # Given more waiting requests than the server has threads
-        options = {"params": {"wait": 60}, "content": b"image", "headers": PNG}
-        waiting = [pool.submit(api.post, "/classifications", **options) for _ in range(40)]  # type: ignore[arg-type]
+        # Given more waiting requests than the server has threads, with as many for each key as it may have
+        with ledger.transaction() as connection:
+            keys = [create_key(connection, "waiting", Role.SUBMIT)[1] for _ in "12"]
+
+        def wait(key: str) -> httpx.Response:
+            headers = PNG | {"Authorization": f"Bearer {key}"}
+            return api.post("/classifications", params={"wait": 60}, content=b"image", headers=headers)
+
+        waiting = [pool.submit(wait, key) for key in keys * 20]
 
         def all_wait() -> bool:
             with ledger.reading() as connection:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import httpx
@@ -17,12 +17,15 @@ import pytest
 from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.api.keys import ApiKey, Role, create_key, revoke_key
 from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
 from labelmill.server import batches, events
-from labelmill.server.events import Reading, Readings
+from labelmill.server.events import Readings
+from labelmill.server.reading import Reading
+from labelmill.server.schemas import BatchObject
 from tests.console import until
 from tests.serving import lasting, served_here
 
@@ -35,6 +38,13 @@ def job_id(ledger: Ledger, champion: Model) -> str:
     with ledger.transaction() as connection:
         open_job(connection, job_id, model_id=champion.id)
     return job_id
+
+
+def new_key(ledger: Ledger) -> tuple[ApiKey, dict[str, str]]:
+    """Return a new key, and the headers of a request with it."""
+    with ledger.transaction() as connection:
+        key, secret = create_key(connection, "another", Role.SUBMIT)
+    return key, {"Authorization": f"Bearer {secret}"}
 
 
 def change(ledger: Ledger, job_id: str, **values: Any) -> None:
@@ -87,7 +97,7 @@ def test_requests_at_the_same_time_share_a_reading(
     asked, read, go_on = [], [], threading.Event()
     read_batch, of = batches.read_batch, Readings.of
 
-    def noted(readings: Readings, *which: str) -> Reading:
+    def noted(readings: Readings, *which: str) -> Reading[BatchObject]:
         asked.append(which)
         return of(readings, *which)
 
@@ -122,7 +132,7 @@ def test_requests_at_the_same_time_share_a_reading(
 
 
 def test_many_streams_are_one_question_a_second(
-    api: httpx.Client, job_id: str, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, ledger: Ledger, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given as many streams as may be open, of one batch
     read_at: list[float] = []
@@ -141,7 +151,9 @@ def test_many_streams_are_one_question_a_second(
         stack.enter_context(client)
         url = f"/batches/{job_id}/events"
         streams = [
-            events_of(stack.enter_context(client.stream("GET", url))) for _ in range(events._MAX_STREAMS)
+            events_of(stack.enter_context(client.stream("GET", url, headers=headers)))
+            for headers in (new_key(ledger)[1] for _ in range(5))
+            for _ in range(20)
         ]
         assert {next(stream)["event"] for stream in streams} == {"progress"}
 
@@ -161,6 +173,36 @@ def test_many_streams_are_one_question_a_second(
             return answer.status_code == 200
 
     until(has_room, "there is room for a stream")
+
+
+def test_a_key_has_a_number_of_streams(api: httpx.Client, ledger: Ledger, job_id: str) -> None:
+    # When a client opens more streams than it may, all at the same time
+    url = f"/batches/{job_id}/events"
+    _, headers = new_key(ledger)
+    all_open = threading.Barrier(30)
+
+    def status(_number: int) -> int:
+        with api.stream("GET", url, headers=headers) as answer:
+            all_open.wait(30)
+            return answer.status_code
+
+    with ThreadPoolExecutor(30) as threads:
+        found = list(threads.map(status, range(30)))
+
+    # Then the limit holds, and others are not affected
+    assert (found.count(200), found.count(429)) == (20, 10)
+    with api.stream("GET", url) as answer:
+        assert answer.status_code == 200
+
+
+def test_a_stream_ends_when_its_key_is_revoked(api: httpx.Client, ledger: Ledger, job_id: str) -> None:
+    key, headers = new_key(ledger)
+    with api.stream("GET", f"/batches/{job_id}/events", headers=headers) as answer:
+        found = events_of(answer)
+        next(found)
+        with ledger.transaction() as connection:
+            revoke_key(connection, key.id)
+        assert list(islice(found, 1)) == []  # a stream that goes on sends a comment after 15 seconds
 
 
 def test_streams_end_when_the_server_stops(settings: Settings, ledger: Ledger, job_id: str) -> None:

@@ -18,7 +18,8 @@ from jobs.ledger.api.keys import Role, create_key
 from jobs.schema import batches
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.server import guards, uploads
+from labelmill.server import connections, guards
+from labelmill.server.connections import MAX_CONNECTIONS
 from labelmill.server.guards import check_host
 from labelmill.server.problems import ApiError
 from tests.console import until
@@ -117,7 +118,6 @@ def test_a_key_has_a_rate(served: Served) -> None:
 
 def test_keys_cannot_be_guessed_quickly(served: Served, ledger: Ledger) -> None:
     client = served()
-    assert client.get("/v1/batches").status_code == HTTPStatus.OK
 
     def guess(number: int) -> int:
         wrong = {"Authorization": f"Bearer labelmill_{number}"}
@@ -126,7 +126,7 @@ def test_keys_cannot_be_guessed_quickly(served: Served, ledger: Ledger) -> None:
     answers = [guess(number) for number in range(200)]
     assert answers[0] == HTTPStatus.UNAUTHORIZED
     assert answers.count(HTTPStatus.TOO_MANY_REQUESTS) > 10
-    # A key that was used before still works from this address; a revoked one is a guess after a second
+    # A key that was never used before still works from this address; a revoked one is a guess after a second
     assert client.get("/v1/batches").status_code == HTTPStatus.OK
     with ledger.transaction() as connection:
         connection.exec_driver_sql("UPDATE api_keys SET revoked_at = created_at")
@@ -134,6 +134,48 @@ def test_keys_cannot_be_guessed_quickly(served: Served, ledger: Ledger) -> None:
     answers = [client.get("/v1/batches").status_code for _ in range(30)]
     assert answers[0] == HTTPStatus.UNAUTHORIZED
     assert HTTPStatus.TOO_MANY_REQUESTS in answers
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/v1/batches", "/nothing"])
+def test_strangers_have_a_rate(served: Served, path: str) -> None:
+    client = served()
+    answers = [client.get(path, headers={"Authorization": ""}).status_code for _ in range(200)]
+    assert answers[0] != HTTPStatus.TOO_MANY_REQUESTS
+    assert answers.count(HTTPStatus.TOO_MANY_REQUESTS) > 10
+    assert client.get("/healthz").status_code == client.get("/v1/batches").status_code == HTTPStatus.OK
+
+
+@pytest.mark.parametrize("sent", ["", "Authorization: Bearer labelmill_x\r\n"], ids=["no key", "wrong key"])
+def test_the_key_is_checked_before_the_body_is_read(served: Served, sent: str) -> None:
+    begin = f"POST /v1/batches {HEAD}{sent}Content-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+    with connect(str(served().base_url), begin.encode()) as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_body_of_many_lists_is_not_parsed(served: Served) -> None:
+    kind = {"Content-Type": "application/json"}
+    client = served()
+    # A quarter of a second of the parser, in which no other request would be answered
+    answer = client.post("/v1/batches", content=b"[" + b"[]," * 340_000 + b"[]]", headers=kind)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    answer = client.post("/v1/batches", content=b"[" + b"[]," * 3_000 + b"[]]", headers=kind)
+    assert answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+def test_one_key_cannot_take_all_connections(served: Served, ledger: Ledger) -> None:
+    client = served()
+    with ledger.transaction() as connection:
+        _, other = create_key(connection, "other", Role.SUBMIT)
+    slow = f"POST /v1/classifications {HEAD}Authorization: Bearer {other}\r\nContent-Type: image/png\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            sent = f"{slow}Content-Length: 99999\r\n\r\n".encode()
+            stack.enter_context(connect(str(client.base_url), sent))
+        paths = ["/v1/batches", "/healthz", "/readyz"] * 20
+        assert {client.get(path).status_code for path in paths} == {HTTPStatus.OK}
+        # And the key itself is told to wait
+        answer = client.get("/v1/batches", headers={"Authorization": f"Bearer {other}"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (HTTPStatus.TOO_MANY_REQUESTS, "5")
 
 
 def test_a_key_has_a_number_of_uploads_at_the_same_time(served: Served, store: Store) -> None:
@@ -172,7 +214,7 @@ def test_a_key_has_a_number_of_uploads_at_the_same_time(served: Served, store: S
         pytest.param(f"GET /healthz {HEAD}X: ", b"x", None, id="head"),
         pytest.param(f"GET /healthz {HEAD}\r\nGET / {HEAD}X: ", b"x", 200, id="second head"),
         pytest.param(
-            f"POST /v1/batches {HEAD}Content-Type: application/json\r\nContent-Length: 9999\r\n\r\n",
+            f"POST /v1/batches {HEAD}KEYContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n",
             b" ",
             408,
             id="JSON",
@@ -211,7 +253,6 @@ def test_a_client_that_never_ends_is_ended(
     status: int | None,
 ) -> None:
     monkeypatch.setattr(guards, "_BODY_SECONDS", 0.5)
-    monkeypatch.setattr(uploads, "_BLOCK_SECONDS", 3)
     small = settings.model_copy(update={"max_job_bytes": 300_000})
     with served_locally(small, timeout_keep_alive=1) as (_, url):
         sent = begin.replace("KEY", f"Authorization: Bearer {key}\r\n").encode()
@@ -223,30 +264,93 @@ def test_a_client_that_never_ends_is_ended(
     assert store.files("files") == []
 
 
-@pytest.mark.parametrize(
-    "begin",
-    [
-        f"GET /healthz {HEAD}X: ",
-        f"POST /v1/batches {HEAD}Content-Type: application/json\r\nContent-Length: 9999\r\n\r\n",
-    ],
-    ids=["head", "body"],
-)
+@pytest.mark.parametrize("is_reading", [True, False], ids=["head", "answer"])
 @pytest.mark.usefixtures("store")
-def test_slow_clients_do_not_use_up_the_server(settings: Settings, key: str, begin: str) -> None:
+def test_slow_clients_do_not_use_up_the_server(
+    settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch, *, is_reading: bool
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
+    headers = {"Authorization": f"Bearer {key}"}
     with (
-        served_locally(settings, limit_concurrency=8, timeout_keep_alive=60) as (_, url),
+        served_locally(settings, timeout_keep_alive=60) as (_, url),
+        httpx.Client(base_url=url, headers=headers, timeout=60) as client,
         contextlib.ExitStack() as stack,
     ):
+        begin = f"GET /healthz {HEAD}X: " if is_reading else download(client, key)
         for _ in range(30):
-            stack.enter_context(connect(url, begin.encode()))
-            answer = httpx.get(f"{url}/v1/batches", headers={"Authorization": f"Bearer {key}"}, timeout=60)
+            stack.enter_context(connect(url, begin.encode(), buffer=4096))
+            answer = httpx.get(f"{url}/v1/batches", headers=headers, timeout=60)
             assert answer.status_code == HTTPStatus.OK
 
 
-@pytest.mark.usefixtures("store", "key")
-def test_a_server_that_is_busy_says_so(settings: Settings) -> None:
-    with served_locally(settings, limit_concurrency=1) as (_, url):
-        assert httpx.get(f"{url}/healthz").status_code == HTTPStatus.SERVICE_UNAVAILABLE
+def download(client: httpx.Client, key: str) -> str:
+    """Upload a file that fills all buffers of a connection. Return the request for its bytes."""
+    file_id = upload(client, bytes(8_000_000)).json()["id"]
+    return f"GET /v1/files/{file_id}/content {HEAD}Authorization: Bearer {key}\r\n\r\n"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_client_that_does_not_read_its_answer_is_ended(
+    settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_WRITE_SECONDS", 0.5)
+    with served_locally(settings, timeout_keep_alive=60) as (server, url):
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
+            begin = download(client, key)
+        with connect(url, begin.encode(), buffer=4096):
+            until(lambda: bool(server.server_state.connections), "the connection is open")
+            until(lambda: not server.server_state.connections, "the connection is ended")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_client_that_does_not_wait_for_its_answer_gets_no_other(settings: Settings) -> None:
+    request = f"GET /healthz {HEAD}\r\n".encode()
+    with served_locally(settings) as (_, url), connect(url, request * 30) as connection:
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["GET /healthz", "POST /v1/files", "POST /v1/classifications", "POST /v1/batches"]
+)
+@pytest.mark.usefixtures("store")
+def test_a_body_has_one_length(settings: Settings, key: str, target: str) -> None:
+    lengths = "Content-Length: 9\r\nTransfer-Encoding: chunked\r\n"
+    both = f"{target} {HEAD}Authorization: Bearer {key}\r\n{lengths}\r\n"
+    with (
+        served_locally(settings, timeout_keep_alive=60) as (_, url),
+        connect(url, both.encode()) as connection,
+    ):
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_offer_of_another_protocol_is_ignored(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    offer = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    assert served().get("/v1/batches", headers=offer).status_code == HTTPStatus.OK
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("champion", "store")
+def test_a_server_that_is_busy_says_so_and_still_reports_its_health(
+    settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    headers = {"Authorization": f"Bearer {key}"}
+    waiting = (
+        f"POST /v1/classifications?wait=60 {HEAD}Authorization: Bearer {key}\r\nContent-Type: image/png\r\n"
+        "Content-Length: 1\r\n\r\nx"
+    )
+    with served_locally(settings) as (server, url), contextlib.ExitStack() as stack:
+        # Given as many requests that wait for labels as there may be connections
+        for number in (1, 2):
+            stack.enter_context(connect(url, waiting.encode()))
+            until(lambda number=number: len(server.server_state.tasks) == number, "the request is served")
+        # Then only health is answered
+        busy = httpx.get(f"{url}/v1/batches", headers=headers)
+        assert (busy.status_code, busy.json()["code"]) == (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable")
+        for path in ("/healthz", "/readyz"):
+            assert httpx.get(f"{url}{path}").status_code == HTTPStatus.OK
 
 
 # ---- full ---------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def create_key(
             project=project,
             name=name,
             role=role,
-            digest=_digest(secret),
+            digest=digest_of(secret),
             created_at=db_now(),
             expires_at=None if days is None else db_now(days * 86_400),
         )
@@ -92,18 +92,14 @@ def create_key(
     return _get(connection, api_keys.c.id == key_id), secret
 
 
-def find_key(connection: Connection, secret: str) -> ApiKey | None:
-    """Return the key with this secret if it is valid now, or None.
-
-    A lookup by the digest takes the same time for any wrong secret.
-    """
+def valid_keys(connection: Connection) -> dict[str, ApiKey]:
+    """Return the keys that are valid now, by the digests of their secrets."""
     is_valid = sa.and_(
-        api_keys.c.digest == _digest(secret),
         api_keys.c.revoked_at.is_(None),
         sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > db_now()),
     )
-    row = connection.execute(_QUERY.where(is_valid)).one_or_none()
-    return None if row is None else _to_key(row)
+    query = _QUERY.add_columns(api_keys.c.digest).where(is_valid)
+    return {row.digest: _to_key(row) for row in connection.execute(query)}
 
 
 def list_keys(connection: Connection, *, project: str | None = None) -> list[ApiKey]:
@@ -148,9 +144,11 @@ def _get(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey:
 
 
 def _to_key(row: Any) -> ApiKey:
-    return ApiKey(**{**row._mapping, "role": Role(row.role)})
+    values = {name: value for name, value in row._mapping.items() if name != "digest"}
+    return ApiKey(**values | {"role": Role(row.role)})
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
+    """Return what the ledger stores of a secret."""
     # A fast hash is enough: the secret is random and long, so it cannot be guessed from its hash.
     return hashlib.sha256(secret.encode()).hexdigest()
