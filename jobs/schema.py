@@ -642,14 +642,23 @@ webhook_endpoints = Table(
     metadata,
     Column("id", _Id, primary_key=True, doc="the receiver's id"),
     _project(),
-    Column("url", Text, doc="where messages are sent; null in the row `batches`"),
+    Column("url", Text, doc="where messages are sent; null for the `webhook_url` of batches"),
     Column("events", _Json, nullable=False, doc="the event types that it receives, as JSON; none: all"),
     Column("secret", Text, nullable=False, doc="the secret that signs messages"),
     Column("old_secret", Text, doc="the previous secret, which also signs until `old_until`"),
     Column("old_until", UtcTime, doc="end of the previous secret"),
     Column("created_at", UtcTime, nullable=False, doc="when it was added"),
     Column("disabled_at", UtcTime, doc="when it answered 410"),
-    info={"doc": "one row per webhook receiver; the row `batches` stands for every `webhook_url` of a batch"},
+    Index(
+        "ix_webhook_endpoints_of_batches",
+        "project",
+        unique=True,
+        postgresql_where=text("url IS NULL"),
+        sqlite_where=text("url IS NULL"),
+    ),
+    info={
+        "doc": "one row per webhook receiver, and one per project for the `webhook_url` of all its batches"
+    },
 )
 
 #: The outbox.
@@ -663,7 +672,9 @@ webhook_deliveries = Table(
         nullable=False,
         doc="the receiver",
     ),
+    _project(in_index=True),
     Column("url", Text, nullable=False, doc="where it is sent"),
+    Column("host", Text, nullable=False, doc="the host in the URL, with its port if it has one"),
     Column("event", String(32), nullable=False, doc="the event type"),
     Column("body", Text, nullable=False, doc="what is sent"),
     Column("state", String(16), nullable=False, doc="see the states"),
@@ -678,10 +689,12 @@ webhook_deliveries = Table(
     Column("finished_at", UtcTime, doc="when it was delivered or given up"),
     Index(
         "ix_webhook_deliveries_due",
+        "project",
         "due_at",
         postgresql_where=text("state = 'pending'"),
         sqlite_where=text("state = 'pending'"),
     ),
+    Index("ix_webhook_deliveries_endpoint_id", "endpoint_id", "id"),
     info={
         "doc": "one row per message to a receiver, written in the transaction of the change that it reports"
     },

@@ -73,6 +73,7 @@ class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
             channel.qos.get(tag)
             # The base class's `ack` only marks the tag locally, without a command to Redis.
             virtual.QoS.ack(channel.qos, tag)
+        _wake_event_loop()  # a thread of a pool may call this, and the loop would wait for its next timer
 
 
 class _AckLogger:

@@ -134,7 +134,14 @@ def _clock_problem(connection: Connection) -> str | None:
     return f"{Problem.CLOCK}, more than {CLOCK_SECONDS:g} s {ahead} the database's: set both by a time server"
 
 
-def ready_children(pool: Any) -> list[int]:
-    """Return the process ids of a prefork pool's children that have started."""
-    ready = pool._pool._fileno_to_inq.values()  # a child is in it from its first message to its end
-    return [process.pid for process in ready]
+def children_of(pool: Any) -> tuple[list[int], list[int]]:
+    """Return the process ids of a pool's ready children, and the exit codes of those that have died since.
+
+    A pool of threads has none: its main process does the work.
+    """
+    prefork = getattr(pool, "_pool", None)
+    if prefork is None:
+        return [os.getpid()], []
+    died, prefork.died = prefork.died, []
+    ready = prefork._fileno_to_inq.values()  # a child is in it from its first message to its end
+    return [process.pid for process in ready], died

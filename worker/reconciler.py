@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.api.deliveries import count_due_deliveries
+from jobs.ledger.api.deliveries import count_useful_senders
 from jobs.ledger.free_space import prove_room
 from jobs.ledger.jobs.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.learning.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
@@ -41,7 +41,7 @@ from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE, WEBHOOK_
 from jobs.queue import MAX_WAITING, Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
-from worker.heartbeat import Heartbeat, ready_children
+from worker.heartbeat import Heartbeat, children_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +101,14 @@ class Reconciler:
                 )
             pending = [run.id for run in active_runs(connection) if run.state == RunState.PENDING]
             due = count_due(connection, limit=MAX_WAITING)
-            webhooks = count_due_deliveries(connection, limit=MAX_WAITING)
+            senders = count_useful_senders(connection)
         self._log_lost({} if after_outage else lost)  # in an outage, nobody could send a heartbeat
         publisher = self._publisher.reset()
         if pending and not publisher.waiting(RETRAIN_QUEUE):
             for run_id in pending:
                 publisher.request_run(run_id)
-        if webhooks:
-            publisher.wake_up(webhooks - publisher.waiting(WEBHOOK_QUEUE), task=WEBHOOK_TASK)
+        if senders:
+            publisher.wake_up(senders - publisher.waiting(WEBHOOK_QUEUE), task=WEBHOOK_TASK)
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
 
@@ -193,9 +193,8 @@ def reported_disks(settings: Settings, queue: str) -> dict[str, Path | None]:
 
 def _tick(ledger: Ledger, heartbeat: Heartbeat, reconciler: Reconciler, pool: Any) -> str:
     """Send the heartbeat and reconcile. Return why the ledger could not be used, or ""."""
-    died, pool._pool.died = pool._pool.died, []
     try:
-        heartbeat.tick(ledger, ready_children(pool), died)
+        heartbeat.tick(ledger, *children_of(pool))
         if sent := reconciler.tick():
             logger.info("sent %d missing wake-ups", sent)
     except OperationalError as error:

@@ -19,7 +19,7 @@ from worker.celery_patches import SlotFreeingRequest
 from worker.children import ClaimingRequest
 from worker.learning.task import execute_run
 from worker.predicting.context import process_context
-from worker.webhook_sender import TIMEOUT_SECONDS, deliver_next, process_ledger
+from worker.webhook_sender import deliver_due, process_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +68,13 @@ def register_tasks(app: Celery, settings: Settings) -> None:
         except LabelmillError as error:
             logger.warning("%s", error)
 
-    @app.task(
-        name=WEBHOOK_TASK,
-        Request=SlotFreeingRequest,
-        shared=False,
-        soft_time_limit=2 * TIMEOUT_SECONDS,  # the name server has a time limit of its own
-        time_limit=3 * TIMEOUT_SECONDS,
-    )
-    def send_webhook(*args: Any, **kwargs: Any) -> None:
-        """Send the next due webhook."""
+    # It runs in threads, for which Celery has no time limit: the request has one, and resolving a name the
+    # system's.
+    @app.task(name=WEBHOOK_TASK, Request=SlotFreeingRequest, shared=False)
+    def send_webhooks(*args: Any, **kwargs: Any) -> None:
+        """Send the webhooks that are due."""
         try:
             check_wake_up(args, kwargs)
-            deliver_next(process_ledger(settings), settings)
+            deliver_due(process_ledger(settings), settings)
         except LabelmillError as error:
             logger.warning("%s", error)

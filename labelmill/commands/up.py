@@ -25,7 +25,7 @@ from labelmill.console.terminal import (
     say,
 )
 from labelmill.local.logs import MAX_LOG_BYTES, Event
-from labelmill.local.stack import WEBHOOK_PROCESSES, Stack, settings_with
+from labelmill.local.stack import Stack, settings_with
 from labelmill.server.serving import (
     API_KEY_FILE,
     http_url,
@@ -112,7 +112,7 @@ def _startup_lines(
         f"  broker   {broker}",
         f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
-        f"  webhooks {WEBHOOK_PROCESSES} processes to send webhooks",
+        "  webhooks 1 process to send webhooks",
         f"  beat     schedule: {retrain}",
         *([f"  api      {http_url(*api.getsockname())}/v1{key}"] if api else []),
         f"  ledger   {ledger}",

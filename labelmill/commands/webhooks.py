@@ -7,8 +7,9 @@ from typing import Annotated, Final
 
 import typer
 
-from jobs.errors import Conflict, UserError
+from jobs.errors import UserError
 from jobs.ledger.api.deliveries import Delivery, list_deliveries
+from jobs.ledger.api.projects import check_project
 from jobs.ledger.api.webhooks import (
     Endpoint,
     add_endpoint,
@@ -18,11 +19,12 @@ from jobs.ledger.api.webhooks import (
     rotate_secret,
     secret_of_batches,
 )
-from jobs.ledger.webhook_outbox import BATCHES, report_test
+from jobs.ledger.webhook_outbox import report_test
 from jobs.network.webhooks import Event, check_receiver, check_secret
+from jobs.options import DEFAULT_PROJECT
 from labelmill.client import Client
 from labelmill.commands.groups import listing_group
-from labelmill.commands.options import AsJsonList
+from labelmill.commands.options import AsJsonList, OnlyProjectOption, ProjectOption
 from labelmill.console.tables import Column, print_rows, short_time
 from labelmill.console.terminal import examples, print_data, report_errors, say
 
@@ -35,6 +37,7 @@ app = listing_group(
 _ENDPOINTS: Final = (
     Column("id", lambda each: each.id),
     Column("url", lambda each: each.url or "webhook_url of batches", min_width=20),
+    Column("project", lambda each: each.project, leave_out=3),
     Column("events", lambda each: _events_of(each), min_width=8, leave_out=2),
     Column("added (UTC)", lambda each: short_time(each.created_at), leave_out=1),
     Column("disabled (UTC)", lambda each: short_time(each.disabled_at)),
@@ -62,10 +65,10 @@ SecretFileOption = Annotated[
 
 @app.command("list", epilog=examples("labelmill webhooks list --json"))
 @report_errors
-def list_all(as_json: AsJsonList = False) -> None:
+def list_all(project: OnlyProjectOption = None, as_json: AsJsonList = False) -> None:
     """List the receivers, without their secrets."""
     with Client() as client, client.ledger.reading() as connection:
-        found = list_endpoints(connection)
+        found = list_endpoints(connection, project=project)
     print_rows(_ENDPOINTS, found, as_json=as_json)
 
 
@@ -81,6 +84,7 @@ def add(
     event: Annotated[
         list[Event] | None, typer.Option(help="An event to send; repeatable. Default: all.")
     ] = None,
+    project: ProjectOption = DEFAULT_PROJECT,
     secret_file: SecretFileOption = None,
 ) -> None:
     """Add a receiver, and print the secret with which it verifies messages, the only word on stdout."""
@@ -88,7 +92,7 @@ def add(
     with Client() as client:
         check_receiver(url, client.settings.private_hosts)
         with client.ledger.transaction() as connection:
-            endpoint, secret = add_endpoint(connection, url, event or (), secret=given)
+            endpoint, secret = add_endpoint(connection, url, event or (), project=project, secret=given)
     say(f"webhook {endpoint.id} for {_events_of(endpoint)}; give the secret to the receiver")
     print_data(secret)
 
@@ -117,12 +121,12 @@ def rotate(webhook: IdArgument, secret_file: SecretFileOption = None) -> None:
     print_data(secret)
 
 
-@app.command(epilog=examples("labelmill webhooks secret"))
+@app.command(epilog=examples("labelmill webhooks secret", "labelmill webhooks secret --project birds"))
 @report_errors
-def secret() -> None:
-    """Print the secret that signs messages to the `webhook_url` of batches."""
+def secret(project: ProjectOption = DEFAULT_PROJECT) -> None:
+    """Print the secret that signs messages to the `webhook_url` of a project's batches."""
     with Client() as client, client.ledger.transaction() as connection:
-        print_data(secret_of_batches(connection))
+        print_data(secret_of_batches(connection, project))
 
 
 @app.command(epilog=examples("labelmill webhooks test 06h0w4r0rf0dkckt"))
@@ -131,23 +135,21 @@ def test(webhook: IdArgument) -> None:
     """Send a message of the type `test` to a receiver, and print its id. See `attempts` for the answer."""
     with Client() as client, client.ledger.transaction() as connection:
         endpoint = get_endpoint(connection, webhook)
-        if endpoint.url is None or endpoint.disabled_at is not None:
-            raise Conflict(
-                f"Webhook {webhook} cannot be tested, because it is disabled or has no URL of its own: "
-                "`labelmill webhooks add URL` adds one."
-            )
-        print_data(report_test(connection, endpoint.id, endpoint.url))
+        print_data(report_test(connection, endpoint.id))
 
 
 @app.command(epilog=examples("labelmill webhooks attempts", "labelmill webhooks attempts --json"))
 @report_errors
 def attempts(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 50,
+    project: OnlyProjectOption = None,
     as_json: AsJsonList = False,
 ) -> None:
     """List messages, sent or not: attempts so far, the last answer, and the next attempt."""
     with Client() as client, client.ledger.reading() as connection:
-        found = list_deliveries(connection, limit=limit)
+        if project is not None:
+            check_project(connection, project)
+        found = list_deliveries(connection, limit=limit, project=project)
     print_rows(_DELIVERIES, found, as_json=as_json)
 
 
@@ -162,7 +164,7 @@ def _secret_in(path: Path | None) -> str | None:
 
 
 def _events_of(endpoint: Endpoint) -> str:
-    if endpoint.id == BATCHES:
+    if endpoint.url is None:
         return "the end of that batch"
     return ", ".join(endpoint.events) or "all"
 

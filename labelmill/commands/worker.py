@@ -46,6 +46,8 @@ def worker(
     """
     if trainer and webhooks:
         raise UserError("Give --trainer or --webhooks, not both: start a worker for each.")
+    if webhooks and processes:
+        raise UserError("Give --webhooks or --processes, not both: one process sends webhooks, in threads.")
     settings = settings_with(processes)
     if not webhooks:
         require_tensorflow("A worker")
@@ -55,7 +57,7 @@ def worker(
     if trainer:
         command = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer", loglevel=loglevel)
     elif webhooks:
-        command = webhooks_command(processes, loglevel=loglevel)
+        command = webhooks_command(loglevel=loglevel)
     else:
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel

@@ -42,8 +42,8 @@ RESTART_SECONDS: Final = 2.0
 #: How long to wait for the last lines of a log after its process has ended.
 _LAST_LINES_SECONDS: Final = 2.0
 
-#: Processes that send webhooks: one goes on while the other waits for a receiver.
-WEBHOOK_PROCESSES: Final = 2
+#: Threads that send webhooks. They wait for receivers, each project's in at most `SENDERS_PER_PROJECT`.
+WEBHOOK_SENDERS: Final = 32
 
 #: These can take all cores. The API, the producer and the user's own programs should not wait for them.
 _IN_BACKGROUND: Final = frozenset(("worker", "trainer"))
@@ -57,22 +57,26 @@ def settings_with(processes: int | None) -> Settings:
     return Settings.load(**({} if processes is None else {"processes": processes}))
 
 
-def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "info") -> list[str]:
+def worker_command(
+    *, queue: str, processes: int, name: str, loglevel: str = "info", threads: bool = False
+) -> list[str]:
     """Return the command line of a Celery worker that prints no banner.
 
-    Remote control, gossip and mingle are off: nothing here uses them, and their queues in Redis leak.
+    Remote control, gossip and mingle are off: nothing here uses them, and their queues in Redis leak. With
+    `threads`, it has threads instead of processes.
     """
     return [
         *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
         *("--queues", queue, "--concurrency", str(processes), "--hostname", f"{name}@%h"),
         *("--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat"),
+        *(("--pool", "threads") if threads else ()),
     ]
 
 
-def webhooks_command(processes: int | None = None, *, loglevel: str = "info") -> list[str]:
+def webhooks_command(*, loglevel: str = "info") -> list[str]:
     """Return the command line of the Celery worker that sends webhooks."""
     return worker_command(
-        queue=WEBHOOK_QUEUE, processes=processes or WEBHOOK_PROCESSES, name="webhooks", loglevel=loglevel
+        queue=WEBHOOK_QUEUE, processes=WEBHOOK_SENDERS, name="webhooks", loglevel=loglevel, threads=True
     )
 
 

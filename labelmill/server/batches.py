@@ -271,7 +271,7 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     with session.client.ledger.transaction() as connection:
         _check_backlog(connection)
         if wanted.webhook_url is not None:
-            secret_of_batches(connection)  # without a secret, nothing is sent
+            secret_of_batches(connection, session.project)  # without a secret, nothing is sent
         file_id = None
         if wanted.input_file_id is not None:
             file = get_file(connection, id_in(wanted.input_file_id), project=session.project, keep=True)

@@ -400,11 +400,21 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_webhook_endpoints_project"),
         sa.PrimaryKeyConstraint("id", name="pk_webhook_endpoints"),
     )
+    op.create_index(
+        "ix_webhook_endpoints_of_batches",
+        "webhook_endpoints",
+        ["project"],
+        unique=True,
+        postgresql_where=sa.text("url IS NULL"),
+        sqlite_where=sa.text("url IS NULL"),
+    )
     op.create_table(
         "webhook_deliveries",
         sa.Column("id", ID, nullable=False),
         sa.Column("endpoint_id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
         sa.Column("event", sa.String(32), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
@@ -426,10 +436,11 @@ def upgrade() -> None:
     op.create_index(
         "ix_webhook_deliveries_due",
         "webhook_deliveries",
-        ["due_at"],
+        ["project", "due_at"],
         postgresql_where=sa.text("state = 'pending'"),
         sqlite_where=sa.text("state = 'pending'"),
     )
+    op.create_index("ix_webhook_deliveries_endpoint_id", "webhook_deliveries", ["endpoint_id", "id"])
     op.create_table(
         "predictions",
         sa.Column("job_id", ID, nullable=False),

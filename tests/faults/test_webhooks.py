@@ -41,7 +41,7 @@ def test_what_a_killed_sender_had_is_sent_again_under_the_same_id(settings: Sett
         for _ in count():
             # Given a message, and a sender that is killed at the next step
             with ledger.transaction() as connection:
-                delivery_id = report_test(connection, endpoint.id, receiver.url)
+                delivery_id = report_test(connection, endpoint.id)
             was_killed = send("next")
 
             # When its lease is over, Then another one sends the message unless that is recorded already

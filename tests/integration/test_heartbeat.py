@@ -282,7 +282,7 @@ def test_a_worker_is_alive_while_its_main_loop_runs_whatever_it_can_reach(
 
     # Given a worker that has started
     assert not is_alive()
-    with home.started("worker", "--webhooks", "--processes", "1", log=tmp_path / "log") as worker:
+    with home.started("worker", "--webhooks", log=tmp_path / "log") as worker:
         until(is_alive, "its main loop has run")
         assert home.ok("ready", "webhooks", "--alive").startswith("alive: its main loop ran ")
         # When it cannot write to the ledger, Then its main loop still runs

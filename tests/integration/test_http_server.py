@@ -179,7 +179,7 @@ def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Clien
     with ledger.transaction() as connection:
         claimed = claim_delivery(connection)
         assert claimed is not None
-        assert claimed.secrets == (secret_of_batches(connection),)
+        assert claimed.secrets == (secret_of_batches(connection, DEFAULT_PROJECT),)
     message = json.loads(claimed.body)
     assert (claimed.url, message["type"]) == (url, "batch.cancelled")
     missing = {"endpoint", "completion_window", "paused", "retry_of", "job", "rate", "eta_seconds"}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +20,17 @@ from typer.testing import Result
 from jobs.errors import AddressForbidden, ErrorCode, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.api.batches import add_batch
 from jobs.ledger.api.deliveries import (
+    SENDERS_PER_HOST,
+    SENDERS_PER_PROJECT,
     Delivery,
     claim_delivery,
-    count_due_deliveries,
+    count_useful_senders,
     list_deliveries,
     record_answer,
 )
+from jobs.ledger.api.projects import create_project
 from jobs.ledger.api.webhooks import (
     add_endpoint,
     list_endpoints,
@@ -36,11 +43,12 @@ from jobs.ledger.learning import health
 from jobs.ledger.learning.health import report_drift
 from jobs.ledger.learning.models import lock_champion, move_champion, roll_back
 from jobs.ledger.learning.runs import cancel_run, request_run
-from jobs.ledger.webhook_outbox import BATCHES, report_test
+from jobs.ledger.webhook_outbox import report_ended_jobs, report_test
 from jobs.limits import ErrorLimits
 from jobs.messages import WEBHOOK_QUEUE
 from jobs.models.model import Model
 from jobs.network.webhooks import Event, check_receiver, check_secret, new_secret
+from jobs.options import DEFAULT_PROJECT
 from jobs.queue import Publisher, make_app
 from jobs.schema import DeliveryState, JobState, db_now, webhook_deliveries, webhook_endpoints
 from jobs.settings import Settings
@@ -94,10 +102,37 @@ def test(ledger: Ledger) -> str:
     """Write a delivery to the first endpoint with a URL; return its id."""
     with ledger.transaction() as connection:
         endpoint = next(each for each in list_endpoints(connection) if each.url)
-        return report_test(connection, endpoint.id, endpoint.url or "")
+        return report_test(connection, endpoint.id)
 
 
 test.__test__ = False  # type: ignore[attr-defined]
+
+
+def end_batch(ledger: Ledger, make_job: JobMaker, project: str, url: str) -> str:
+    """End a batch of a project that names this `webhook_url`; return its id."""
+    batch = make_job([1], project=project)
+    with ledger.transaction() as connection:
+        add_batch(connection, batch.id, request={"webhook_url": url}, file_id=None, state="done")
+        end_job(connection, batch.id, JobState.CANCELLED)
+    return batch.id
+
+
+@contextmanager
+def tarpits(number: int) -> Iterator[list[str]]:
+    """Yield the URLs of servers that accept requests and never answer, each on a port of its own."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    try:
+        yield [f"http://127.0.0.1:{server.getsockname()[1]}/" for server in servers]
+    finally:
+        for server in servers:
+            server.close()
+
+
+@pytest.fixture
+def birds(ledger: Ledger) -> str:
+    with ledger.transaction() as connection:
+        create_project(connection, "birds")
+    return "birds"
 
 
 # ---- what is reported ---------------------------------------------------------------------------------
@@ -154,6 +189,52 @@ def test_each_end_of_a_job_is_an_event_and_a_shadows_is_none(
         )
         assert end_job(connection, shadow.id, JobState.CANCELLED)
     assert len(sent(ledger)) == 2
+
+
+def test_a_project_hears_of_its_own_batches_signed_with_its_own_secret(
+    settings: Settings, ledger: Ledger, receiver: Receiver, make_job: JobMaker, birds: str
+) -> None:
+    # Given two projects with a receiver each
+    with ledger.transaction() as connection:
+        add_endpoint(connection, "https://default.example/")
+        add_endpoint(connection, "https://birds.example/", project=birds)
+        ours = secret_of_batches(connection, DEFAULT_PROJECT)
+        theirs = secret_of_batches(connection, birds)
+
+    # When a batch of one project ends that names an address of the other's, Then the other's receiver hears
+    # nothing, and what is sent to the address has no signature that the other trusts
+    batch_id = end_batch(ledger, make_job, birds, receiver.url)
+    assert {each.url for each in sent(ledger)} == {"https://birds.example/", receiver.url}
+    with ledger.transaction() as connection:
+        connection.execute(webhook_deliveries.delete().where(webhook_deliveries.c.url != receiver.url))
+    assert deliver_next(ledger, settings)
+    assert receiver.verified(theirs)["data"]["id"] == batch_id
+    with pytest.raises(WebhookVerificationError):
+        receiver.verified(ours)
+
+    # And so it is if batches of both end in one transaction
+    both = [batch_id, end_batch(ledger, make_job, DEFAULT_PROJECT, receiver.url)]
+    with ledger.transaction() as connection:
+        connection.execute(webhook_deliveries.delete())
+        report_ended_jobs(connection, both)
+    found = [
+        (each.url, json.loads(body)["data"]["id"])
+        for each, body in zip(sent(ledger), _bodies(ledger), strict=True)
+    ]
+    assert sorted(found) == sorted(
+        [
+            ("https://birds.example/", both[0]),
+            ("https://default.example/", both[1]),
+            *((receiver.url, each) for each in both),
+        ]
+    )
+
+    # And what is shared is told to all
+    with ledger.transaction() as connection:
+        connection.execute(webhook_deliveries.delete())
+        request_run(connection, run_id := new_id(), recipe={})
+        cancel_run(connection, run_id)
+    assert {each.url for each in sent(ledger)} == {"https://default.example/", "https://birds.example/"}
 
 
 def _bodies(ledger: Ledger) -> list[str]:
@@ -275,12 +356,12 @@ def test_a_receiver_that_is_down_gets_it_when_it_is_back(
     # When the first one cannot be sent, Then the second one waits, too, and another receiver does not
     assert deliver_next(ledger, settings)
     with ledger.reading() as connection:
-        assert count_due_deliveries(connection, limit=10) == 0
+        assert count_useful_senders(connection) == 0
     assert [each.attempts for each in sent(ledger)] == [1, 0]
     assert "cannot be reached: Connection refused" in (sent(ledger)[0].error or "")
     with ledger.transaction() as connection:
         other, _ = add_endpoint(connection, receiver.url)
-        report_test(connection, other.id, receiver.url)
+        report_test(connection, other.id)
     assert deliver_next(ledger, settings)
     assert len(receiver.got) == 1
     # And when it is back, it gets both
@@ -329,12 +410,12 @@ def test_410_disables_the_endpoint(settings: Settings, ledger: Ledger, receiver:
 
 
 def test_410_for_a_batch_is_about_that_batch_only(
-    settings: Settings, ledger: Ledger, receiver: Receiver
+    settings: Settings, ledger: Ledger, receiver: Receiver, make_job: JobMaker
 ) -> None:
     receiver.answers = [410]
     with ledger.transaction() as connection:
-        secret = secret_of_batches(connection)
-        report_test(connection, BATCHES, receiver.url)
+        secret = secret_of_batches(connection, DEFAULT_PROJECT)
+    end_batch(ledger, make_job, DEFAULT_PROJECT, receiver.url)
     assert deliver_next(ledger, settings)
     receiver.verified(secret)
     with ledger.reading() as connection:
@@ -415,6 +496,47 @@ def test_many_senders_send_each_once(settings: Settings, ledger: Ledger, receive
     assert sorted(receiver.ids) == sorted(expected)
 
 
+def test_projects_take_turns(ledger: Ledger, birds: str) -> None:
+    # Given a project with a backlog, and one with a message that is younger than all of it
+    with ledger.transaction() as connection:
+        endpoint, _ = add_endpoint(connection, "https://a.example/")
+        for _ in range(3):
+            report_test(connection, endpoint.id)
+    with ledger.transaction() as connection:
+        report_test(connection, add_endpoint(connection, "https://b.example/", project=birds)[0].id)
+    # When senders claim, Then they claim from both in turn
+    with ledger.transaction() as connection:
+        claimed = [claim_delivery(connection) for _ in range(4)]
+        assert claim_delivery(connection) is None
+    projects = [each.project for each in claimed if each is not None]
+    assert sorted(projects[:2]) == [birds, DEFAULT_PROJECT]
+    assert projects[2:] == [DEFAULT_PROJECT] * 2
+
+
+def test_a_project_and_a_host_keep_no_more_than_their_share_of_the_senders(
+    settings: Settings, ledger: Ledger, receiver: Receiver, birds: str
+) -> None:
+    # Given messages of one project to receivers that do not answer, and a sender for each
+    with tarpits(SENDERS_PER_PROJECT) as urls, ThreadPoolExecutor() as senders:
+        with ledger.transaction() as connection:
+            for url in urls:
+                endpoint, _ = add_endpoint(connection, url)
+                for _ in range(SENDERS_PER_HOST + 1):
+                    report_test(connection, endpoint.id)
+        for _ in range(SENDERS_PER_PROJECT):
+            senders.submit(deliver_next, ledger, settings)
+        until(lambda: sum(each.attempts for each in sent(ledger)) == SENDERS_PER_PROJECT, "all are at work")
+        # Then no host has more than its share of them
+        at_work = Counter(each.url for each in sent(ledger) if each.attempts)
+        assert set(at_work.values()) == {SENDERS_PER_HOST}
+        # And the project gets no further sender, but another project does
+        assert not deliver_next(ledger, settings)
+        with ledger.transaction() as connection:
+            report_test(connection, add_endpoint(connection, receiver.url, project=birds)[0].id)
+        assert deliver_next(ledger, settings)
+        assert len(receiver.got) == 1
+
+
 @pytest.mark.usefixtures("secret", "receiver")
 def test_removing_an_endpoint_removes_its_deliveries(settings: Settings, ledger: Ledger) -> None:
     test(ledger)
@@ -461,7 +583,7 @@ def test_the_worker_for_webhooks_sends_what_is_due(
 ) -> None:
     # Given a worker, of which no other process sends wake-ups
     log = tmp_path / "webhooks.log"
-    with home.started("worker", "--webhooks", "--processes", "2", log=log):
+    with home.started("worker", "--webhooks", log=log):
         until(lambda: home.run("ready", "webhooks").returncode == 0, "the worker is ready")
         # When something is to be sent, Then it is sent
         test(ledger)
@@ -469,6 +591,27 @@ def test_the_worker_for_webhooks_sends_what_is_due(
         until(lambda: sent(ledger)[0].state == DeliveryState.DELIVERED, "that is recorded", seconds=30)
         receiver.verified(secret)
     assert secret not in log.read_text()
+
+
+@pytest.mark.usefixtures("settings")
+def test_receivers_of_one_project_that_do_not_answer_delay_no_others(
+    home: Home, ledger: Ledger, receiver: Receiver, birds: str, tmp_path: Path
+) -> None:
+    # Given 24 messages of one project to receivers that do not answer
+    with tarpits(12) as urls, home.started("worker", "--webhooks", log=tmp_path / "webhooks.log"):
+        with ledger.transaction() as connection:
+            for url in urls:
+                endpoint, _ = add_endpoint(connection, url)
+                report_test(connection, endpoint.id), report_test(connection, endpoint.id)
+        until(
+            lambda: sum(each.attempts for each in sent(ledger)) >= SENDERS_PER_PROJECT,
+            "senders are at work",
+            seconds=60,
+        )
+        # When another project has a message, Then it is sent soon; with two senders, it took three minutes
+        with ledger.transaction() as connection:
+            report_test(connection, add_endpoint(connection, receiver.url, project=birds)[0].id)
+        until(lambda: bool(receiver.got), "it is received", seconds=30)
 
 
 # ---- the command --------------------------------------------------------------------------------------
@@ -506,10 +649,15 @@ def test_the_command_adds_lists_rotates_and_removes(
         1,
     )
     assert delivery_id in run("attempts").stdout
-    rotated = run("rotate", "batches").stdout
-    assert run("secret").stdout == run("secret").stdout == rotated
     assert run("remove", endpoint["id"]).exit_code == 0
-    assert [each["id"] for each in json.loads(run("--json").stdout)] == ["batches"]
+    # And the secret of a project's batches, which the first call makes
+    made = run("secret").stdout
+    [of_batches] = json.loads(run("--json").stdout)
+    assert (of_batches["url"], of_batches["project"]) == (None, DEFAULT_PROJECT)
+    rotated = run("rotate", of_batches["id"]).stdout
+    assert run("secret").stdout == run("secret").stdout == rotated != made
+    assert run("test", of_batches["id"]).exit_code == 2
+    assert run("secret", "--project", "nobody").exit_code == 2
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -1,5 +1,7 @@
 """Deliveries: a sender claims one that is due, sends it, and records the answer.
 
+Projects with due deliveries take turns: next is the one whose latest claim is the oldest.
+
 A claim moves the time at which the delivery is due behind its lease. So if the sender is killed, the delivery
 is due again by itself, and is sent once more under the same id.
 """
@@ -7,6 +9,7 @@ is due again by itself, and is sent once more under the same id.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,8 +20,12 @@ from sqlalchemy.engine import Connection
 from jobs.ids import new_id
 from jobs.ledger.api.webhooks import disable_endpoint
 from jobs.ledger.counters import CounterName, WebhookResult, count
-from jobs.ledger.webhook_outbox import BATCHES
-from jobs.schema import DeliveryState, db_now, webhook_deliveries, webhook_endpoints
+from jobs.schema import DeliveryState, db_now, projects, webhook_deliveries, webhook_endpoints
+
+#: How many senders of one process may be at work for a project, and how many of them for one host. Receivers
+#: that do not answer then keep only these, and delay nobody else.
+SENDERS_PER_PROJECT: Final = 4
+SENDERS_PER_HOST: Final = 2
 
 #: How long a sender's claim lasts: far longer than a request takes (`worker.webhook_sender`).
 LEASE_SECONDS: Final = 60.0
@@ -29,7 +36,7 @@ PAUSES_SECONDS: Final = (5.0, 30.0, 120.0, 600.0, 1_800.0, 3_600.0, *[7_200.0] *
 #: Each pause is longer or shorter by up to this share, so that deliveries do not come in waves.
 _JITTER: Final = 0.2
 
-#: How long other deliveries to a receiver wait after it did not answer: it must not keep all senders busy.
+#: How long a project's other deliveries to a host wait after it did not answer.
 _SILENCE_SECONDS: Final = 5.0
 
 _GONE: Final = 410
@@ -47,7 +54,9 @@ class ClaimedDelivery:
     id: str
     token: str
     endpoint_id: str
+    project: str
     url: str
+    host: str
     body: str
     attempts: int
     secrets: tuple[str, ...]  # all that sign, the newest first
@@ -70,25 +79,75 @@ class Delivery:
     finished_at: datetime | None
 
 
-def count_due_deliveries(connection: Connection, *, limit: int) -> int:
-    """Return how many deliveries are due, counting no further than `limit`."""
-    due = sa.select(webhook_deliveries.c.id).where(_IS_DUE).limit(limit)
-    return connection.scalar(sa.select(sa.func.count()).select_from(due.subquery())) or 0
+_PROJECT: Final = sa.bindparam("of_project", type_=projects.c.name.type)
+
+#: Due, and its host has not got its share of the senders.
+_IS_OPEN: Final = sa.and_(
+    _IS_DUE,
+    sa.tuple_(webhook_deliveries.c.project, webhook_deliveries.c.host).not_in(
+        sa.bindparam("full_hosts", expanding=True)
+    ),
+)
 
 
-def claim_delivery(connection: Connection) -> ClaimedDelivery | None:
-    """Claim the delivery that has been due for longest, or return None."""
-    table = webhook_deliveries
-    first = sa.select(table.c.id).where(_IS_DUE).order_by(table.c.due_at).limit(1)
-    token = new_id()
-    claimed = connection.execute(
-        table.update()
-        .where(table.c.id == first.with_for_update(skip_locked=True).scalar_subquery())
-        .values(attempts=table.c.attempts + 1, token=token, due_at=db_now(LEASE_SECONDS))
-        .returning(*table.c["id", "token", "endpoint_id", "url", "body", "attempts"])
-    ).one_or_none()
-    if claimed is None:
-        return None
+def _next_of(project: sa.ColumnElement[str]) -> sa.Select[tuple[str]]:
+    query = sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.project == project, _IS_OPEN)
+    return query.order_by(webhook_deliveries.c.due_at).limit(1)
+
+
+_TURN: Final = (
+    sa.select(projects.c.name)
+    .where(
+        projects.c.name.not_in(sa.bindparam("passed", expanding=True)),
+        _next_of(projects.c.name).correlate(projects).scalar_subquery().is_not(None),
+    )
+    .order_by(projects.c.webhook_at.nulls_first())
+    .limit(1)
+)
+
+_TAKE: Final = (
+    webhook_deliveries.update()
+    .where(webhook_deliveries.c.id == _next_of(_PROJECT).with_for_update(skip_locked=True).scalar_subquery())
+    .values(
+        attempts=webhook_deliveries.c.attempts + 1,
+        token=sa.bindparam("by_token"),
+        due_at=db_now(LEASE_SECONDS),
+    )
+    .returning(
+        *webhook_deliveries.c["id", "token", "endpoint_id", "project", "url", "host", "body", "attempts"]
+    )
+)
+
+
+def count_useful_senders(connection: Connection) -> int:
+    """Return how many senders could be at work on what is due, if each project uses its share."""
+    due = sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.project == projects.c.name, _IS_DUE)
+    share = due.limit(SENDERS_PER_PROJECT).correlate(projects).subquery()
+    of_project = sa.select(sa.func.count()).select_from(share).scalar_subquery()
+    return connection.scalar(sa.select(sa.func.sum(of_project)).select_from(projects)) or 0
+
+
+def claim_delivery(
+    connection: Connection,
+    *,
+    full_projects: Collection[str] = (),
+    full_hosts: Collection[tuple[str, str]] = (),
+) -> ClaimedDelivery | None:
+    """Claim the delivery of the project whose turn it is that has been due for longest, or return None.
+
+    Projects that have their share of the senders are passed over, and so are hosts, each given with its
+    project.
+    """
+    passed, hosts, token = list(full_projects), list(full_hosts), new_id()
+    claimed = None
+    while claimed is None:
+        project = connection.scalar(_TURN, {"passed": passed, "full_hosts": hosts})
+        if project is None:
+            return None
+        taking = {"of_project": project, "full_hosts": hosts, "by_token": token}
+        claimed = connection.execute(_TAKE, taking).one_or_none()
+        passed.append(project)  # if there is none, other senders are claiming all that it has
+    connection.execute(projects.update().where(projects.c.name == project).values(webhook_at=db_now()))
     old_signs = webhook_endpoints.c.old_until > db_now()
     secrets = connection.execute(
         sa.select(webhook_endpoints.c.secret, sa.case((old_signs, webhook_endpoints.c.old_secret))).where(
@@ -106,9 +165,8 @@ def record_answer(
     2xx is success. 410 disables the endpoint, and its other deliveries fail. Anything else is retried until
     the last pause is over.
     """
-    is_endpoint_gone = status == _GONE and delivery.endpoint_id != BATCHES
-    if is_endpoint_gone:
-        disable_endpoint(connection, delivery.endpoint_id)  # locked first, as when a command removes it
+    # The endpoint is locked first, as when a command removes it.
+    is_endpoint_gone = status == _GONE and disable_endpoint(connection, delivery.endpoint_id)
     values: dict[str, Any] = {"status": status, "error": error or f"it answered {status}"}
     if status is not None and 200 <= status < 300:
         result = WebhookResult.DELIVERED
@@ -126,23 +184,32 @@ def record_answer(
         return
     count(connection, {(CounterName.WEBHOOKS, result): 1})
     if status is None:
-        silent = webhook_deliveries.c.url == delivery.url
-        soon = webhook_deliveries.c.due_at < db_now(_SILENCE_SECONDS)
-        _change_pending(connection, sa.and_(silent, soon), due_at=db_now(_SILENCE_SECONDS))
+        silent = sa.and_(
+            webhook_deliveries.c.project == delivery.project,
+            webhook_deliveries.c.host == delivery.host,
+            webhook_deliveries.c.due_at < db_now(_SILENCE_SECONDS),
+        )
+        _change_pending(connection, silent, due_at=db_now(_SILENCE_SECONDS))
     if is_endpoint_gone:
         same = webhook_deliveries.c.endpoint_id == delivery.endpoint_id
         failed = {"state": DeliveryState.FAILED, "finished_at": db_now(), "error": "its endpoint is disabled"}
         _change_pending(connection, same, **failed)
 
 
-def list_deliveries(connection: Connection, *, limit: int) -> list[Delivery]:
-    """Return the latest deliveries, newest first."""
+def list_deliveries(
+    connection: Connection, *, limit: int, project: str | None = None, endpoint_id: str | None = None
+) -> list[Delivery]:
+    """Return the latest deliveries, newest first: all, or only those of a project or an endpoint."""
     table = webhook_deliveries.c
     query = sa.select(
         *(table.id, table.event, table.endpoint_id.label("endpoint"), table.url, table.state, table.attempts),
         *(table.status, table.error, table.created_at, table.finished_at),
         sa.case((_IS_PENDING, table.due_at)).label("due_at"),
     ).order_by(table.id.desc())
+    if project is not None:
+        query = query.where(table.project == project)
+    if endpoint_id is not None:
+        query = query.where(table.endpoint_id == endpoint_id)
     rows = connection.execute(query.limit(limit))
     return [Delivery(**{**row._mapping, "state": DeliveryState(row.state)}) for row in rows]
 

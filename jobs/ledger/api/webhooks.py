@@ -1,6 +1,7 @@
-"""Webhook endpoints: the receivers, what they want, and the secrets that sign what they get.
+"""Webhook endpoints: each project's receivers, what they want, and the secrets that sign what they get.
 
-A secret is stored as it is, because signing needs it.
+Functions that take `project` find only its own endpoints; None finds all. A secret is stored as it is,
+because signing needs it.
 """
 
 from __future__ import annotations
@@ -8,22 +9,28 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
+from jobs.ledger.api.projects import check_project
 from jobs.ledger.database import insert_into
-from jobs.ledger.webhook_outbox import BATCHES
 from jobs.network.webhooks import Event, new_secret
+from jobs.options import DEFAULT_PROJECT
 from jobs.schema import db_now, webhook_endpoints
 
 #: How long messages are also signed with the old secret after a change.
 ROTATION_SECONDS: Final = 86_400.0
 
-_COLUMNS: Final = webhook_endpoints.c["id", "url", "events", "created_at", "disabled_at", "old_until"]
+#: Maximum receivers of a project: the end of each batch writes a row for each.
+MAX_ENDPOINTS: Final = 20
+
+_COLUMNS: Final = webhook_endpoints.c[
+    "id", "project", "url", "events", "created_at", "disabled_at", "old_until"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,8 @@ class Endpoint:
     """A receiver of webhooks, without its secret."""
 
     id: str
-    url: str | None  # None: the addresses that batches name
+    project: str
+    url: str | None  # None: the addresses that the project's batches name
     events: list[str]  # none: all
     created_at: datetime
     disabled_at: datetime | None
@@ -39,76 +47,95 @@ class Endpoint:
 
 
 def add_endpoint(
-    connection: Connection, url: str, events: Collection[Event] = (), *, secret: str | None = None
+    connection: Connection,
+    url: str,
+    events: Collection[Event] = (),
+    *,
+    project: str = DEFAULT_PROJECT,
+    secret: str | None = None,
 ) -> tuple[Endpoint, str]:
-    """Add an endpoint for these events, or for all. Return it and its secret. The caller checks the URL."""
+    """Add an endpoint for these events, or for all. Return it and its secret. The caller checks the URL.
+
+    Raises NotFound if there is no such project, Conflict if it has too many endpoints.
+    """
+    check_project(connection, project)
+    if len(list_endpoints(connection, project=project)) >= MAX_ENDPOINTS:
+        raise Conflict(f"Project {project} has {MAX_ENDPOINTS} webhooks already: remove one first.")
     endpoint_id, secret = new_id(), secret or new_secret()
     connection.execute(
         webhook_endpoints.insert().values(
-            id=endpoint_id, url=url, events=list(events), secret=secret, created_at=db_now()
+            id=endpoint_id, project=project, url=url, events=list(events), secret=secret, created_at=db_now()
         )
     )
     return get_endpoint(connection, endpoint_id), secret
 
 
-def secret_of_batches(connection: Connection) -> str:
-    """Return the secret that signs messages to the `webhook_url` of batches. The first call makes it."""
+def secret_of_batches(connection: Connection, project: str) -> str:
+    """Return the secret that signs messages to the `webhook_url` of a project's batches.
+
+    The first call makes it. Raises NotFound if there is no such project.
+    """
+    check_project(connection, project)
     connection.execute(
         insert_into(connection, webhook_endpoints)
-        .values(id=BATCHES, url=None, events=[], secret=new_secret(), created_at=db_now())
+        .values(id=new_id(), project=project, url=None, events=[], secret=new_secret(), created_at=db_now())
         .on_conflict_do_nothing()
     )
-    secret = sa.select(webhook_endpoints.c.secret).where(webhook_endpoints.c.id == BATCHES)
+    secret = sa.select(webhook_endpoints.c.secret).where(
+        webhook_endpoints.c.project == project, webhook_endpoints.c.url.is_(None)
+    )
     found: str = connection.execute(secret).scalar_one()
     return found
 
 
-def get_endpoint(connection: Connection, endpoint_id: str) -> Endpoint:
+def get_endpoint(connection: Connection, endpoint_id: str, *, project: str | None = None) -> Endpoint:
     """Return the endpoint with this id. Raises NotFound."""
-    row = connection.execute(sa.select(*_COLUMNS).where(webhook_endpoints.c.id == endpoint_id)).one_or_none()
+    row = connection.execute(sa.select(*_COLUMNS).where(_is(endpoint_id, project))).one_or_none()
     if row is None:
         raise NotFound(f"There is no webhook {endpoint_id!r}: `labelmill webhooks` lists all.")
     return Endpoint(**row._mapping)
 
 
-def list_endpoints(connection: Connection) -> list[Endpoint]:
-    """Return all endpoints, oldest first."""
-    rows = connection.execute(sa.select(*_COLUMNS).order_by(webhook_endpoints.c.created_at))
-    return [Endpoint(**row._mapping) for row in rows]
+def list_endpoints(connection: Connection, *, project: str | None = None) -> list[Endpoint]:
+    """Return all endpoints, oldest first. Raises NotFound if there is no such project."""
+    query = sa.select(*_COLUMNS).order_by(webhook_endpoints.c.created_at, webhook_endpoints.c.id)
+    if project is not None:
+        check_project(connection, project)
+        query = query.where(webhook_endpoints.c.project == project)
+    return [Endpoint(**row._mapping) for row in connection.execute(query)]
 
 
-def rotate_secret(connection: Connection, endpoint_id: str, secret: str | None = None) -> str:
+def rotate_secret(
+    connection: Connection, endpoint_id: str, secret: str | None = None, *, project: str | None = None
+) -> str:
     """Give the endpoint a new secret and return it. The old one signs, too, for a day. Raises NotFound."""
     secret = secret or new_secret()
-    if endpoint_id == BATCHES:
-        secret_of_batches(connection)  # the first call makes the endpoint
-    _change(
-        connection,
-        endpoint_id,
-        {
-            "old_secret": webhook_endpoints.c.secret,
-            "old_until": db_now(ROTATION_SECONDS),
-            "secret": secret,
-        },
+    changed = connection.execute(
+        webhook_endpoints.update()
+        .where(_is(endpoint_id, project))
+        .values(old_secret=webhook_endpoints.c.secret, old_until=db_now(ROTATION_SECONDS), secret=secret)
     )
+    if not changed.rowcount:
+        get_endpoint(connection, endpoint_id, project=project)  # raises NotFound
     return secret
 
 
-def disable_endpoint(connection: Connection, endpoint_id: str) -> None:
-    """Disable the endpoint, so that nothing more is sent to it. Raises NotFound."""
-    _change(connection, endpoint_id, {"disabled_at": db_now()})
-
-
-def remove_endpoint(connection: Connection, endpoint_id: str) -> None:
-    """Remove the endpoint and its deliveries. Raises NotFound."""
-    gone = connection.execute(webhook_endpoints.delete().where(webhook_endpoints.c.id == endpoint_id))
-    if not gone.rowcount:
-        get_endpoint(connection, endpoint_id)
-
-
-def _change(connection: Connection, endpoint_id: str, values: dict[str, Any]) -> None:
-    changed = connection.execute(
-        webhook_endpoints.update().where(webhook_endpoints.c.id == endpoint_id).values(values)
+def disable_endpoint(connection: Connection, endpoint_id: str) -> bool:
+    """Disable the endpoint, so that nothing more is sent to it. Return False if it has no URL of its own."""
+    has_url = webhook_endpoints.c.url.is_not(None)
+    disabled = connection.execute(
+        webhook_endpoints.update().where(_is(endpoint_id), has_url).values(disabled_at=db_now())
     )
-    if not changed.rowcount:
-        get_endpoint(connection, endpoint_id)
+    return bool(disabled.rowcount)
+
+
+def remove_endpoint(connection: Connection, endpoint_id: str, *, project: str | None = None) -> None:
+    """Remove the endpoint and its deliveries. Raises NotFound."""
+    gone = connection.execute(webhook_endpoints.delete().where(_is(endpoint_id, project)))
+    if not gone.rowcount:
+        get_endpoint(connection, endpoint_id, project=project)  # raises NotFound
+
+
+def _is(endpoint_id: str, project: str | None = None) -> sa.ColumnElement[bool]:
+    is_it = webhook_endpoints.c.id == endpoint_id
+    return is_it if project is None else sa.and_(is_it, webhook_endpoints.c.project == project)
