@@ -43,7 +43,10 @@ _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
 
 
 #: The objects of the HTTP API that other pages describe.
-_ELSEWHERE: Final = {"JobState": "[state](sql.md#states)"}
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("JobState", "DeliveryState"), "[state](sql.md#states)"),
+    "Event": "[event](../how-to/webhooks.md#events)",
+}
 
 #: What a string of the HTTP API is, by its format.
 _FORMATS: Final = {"binary": "bytes", "date-time": "time in ISO 8601"}

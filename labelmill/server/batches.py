@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.engine import Connection
 
-from jobs.errors import AddressForbidden, Conflict, ImageError, NotFound
+from jobs.errors import Conflict, ImageError, NotFound
 from jobs.ids import is_id, new_id
 from jobs.ledger import Ledger
 from jobs.ledger.api.batches import (
@@ -40,7 +40,6 @@ from jobs.ledger.jobs.submission import find_key, open_job
 from jobs.ledger.learning.models import model_or_champion
 from jobs.models.dataset import MNIST
 from jobs.network.references import Roots
-from jobs.network.webhooks import check_receiver
 from jobs.options import JobOptions
 from jobs.schema import JobState
 from labelmill.client.purging import Purge
@@ -56,6 +55,7 @@ from labelmill.server.schemas import (
     NewBatch,
     Page,
 )
+from labelmill.server.webhooks import check_address
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 
@@ -265,7 +265,8 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
     """Commit a new batch, and return its id."""
     options = JobOptions.from_request(wanted.model_dump(), project=session.project, key=key)
     _check_roots(session, wanted)
-    _check_webhook(session, wanted)
+    if wanted.webhook_url is not None:
+        check_address(session, "webhook_url", wanted.webhook_url)
     batch_id = new_id()
     digest: dict[str, object] = {}
     with session.client.ledger.transaction() as connection:
@@ -310,15 +311,6 @@ def _check_roots(session: Session, wanted: NewBatch) -> None:
             reason = f"source_url: {error.detail}"
     if reason is not None:
         raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, f"{reason}.")
-
-
-def _check_webhook(session: Session, wanted: NewBatch) -> None:
-    """Raise ApiError if webhooks cannot go to the address that the batch names."""
-    if wanted.webhook_url is not None:
-        try:
-            check_receiver(wanted.webhook_url, session.client.settings.private_hosts)
-        except AddressForbidden as error:
-            raise ApiError(HTTPStatus.FORBIDDEN, ProblemCode.FORBIDDEN, f"webhook_url: {error}") from None
 
 
 def job_key(session: Session, call: str, idempotency_key: str | None) -> str | None:

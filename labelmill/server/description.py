@@ -38,6 +38,7 @@ _PARTS: Final = {
     "file_id": "the file's id",
     "model_id": "the model's id, the beginning of it, or an alias such as `champion`",
     "run_id": "the training run's id, or the beginning of it",
+    "webhook_id": "the webhook's id",
 }
 
 #: The headers of errors.

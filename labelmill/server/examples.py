@@ -8,11 +8,37 @@ BATCH_ID: Final = "06h0w4r0rf0dkckt"
 FILE_ID: Final = "file-06h2a6v1nbdtxp2r"
 MODEL_ID: Final = "06h0w99y8275b8s6"
 RUN_ID: Final = "06h0vz3k8d1tq4xm"
+WEBHOOK_ID: Final = "06h0x1b4q7k2s6np"
 DATASET: Final = "animals"
 
 _CREATED, _READ, _STARTED, _ENDED = 1_796_112_000, 1_796_112_002, 1_796_112_003, 1_796_112_009
 _SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _TEXT: Final = "2026-12-01T08:00:00Z"
+
+_SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="  # noqa: S105 -- an example
+
+_WEBHOOK: Final = {
+    "id": WEBHOOK_ID,
+    "object": "webhook",
+    "url": "https://example.org/hooks/labelmill",
+    "events": ["batch.completed", "batch.failed"],
+    "created_at": _CREATED,
+    "disabled_at": _ENDED,
+}
+
+_DELIVERY: Final = {
+    "id": "06h0x2c5r8m3v7tq",
+    "object": "webhook.delivery",
+    "event": "batch.completed",
+    "url": _WEBHOOK["url"],
+    "status": "pending",
+    "attempts": 1,
+    "answer": 503,
+    "error": "it answered 503",
+    "created_at": _CREATED,
+    "due_at": _READ,
+    "finished_at": _ENDED,
+}
 
 _OPTIONS: Final = {
     "by_reference": False,
@@ -308,6 +334,13 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
             "problem": "the store cannot be reached",
         }
     ],
+    "NewWebhook": [{"url": _WEBHOOK["url"], "events": _WEBHOOK["events"]}],
+    "WebhookObject": [_WEBHOOK],
+    "WebhookWithSecret": [_WEBHOOK | {"secret": _SECRET}],
+    "WebhookSecret": [{"secret": _SECRET}],
+    "WebhookDeleted": [{"id": WEBHOOK_ID, "object": "webhook", "deleted": True}],
+    "DeliveryStarted": [{"id": _DELIVERY["id"], "object": "webhook.delivery"}],
+    "DeliveryObject": [_DELIVERY],
     "Start": [
         {
             "name": "Labelmill",
@@ -349,4 +382,5 @@ PARAMETERS: Final[dict[str, Any]] = {
     "state": "running",
     "top_k": 3,
     "wait": 10,
+    "webhook_id": WEBHOOK_ID,
 }

@@ -93,8 +93,8 @@ class ProblemCode(DescribedEnum):
     )
     NOT_FOUND = (
         "not_found",
-        "404: there is no such file, batch, image or model. For a thumbnail, the code can be the image's "
-        "error code",
+        "404: there is no such file, batch, image, model or webhook. For a thumbnail, the code can be the "
+        "image's error code",
     )
     METHOD_NOT_ALLOWED = "method_not_allowed", "405: the header `Allow` lists the methods"
     NOT_ACCEPTABLE = "not_acceptable", "406: `Accept` names no format in which results are offered"

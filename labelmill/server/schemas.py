@@ -16,6 +16,8 @@ from jobs.ledger.learning.runs import Run
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST
 from jobs.models.training_request import WHOLE
+from jobs.network.webhooks import Event
+from jobs.schema import DeliveryState
 
 T = TypeVar("T")
 
@@ -563,3 +565,70 @@ class WorkerObject(_Described):
     chunks: Annotated[int, BeforeValidator(len)] = Field(description="chunks that it has claimed")
     run: str | None = Field(description="the training run that it executes")
     problem: str | None = Field(description="what keeps it from working")
+
+
+class NewWebhook(_Wanted):
+    """A receiver of webhooks to add."""
+
+    url: Url = Field(description="where to send them: `https://...`")
+    events: Annotated[list[Annotated[Event, Field(strict=False)]], Field(max_length=len(Event))] = Field(
+        default=[], description="the events to send; none: all"
+    )
+
+
+class WebhookObject(_Described):
+    """A receiver of webhooks."""
+
+    id: str = Field(description="the webhook's id")
+    object: Literal["webhook"] = "webhook"
+    url: str | None = Field(
+        description="where messages are sent; null for the `webhook_url` of all batches of the project"
+    )
+    events: list[Event] = Field(description="the events that are sent; none: all")
+    created_at: Seconds = Field(description="when it was added")
+    disabled_at: Seconds | None = Field(description="when it answered 410, so that nothing more is sent")
+
+
+class WebhookWithSecret(WebhookObject):
+    """A receiver of webhooks with its new secret, which is shown only now."""
+
+    secret: str = Field(description="what signs the messages: `whsec_...`")
+
+
+class WebhookSecret(BaseModel):
+    """The secret for the `webhook_url` of batches."""
+
+    secret: str = Field(description="what signs the messages: `whsec_...`")
+
+
+class WebhookDeleted(BaseModel):
+    """The answer to the deletion of a webhook."""
+
+    id: str = Field(description="the webhook's id")
+    object: Literal["webhook"] = "webhook"
+    deleted: Literal[True] = True
+
+
+class DeliveryStarted(BaseModel):
+    """A message that will be sent."""
+
+    id: str = Field(description="its `webhook-id`")
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+
+
+class DeliveryObject(_Described):
+    """A message to a receiver of webhooks."""
+
+    id: str = Field(description="its `webhook-id`")
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+    event: str = Field(description="its event, or `test`")
+    url: str = Field(description="where it is sent")
+    status: DeliveryState = Field(validation_alias="state", description="whether it was delivered")
+    attempts: int = Field(description="attempts so far")
+    answer: int | None = Field(
+        validation_alias="status", description="HTTP status of the latest answer; null if there was none"
+    )
+    error: str | None = Field(description="why the latest attempt failed")
+    created_at: Seconds = Field(description="when the event happened")
+    due_at: Seconds | None = Field(description="the next attempt; null if there is none")
+    finished_at: Seconds | None = Field(description="when it was delivered or given up")

@@ -13,6 +13,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.api.files import add_file, file_key
 from jobs.ledger.api.keys import Role, create_key
 from jobs.ledger.api.projects import create_project
+from jobs.ledger.api.webhooks import add_endpoint
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from tests.harness import Harness, digits
@@ -37,6 +38,34 @@ def keys(ledger: Ledger) -> tuple[str, str]:
     return found[0][1], found[1][1]
 
 
+def naming_operations(server: httpx.Client) -> list[str]:
+    """Return the operations that name something of a project."""
+    names = {"batch_id", "file_id", "webhook_id", "after"}
+    return [
+        f"{method} {path}"
+        for path, operations in server.get("/openapi.json").json()["paths"].items()
+        for method, operation in operations.items()
+        if f"{method} {path}" in BODIES
+        or not names.isdisjoint(each["name"] for each in operation.get("parameters", []))
+    ]
+
+
+def request(server: httpx.Client, operation: str, key: dict[str, str], name: str) -> httpx.Response:
+    """Send the request of an operation about what has this name."""
+    method, path = operation.split()
+    for variable in ("batch_id", "file_id", "webhook_id"):
+        path = path.replace(f"{{{variable}}}", name)
+    body = BODIES.get(operation, lambda _name: None)(name)
+    query = {} if "{" in operation or body else {"after": name}
+    return server.request(method, path.replace("{index}", "0"), headers=key, json=body, params=query)
+
+
+def seen(answer: httpx.Response, name: str) -> tuple[object, ...]:
+    """Return all that a client sees of an answer, apart from the name that it has sent."""
+    headers = {name: value for name, value in answer.headers.items() if name != "date"}
+    return answer.status_code, headers, answer.text.replace(name.removeprefix("file-"), "ID")
+
+
 @pytest.fixture
 def server(settings: Settings, ledger: Ledger) -> Iterator[httpx.Client]:
     """Return a client without a key."""
@@ -57,46 +86,34 @@ def test_what_belongs_to_another_project_is_not_there(
     with ledger.transaction() as connection:
         file = {"name": "a.png", "purpose": "batch", "size": 6, "sha256": "0" * 64}
         add_file(connection, file_id, project="default", **file)
+        webhook_id = add_endpoint(connection, "https://example.org/")[0].id
     files = [f"file-{file_id}", f"file-{job_id}-output"]
     owner, stranger = ({"Authorization": f"Bearer {key}"} for key in keys)
 
-    def request(operation: str, key: dict[str, str], name: str) -> httpx.Response:
-        method, path = operation.split()
-        for variable in ("batch_id", "file_id"):
-            path = path.replace(f"{{{variable}}}", name)
-        body = BODIES.get(operation, lambda _name: None)(name)
-        query = {} if "{" in operation or body else {"after": name}
-        return server.request(method, path.replace("{index}", "0"), headers=key, json=body, params=query)
-
-    def seen(answer: httpx.Response, name: str) -> tuple[object, ...]:
-        headers = {name: value for name, value in answer.headers.items() if name != "date"}
-        return answer.status_code, headers, answer.text.replace(name.removeprefix("file-"), "ID")
-
     # When the other project's key names them in any operation
-    paths = server.get("/openapi.json").json()["paths"]
-    named = [
-        f"{method} {path}"
-        for path, operations in paths.items()
-        for method, operation in operations.items()
-        if f"{method} {path}" in BODIES
-        or any(each["name"] in ("batch_id", "file_id", "after") for each in operation.get("parameters", []))
-    ]
-    assert len(named) >= 18
-    for operation in named:
+    named = naming_operations(server)
+    assert len(named) >= 22
+
+    def ids(operation: str) -> list[str]:
         is_file = "file_id" in operation or operation in ("get /v1/files", "post /v1/batches")
-        for real in files if is_file else [job_id]:
-            never = real.replace(file_id, new_id()).replace(job_id, new_id())
-            answer = request(operation, stranger, real)
+        return files if is_file else [webhook_id if "webhook_id" in operation else job_id]
+
+    for operation in named:
+        for real in ids(operation):
+            never = real
+            for each in (file_id, job_id, webhook_id):
+                never = never.replace(each, new_id())
+            answer = request(server, operation, stranger, real)
             # Then the answer is that for an id which nothing ever had
-            assert seen(answer, real) == seen(request(operation, stranger, never), never), operation
+            assert seen(answer, real) == seen(request(server, operation, stranger, never), never), operation
             assert answer.status_code == 404 or (operation, answer.json()["data"]) == ("get /v1/files", [])
 
     # And all of it is still there for its owner
     for operation in named:
         if operation.startswith("get "):
-            for real in files if "file_id" in operation else [job_id]:
+            for real in ids(operation):
                 if "after" not in operation and operation != "get /v1/files":
-                    assert request(operation, owner, real).status_code == 200, operation
+                    assert request(server, operation, owner, real).status_code == 200, operation
 
 
 def test_lists_hold_what_belongs_to_the_project(

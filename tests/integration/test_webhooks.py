@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -30,8 +31,10 @@ from jobs.ledger.api.deliveries import (
     list_deliveries,
     record_answer,
 )
+from jobs.ledger.api.keys import Role, create_key
 from jobs.ledger.api.projects import create_project
 from jobs.ledger.api.webhooks import (
+    MAX_ENDPOINTS,
     add_endpoint,
     list_endpoints,
     remove_endpoint,
@@ -702,3 +705,60 @@ def test_a_malformed_secret_is_refused_and_not_repeated(secret: str) -> None:
     with pytest.raises(UserError) as refused:
         check_secret(secret)
     assert secret in ("", "whsec_") or secret not in str(refused.value)
+
+
+# ---- over HTTP ----------------------------------------------------------------------------------------
+
+
+def test_a_projects_webhooks_are_managed_over_http(
+    api: httpx.Client, settings: Settings, ledger: Ledger, receiver: Receiver, birds: str
+) -> None:
+    # Given a webhook that a key has added, and one of another project
+    with ledger.transaction() as connection:
+        add_endpoint(connection, "https://birds.example/", project=birds)
+    added = api.post("/webhooks", json={"url": receiver.url, "events": ["run.finished"]}).json()
+    shown = {name: value for name, value in added.items() if name != "secret"}
+    assert (shown["url"], shown["events"]) == (receiver.url, ["run.finished"])
+    assert api.get("/webhooks").json()["data"] == [shown]
+
+    # When it is tested, Then the message is signed with the secret of the answer, and is listed
+    path = f"/webhooks/{added['id']}"
+    tested = api.post(f"{path}/test")
+    assert tested.status_code == 202
+    assert deliver_next(ledger, settings)
+    receiver.verified(added["secret"])
+    [delivery] = api.get(f"{path}/deliveries").json()["data"]
+    assert (delivery["id"], delivery["status"], delivery["answer"]) == (tested.json()["id"], "delivered", 204)
+
+    # And so it is with a new secret
+    rotated = api.post(f"{path}/rotate").json()
+    assert rotated == shown | {"secret": rotated["secret"]}
+    assert api.post(f"{path}/test").status_code == 202
+    assert deliver_next(ledger, settings)
+    receiver.verified(rotated["secret"])
+
+    # And the secret for batches is the one that the command prints
+    with ledger.transaction() as connection:
+        of_batches = {"secret": secret_of_batches(connection, DEFAULT_PROJECT)}
+    assert api.get("/webhooks/secret").json() == of_batches
+
+    # And what is removed is gone
+    assert api.delete(path).json() == {"id": added["id"], "object": "webhook", "deleted": True}
+    assert api.delete(path).status_code == 404
+    assert [each["url"] for each in api.get("/webhooks").json()["data"]] == [None]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_webhooks_over_http_need_an_admin_and_a_public_address(api: httpx.Client, ledger: Ledger) -> None:
+    refused = api.post("/webhooks", json={"url": "https://localhost/"})
+    assert (refused.status_code, refused.json()["detail"][:5]) == (403, "url: ")
+    for body in ({"url": "https://example.invalid/", "events": ["no.such"]}, {"url": "no address"}, {}):
+        assert api.post("/webhooks", json=body).status_code == 422, body
+    for _ in range(MAX_ENDPOINTS):
+        assert api.post("/webhooks", json={"url": "https://example.invalid/"}).status_code == 200
+    too_many = api.post("/webhooks", json={"url": "https://example.invalid/"})
+    assert (too_many.status_code, "remove one first" in too_many.json()["detail"]) == (409, True)
+    with ledger.transaction() as connection:
+        _, key = create_key(connection, "reviewer", Role.REVIEW)
+    for path in ("/webhooks", "/webhooks/secret"):
+        assert api.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 403

@@ -38,7 +38,7 @@ class Role(StrEnum):
 
     SUBMIT = "submit"  # upload files; create and control batches
     REVIEW = "review"  # correct labels
-    ADMIN = "admin"  # promote models, request training runs
+    ADMIN = "admin"  # promote models, request training runs, manage webhooks
 
     def includes(self, other: Role) -> bool:
         """Return whether a key of this role may do what the other role may."""

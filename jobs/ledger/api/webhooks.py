@@ -1,7 +1,6 @@
 """Webhook endpoints: each project's receivers, what they want, and the secrets that sign what they get.
 
-Functions that take `project` find only its own endpoints; None finds all. A secret is stored as it is,
-because signing needs it.
+A secret is stored as it is, because signing needs it.
 """
 
 from __future__ import annotations
@@ -89,15 +88,21 @@ def secret_of_batches(connection: Connection, project: str) -> str:
 
 
 def get_endpoint(connection: Connection, endpoint_id: str, *, project: str | None = None) -> Endpoint:
-    """Return the endpoint with this id. Raises NotFound."""
-    row = connection.execute(sa.select(*_COLUMNS).where(_is(endpoint_id, project))).one_or_none()
+    """Return the endpoint with this id, which must be the project's, if given. Raises NotFound."""
+    query = sa.select(*_COLUMNS).where(webhook_endpoints.c.id == endpoint_id)
+    if project is not None:
+        query = query.where(webhook_endpoints.c.project == project)
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"There is no webhook {endpoint_id!r}: `labelmill webhooks` lists all.")
     return Endpoint(**row._mapping)
 
 
 def list_endpoints(connection: Connection, *, project: str | None = None) -> list[Endpoint]:
-    """Return all endpoints, oldest first. Raises NotFound if there is no such project."""
+    """Return all endpoints, or those of a project, oldest first.
+
+    Raises NotFound if there is no such project.
+    """
     query = sa.select(*_COLUMNS).order_by(webhook_endpoints.c.created_at, webhook_endpoints.c.id)
     if project is not None:
         check_project(connection, project)
@@ -105,37 +110,31 @@ def list_endpoints(connection: Connection, *, project: str | None = None) -> lis
     return [Endpoint(**row._mapping) for row in connection.execute(query)]
 
 
-def rotate_secret(
-    connection: Connection, endpoint_id: str, secret: str | None = None, *, project: str | None = None
-) -> str:
+def rotate_secret(connection: Connection, endpoint_id: str, secret: str | None = None) -> str:
     """Give the endpoint a new secret and return it. The old one signs, too, for a day. Raises NotFound."""
     secret = secret or new_secret()
     changed = connection.execute(
         webhook_endpoints.update()
-        .where(_is(endpoint_id, project))
+        .where(webhook_endpoints.c.id == endpoint_id)
         .values(old_secret=webhook_endpoints.c.secret, old_until=db_now(ROTATION_SECONDS), secret=secret)
     )
     if not changed.rowcount:
-        get_endpoint(connection, endpoint_id, project=project)  # raises NotFound
+        get_endpoint(connection, endpoint_id)  # raises NotFound
     return secret
 
 
 def disable_endpoint(connection: Connection, endpoint_id: str) -> bool:
     """Disable the endpoint, so that nothing more is sent to it. Return False if it has no URL of its own."""
-    has_url = webhook_endpoints.c.url.is_not(None)
     disabled = connection.execute(
-        webhook_endpoints.update().where(_is(endpoint_id), has_url).values(disabled_at=db_now())
+        webhook_endpoints.update()
+        .where(webhook_endpoints.c.id == endpoint_id, webhook_endpoints.c.url.is_not(None))
+        .values(disabled_at=db_now())
     )
     return bool(disabled.rowcount)
 
 
-def remove_endpoint(connection: Connection, endpoint_id: str, *, project: str | None = None) -> None:
+def remove_endpoint(connection: Connection, endpoint_id: str) -> None:
     """Remove the endpoint and its deliveries. Raises NotFound."""
-    gone = connection.execute(webhook_endpoints.delete().where(_is(endpoint_id, project)))
+    gone = connection.execute(webhook_endpoints.delete().where(webhook_endpoints.c.id == endpoint_id))
     if not gone.rowcount:
-        get_endpoint(connection, endpoint_id, project=project)  # raises NotFound
-
-
-def _is(endpoint_id: str, project: str | None = None) -> sa.ColumnElement[bool]:
-    is_it = webhook_endpoints.c.id == endpoint_id
-    return is_it if project is None else sa.and_(is_it, webhook_endpoints.c.project == project)
+        get_endpoint(connection, endpoint_id)  # raises NotFound
