@@ -620,9 +620,13 @@ api_keys = Table(
     Column("name", String(64), nullable=False, doc="who or what uses it"),
     Column("role", String(16), nullable=False, doc="`submit`, `review` or `admin`"),
     Column("digest", String(64), nullable=False, unique=True, doc="SHA-256 of the key"),
+    Column("old_digest", String(64), unique=True, doc="that of the previous key, until `old_until`"),
+    Column("old_until", UtcTime, doc="end of the previous key"),
+    Column("only_local", Boolean, nullable=False, doc="whether it works from loopback addresses alone"),
     Column("created_at", UtcTime, nullable=False, doc="when it was created"),
     Column("expires_at", UtcTime, doc="when it expires; null: never"),
     Column("revoked_at", UtcTime, doc="when it was revoked"),
+    Column("last_used_at", UtcTime, doc="when it was last used, to within a minute"),
     info={"doc": "one row per key of the HTTP API; only the key's SHA-256 is stored"},
 )
 
@@ -630,11 +634,17 @@ audit = Table(
     "audit",
     metadata,
     Column("id", _Id, primary_key=True, doc="ids sort by time"),
-    Column("key_id", ForeignKey("api_keys.id"), nullable=False, doc="the key that made the change"),
-    Column("action", String(64), nullable=False, doc="such as `create batch`"),
-    Column("object", Text, nullable=False, doc="the id of what was changed"),
-    Column("created_at", UtcTime, nullable=False, doc="when it was changed"),
-    info={"doc": "one row per change that was made over HTTP"},
+    Column(
+        "key_id", ForeignKey("api_keys.id"), doc="the key with which it was done; null: none, or a command"
+    ),
+    Column("address", Text, doc="the client's address; null: a command"),
+    Column("action", String(64), nullable=False, doc="such as `create batch` or `refused 403`"),
+    Column("object", Text, nullable=False, doc="the id of what was changed, or the request that was refused"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was done"),
+    info={
+        "doc": "one row per change over HTTP and of an API key; and per minute, client and status of refused "
+        "requests; kept for 90 days"
+    },
 )
 
 webhook_endpoints = Table(

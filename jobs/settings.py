@@ -171,8 +171,8 @@ class Settings(BaseSettings):
         It contains `ledger.sqlite3` (with `-wal`, `-shm`), `store/` (`payloads/JOB/CHUNK.msgpack`,
         `datasets/NAME/`, `models/SHA256.keras`, `corrections/SHA256`, `identity/`), `broker/valkey.sock`,
         `cache/` (model files, MNIST, and files that show that a main loop runs), `logs/` and `demo/`.
-        `api-key` is the key that `labelmill up` made, and `api-url` the address of the API while it is
-        served.
+        `api-key` is the key that `labelmill up` made, which works on this machine only, and `api-url` the
+        address of the API while it is served.
 
         If the path is too long for a Unix socket (about 100 bytes), the socket is in `labelmill-UID-HASH/` in
         the system's temporary folder.

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from jobs.ledger import Ledger
-from jobs.ledger.api.keys import OnChange
+from jobs.ledger.api.audit import OnChange
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client.migrating import open_ledger

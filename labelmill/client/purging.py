@@ -17,6 +17,7 @@ from typing import Any, Final
 from jobs.errors import Conflict, Unavailable
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
+from jobs.ledger.api.audit import old_entries
 from jobs.ledger.api.deliveries import old_deliveries
 from jobs.ledger.api.files import FILES, file_key, known_files
 from jobs.ledger.database import batched
@@ -66,6 +67,8 @@ class Purged:
     copies: int = 0
     #: Rows of webhooks that were sent, or given up, long ago.
     deliveries: int = 0
+    #: Old entries of the audit.
+    audit: int = 0
     #: The size of all removed payloads.
     bytes: int = 0
     #: Ids of jobs that are old enough, but were kept because a worker still has a chunk of them.
@@ -149,6 +152,12 @@ class Purge:
         """Remove the rows of webhooks that ended more than 30 days ago. Raises Unavailable."""
         with self._ledger.transaction() as connection:
             self.purged.deliveries = old_deliveries(connection, days=_DELIVERY_DAYS, delete=not self._dry_run)
+        self._on_progress(self.purged)
+
+    def audit(self) -> None:
+        """Remove the entries of the audit that are older than 90 days. Raises Unavailable."""
+        with self._ledger.transaction() as connection:
+            self.purged.audit = old_entries(connection, delete=not self._dry_run)
         self._on_progress(self.purged)
 
     def record(self, options: Mapping[str, Any]) -> None:

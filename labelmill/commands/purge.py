@@ -9,6 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from jobs.errors import UserError
+from jobs.ledger.api.audit import AUDIT_DAYS
 from jobs.limits import MAX_DAYS
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
@@ -78,8 +79,8 @@ def purge(
     while, but no command shows them.
 
     Without JOB, the command also removes what no job needs: payloads, files and image copies, older than a
-    day, that an interrupted command left behind, and the rows of webhook messages that were sent or given up
-    more than 30 days ago.
+    day, that an interrupted command left behind, the rows of webhook messages that were sent or given up
+    more than 30 days ago, and entries of the audit that are older than 90 days.
     """
     by_age = payloads is not None or jobs is not None
     if job is not None and (by_age or strays):
@@ -110,6 +111,7 @@ def purge(
                     run.payloads(days=payloads)
                 run.strays()
                 run.deliveries()
+                run.audit()
         finally:
             run.record({"job": job, "payloads": payloads, "jobs": jobs})
     for line in _summary(run.purged, dry_run=dry_run):
@@ -133,6 +135,9 @@ def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
         lines.append(f"{removed}: {copies} of images without a correction")
     if purged.deliveries:
         lines.append(f"{removed}: {pluralize(purged.deliveries, 'webhook')} sent more than 30 days ago")
+    if purged.audit:
+        entries = pluralize(purged.audit, "entry", "entries")
+        lines.append(f"{removed}: {entries} of the audit that are older than {AUDIT_DAYS} days")
     if purged.in_work:
         lines.append(f"kept: {pluralize(len(purged.in_work), 'job')} that a worker is still processing")
     return lines or ["nothing is old enough to be removed"]

@@ -60,8 +60,8 @@ def up(
 
     The API, which needs the extra `server`, listens on port 8000 of the loopback address, or on any free port
     if that is taken; a line names it. If the ledger has no key yet, one is made and kept in the state
-    folder's file api-key. If LABELMILL_BROKER_URL is set, no broker is started; otherwise only one `up` can
-    run per home.
+    folder's file api-key; it works on this machine only. If LABELMILL_BROKER_URL is set, no broker is
+    started; otherwise only one `up` can run per home.
     """
     settings = settings_with(processes)
     require_tensorflow("A worker")

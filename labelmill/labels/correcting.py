@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, PayloadDamaged, Unavailable, UserError
 from jobs.ids import is_id
 from jobs.ledger import Ledger
-from jobs.ledger.api.keys import OnChange
+from jobs.ledger.api.audit import OnChange
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import JobStatus, job_status, no_job, predictions_of
 from jobs.ledger.learning.corrections import (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Annotated, Final
 
 from fastapi import Request, Security
@@ -12,10 +14,12 @@ from fastapi.security import HTTPBearer
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
-from jobs.ledger.api.keys import ApiKey, Role, record_action, valid_keys
+from jobs.ledger.api.audit import record_action
+from jobs.ledger.api.keys import ApiKey, Role, valid_keys
 from labelmill.client import Client
 from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.reading import Reading
+from labelmill.server.usage import address_of
 
 #: How long the keys are taken to be valid after they were read.
 _TRUST_SECONDS: Final = 1.0
@@ -29,15 +33,16 @@ KeyNeeded = Annotated[object, Security(_BEARER)]
 class Session:
     """One request's client and key. What the client changes is written into the audit."""
 
-    def __init__(self, client: Client, key: ApiKey) -> None:
+    def __init__(self, client: Client, key: ApiKey, address: str | None) -> None:
         self.client = client
         self.key = key
+        self.address = address
         self.project = key.project
         client.on_change = self.record
 
     def record(self, connection: Connection, action: str, changed: str) -> None:
         """Write a change by the key's owner into the audit. `changed` is the id of what is changed."""
-        record_action(connection, self.key.id, action, changed)
+        record_action(connection, action, changed, key_id=self.key.id, address=self.address)
 
 
 class Keys:
@@ -67,12 +72,28 @@ def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:
         # A client for this request alone: it must not be shared, but its ledger may be.
         client = Client(request.app.state.settings, ledger=request.app.state.ledger)
         try:
-            yield Session(client, key)
+            yield Session(client, key, address_of(request.scope))
         finally:
             if client.is_open:
                 await run_in_threadpool(client.close)
 
     return session
+
+
+def check_place(key: ApiKey, address: str) -> None:
+    """Raise ApiError if the key works only on the server's own machine, and the client is elsewhere."""
+    if not key.only_local:
+        return
+    with suppress(ValueError):
+        found = ip_address(address)
+        if (getattr(found, "ipv4_mapped", None) or found).is_loopback:
+            return
+    raise ApiError(
+        HTTPStatus.UNAUTHORIZED,
+        ProblemCode.UNAUTHORIZED,
+        "This key works only on the server's own machine: `labelmill keys create` makes one for others.",
+        {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    )
 
 
 #: Every key may read, and submit. The scopes are the roles in the OpenAPI description.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -25,6 +26,7 @@ from labelmill.server.guards import Guard, Limits
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import add_handlers, refuse_unknown_parameters
 from labelmill.server.reading import Reading
+from labelmill.server.usage import Usage
 
 #: Threads that answer requests. Each may use a connection to the ledger, and so do keys and health.
 _THREADS: Final = 24
@@ -60,11 +62,15 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
     Raises LedgerNotReady, Unavailable.
     """
     ledger = open_ledger(settings)
+    usage = Usage(ledger)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        writing = asyncio.create_task(usage.write_regularly())
         yield
+        writing.cancel()
+        await usage.write()
         ledger.close()
 
     app = DescribedApp(
@@ -119,17 +125,18 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
             expose_headers=["Accept-Ranges", "Content-Range", "ETag", "Link", "Location", "Retry-After"],
         )
-    return Measured(_WithHeaders(guarded))
+    return Measured(_WithHeaders(guarded, usage))
 
 
 class _WithHeaders:
-    """Adds the headers that every answer has.
+    """Adds the headers that every answer has, and notes its status.
 
     Starlette's own base class for this ends a stream that fails halfway as if it were complete.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, usage: Usage) -> None:
         self._app = app
+        self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -137,6 +144,7 @@ class _WithHeaders:
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
                 headers["Content-Security-Policy"] = _POLICY
+                self._usage.note(scope, message["status"])
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -25,9 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.errors import LabelmillError
 from jobs.ledger.api.keys import ApiKey, digest_of
 from jobs.settings import Settings
-from labelmill.server.access import Keys
+from labelmill.server.access import Keys, check_place
 from labelmill.server.connections import HEALTH_PATHS, MAX_CONNECTIONS
 from labelmill.server.problems import ApiError, ProblemCode, answer_to
+from labelmill.server.usage import address_of
 
 #: Maximum bytes of the head of a request. Uvicorn has the same limit, but only for one that comes in parts.
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -170,13 +171,13 @@ class Guard:
         """Return the request's key, and keep it for the application. Raises ApiError if it is not valid."""
         scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
         is_missing = scheme.lower() != "bearer" or not secret
-        digest = digest_of(secret)
+        digest, address = digest_of(secret), address_of(request.scope) or ""
         key = None if is_missing else await self._keys.find(digest)
         if key is None:
             # Only now: whatever others send from the same address, a valid key is served.
             self._count_stranger(request)
             if not is_missing and (key := await self._keys.find(digest, max_age=0)):  # it may be new
-                self._limits.strangers.take(_address_of(request), -1)
+                self._limits.strangers.take(address, -1)
         if key is None:
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
@@ -184,12 +185,13 @@ class Guard:
                 "Send a valid key: `Authorization: Bearer KEY`. `labelmill keys create` makes one.",
                 {"WWW-Authenticate": "Bearer" if is_missing else 'Bearer error="invalid_token"'},
             )
+        check_place(key, address)
         request.state.key, request.state.key_digest = key, digest
         return key
 
     def _count_stranger(self, request: Request) -> None:
         """Count a request without a valid key. Raises ApiError if its address has sent too many."""
-        if seconds := self._limits.strangers.take(_address_of(request)):
+        if seconds := self._limits.strangers.take(address_of(request.scope) or ""):
             raise _too_many("Too many requests without a valid key from this address: send fewer.", seconds)
 
 
@@ -203,11 +205,6 @@ def _check_head(request: Request) -> None:
         # A proxy may take the rest of the body for another client's request.
         detail = "Send either `Content-Length` or `Transfer-Encoding`."
         raise ApiError(HTTPStatus.BAD_REQUEST, ProblemCode.MALFORMED, detail, {"Connection": "close"})
-
-
-def _address_of(request: Request) -> str:
-    """Return the client's address; that of the last proxy, unless uvicorn trusts it."""
-    return request.client.host if request.client else ""
 
 
 def check_host(host: str, local: str, names: Collection[str]) -> None:

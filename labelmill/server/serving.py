@@ -69,11 +69,14 @@ def listen_on(address: str, port: int) -> socket.socket:
 
 
 def make_first_key(client: Client) -> None:
-    """Create a key and keep it in the state folder, unless there are keys already. Raises Unavailable."""
+    """Create a key for this machine and keep it in the state folder, unless there are keys already.
+
+    Raises Unavailable.
+    """
     with client.ledger.transaction() as connection:
         if list_keys(connection):
             return
-        _, secret = create_key(connection, "first key", Role.ADMIN)
+        _, secret = create_key(connection, "first key", Role.ADMIN, only_local=True)
         # Before the key is committed: a key that nobody has seen would prevent a new one.
         write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())
 

@@ -1,11 +1,11 @@
-"""The keys of the HTTP API, and the audit of what was changed with them."""
+"""The keys of the HTTP API."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -13,12 +13,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import NotFound, UserError
+from jobs.errors import Conflict, NotFound, UserError
 from jobs.ids import new_id
+from jobs.ledger.api.audit import record_action
 from jobs.ledger.api.projects import check_project
 from jobs.limits import MAX_DAYS
 from jobs.options import DEFAULT_PROJECT
-from jobs.schema import api_keys, audit, db_now
+from jobs.schema import api_keys, db_now
 
 #: Every key begins with this, so that scanners find keys in code and logs.
 PREFIX: Final = "labelmill_"
@@ -27,10 +28,8 @@ _SECRET_BYTES: Final = 32
 
 _MAX_NAME: Final = 64
 
-
-#: A function that is called in the transaction of a change, with what is done and the id of what is changed:
-#: the HTTP API gives one that calls `record_action`.
-OnChange = Callable[[Connection, str, str], object]
+#: How long a key works after it was replaced, unless another time is named.
+OVERLAP_HOURS: Final = 24.0
 
 
 class Role(StrEnum):
@@ -57,6 +56,9 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None  # to within a minute
+    old_until: datetime | None  # until when its previous secret works, too
+    only_local: bool  # it works from loopback addresses alone
 
 
 def create_key(
@@ -66,8 +68,11 @@ def create_key(
     *,
     project: str = DEFAULT_PROJECT,
     days: float | None = None,
+    only_local: bool = False,
 ) -> tuple[ApiKey, str]:
     """Add a key that expires after `days`, or never. Return it, and its secret, which is stored nowhere.
+
+    With `only_local`, the server accepts it from loopback addresses alone.
 
     Raises UserError for an unusable name or time, NotFound if there is no such project.
     """
@@ -76,8 +81,7 @@ def create_key(
         raise UserError(f"The days of a key must be from 0 to {MAX_DAYS:,}, got {days:g}.")
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UserError(f"A key's name has 1 to {_MAX_NAME} printable characters, got {name!r}.")
-    secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    key_id = new_id()
+    key_id, secret = new_id(), _new_secret()
     connection.execute(
         api_keys.insert().values(
             id=key_id,
@@ -87,19 +91,18 @@ def create_key(
             digest=digest_of(secret),
             created_at=db_now(),
             expires_at=None if days is None else db_now(days * 86_400),
+            only_local=only_local,
         )
     )
+    record_action(connection, "create key", key_id)
     return _get(connection, api_keys.c.id == key_id), secret
 
 
 def valid_keys(connection: Connection) -> dict[str, ApiKey]:
-    """Return the keys that are valid now, by the digests of their secrets."""
-    is_valid = sa.and_(
-        api_keys.c.revoked_at.is_(None),
-        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > db_now()),
-    )
-    query = _QUERY.add_columns(api_keys.c.digest).where(is_valid)
-    return {row.digest: _to_key(row) for row in connection.execute(query)}
+    """Return the keys that are valid now, by the digests of their secrets: two while a key is rotated."""
+    old = sa.case((api_keys.c.old_until > db_now(), api_keys.c.old_digest)).label("old")
+    rows = connection.execute(_QUERY.add_columns(api_keys.c.digest, old).where(_IS_VALID)).all()
+    return {digest: _to_key(row) for row in rows for digest in (row.digest, row.old) if digest is not None}
 
 
 def list_keys(connection: Connection, *, project: str | None = None) -> list[ApiKey]:
@@ -115,24 +118,51 @@ def list_keys(connection: Connection, *, project: str | None = None) -> list[Api
 
 def revoke_key(connection: Connection, key_id: str) -> ApiKey:
     """Revoke the key and return it; a revoked key keeps its time. Raises NotFound."""
-    connection.execute(
+    revoked = connection.execute(
         api_keys.update()
         .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
         .values(revoked_at=db_now())
     )
+    if revoked.rowcount:
+        record_action(connection, "revoke key", key_id)
     return _get(connection, api_keys.c.id == key_id)
 
 
-def record_action(connection: Connection, key_id: str, action: str, changed: str) -> None:
-    """Record that something was changed with this key. `changed` is its id."""
-    connection.execute(
-        audit.insert().values(id=new_id(), key_id=key_id, action=action, object=changed, created_at=db_now())
+def rotate_key(
+    connection: Connection, key_id: str, *, overlap_hours: float = OVERLAP_HOURS
+) -> tuple[ApiKey, str]:
+    """Give the key a new secret, and return both. The old one works, too, for `overlap_hours`.
+
+    Raises NotFound; Conflict if the key is not valid any more.
+    """
+    secret = _new_secret()
+    rotated = connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id, _IS_VALID)
+        .values(
+            digest=digest_of(secret), old_digest=api_keys.c.digest, old_until=db_now(overlap_hours * 3_600)
+        )
     )
+    key = _get(connection, api_keys.c.id == key_id)
+    if not rotated.rowcount:
+        raise Conflict(f"Key {key_id} is revoked or has expired: create another one.")
+    record_action(connection, "rotate key", key_id)
+    return key, secret
+
+
+def note_use(connection: Connection, key_ids: Collection[str]) -> None:
+    """Record that these keys were used now."""
+    connection.execute(api_keys.update().where(api_keys.c.id.in_(key_ids)).values(last_used_at=db_now()))
 
 
 _QUERY: Final = sa.select(
     *(api_keys.c.id, api_keys.c.project, api_keys.c.name, api_keys.c.role),
-    *(api_keys.c.created_at, api_keys.c.expires_at, api_keys.c.revoked_at),
+    *api_keys.c["created_at", "expires_at", "revoked_at", "last_used_at", "old_until", "only_local"],
+)
+
+_IS_VALID: Final = sa.and_(
+    api_keys.c.revoked_at.is_(None),
+    sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > db_now()),
 )
 
 
@@ -144,8 +174,12 @@ def _get(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey:
 
 
 def _to_key(row: Any) -> ApiKey:
-    values = {name: value for name, value in row._mapping.items() if name != "digest"}
+    values = {each.name: row._mapping[each.name] for each in fields(ApiKey)}
     return ApiKey(**values | {"role": Role(row.role)})
+
+
+def _new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
 
 
 def digest_of(secret: str) -> str:
