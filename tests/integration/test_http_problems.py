@@ -44,7 +44,8 @@ def test_no_call_ignores_an_unknown_parameter(api: httpx.Client) -> None:
     # Given all calls that are described
     described = api.get(str(api.base_url.join("/openapi.json"))).json()
     for path, operations in described["paths"].items():
-        url = api.base_url.join(path.format(batch_id="x", file_id="x", model_id="x", run_id="x", index=0))
+        names = dict.fromkeys(("batch_id", "file_id", "model_id", "run_id", "webhook_id", "index"), "0")
+        url = api.base_url.join(path.format(**names))
         for method, operation in operations.items():
             # When a parameter is added that they do not have
             answer = api.request(method, url, params={"nonsense": "1"}, json={})
