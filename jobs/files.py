@@ -74,7 +74,7 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     make_private_folder(parent)
     for other in parent.glob(f"{prefix}*"):
         # It may be another user's, and another process may use it or remove it.
-        with contextlib.suppress(OSError), _locked(other, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
+        with contextlib.suppress(OSError), locked_folder(other, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
             if is_locked or other.lstat().st_mtime < time.time() - _LEFTOVER_SECONDS:
                 shutil.rmtree(other)
     while True:
@@ -83,7 +83,7 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
             contextlib.ExitStack() as lock,
         ):
             with contextlib.suppress(FileNotFoundError):
-                lock.enter_context(_locked(Path(name), fcntl.LOCK_EX))
+                lock.enter_context(locked_folder(Path(name), fcntl.LOCK_EX))
             # Before it had its lock, another process may have taken it for one that was left.
             if Path(name).exists():
                 yield Path(name)
@@ -91,7 +91,7 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[bool]:
+def locked_folder(folder: Path, how: int) -> Iterator[bool]:
     """Lock a folder; yield whether the file system has locks.
 
     Raises BlockingIOError if another process has locked it and `how` says not to wait, FileNotFoundError.

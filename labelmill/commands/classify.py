@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
 
-from jobs.extras import require_tensorflow
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.commands.follow_job import report_broker_unavailable, watch
 from labelmill.commands.options import ChampionOfOption, TopOption
 from labelmill.console.terminal import examples, exit_code_of, report_errors, say
-from labelmill.local.stack import Stack, broker_answers
+from labelmill.local.stack import Stack, stack_unless_up
 from producer.export import write_jsonl, write_table
 from producer.sources.lines import paths_on_stdin
 
@@ -65,12 +64,8 @@ def classify(
     raise SystemExit(exit_code_of(status))
 
 
-def _missing_stack(settings: Settings) -> Stack | nullcontext[None]:
-    """Return a stack to start; nothing if one is up, or if the broker is not the embedded one.
-
-    Raises UserError or SettingsError if it cannot be started.
-    """
-    if not settings.embedded_broker or broker_answers(settings):
+def _missing_stack(settings: Settings) -> AbstractContextManager[Stack | None]:
+    """Return a stack to start, unless one is up, or the broker is not the embedded one."""
+    if not settings.embedded_broker:
         return nullcontext()
-    require_tensorflow("No stack is up here, and starting a worker")
-    return Stack(settings.model_copy(update={"processes": 1}))
+    return stack_unless_up(settings.model_copy(update={"processes": 1}))

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -38,7 +37,7 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
-from labelmill.local.stack import Stack, broker_answers
+from labelmill.local.stack import Stack, stack_is_up, stack_unless_up
 from producer.export import printable
 
 if TYPE_CHECKING:
@@ -82,13 +81,14 @@ def demo(
     if pictures is not None:
         _write_pictures(settings, pictures)
         return
-    _stack_unless_up(settings)  # fail now, not after a download and a training
+    if not stack_is_up(settings):
+        Stack(settings)  # fail now, not after a download and a training
     with Client(settings) as client:
         add_mnist(client, allow_sample=True)
         model_id = _champion(client) or _train(client)
         data = _test_data(client)
         folder = _write_images(data, settings)
-        with _stack_unless_up(settings) as stack:
+        with stack_unless_up(settings) as stack:
             say("starting the workers" if stack else f"using the stack that is up in {settings.home}")
             with ProgressLine("submitting") as progress:
                 submitted = client.submission(
@@ -108,13 +108,6 @@ def _write_pictures(settings: Settings, folder: Path) -> None:
         data = _test_data(client)
         shutil.copytree(_write_images(data, settings), folder)
     say(f"{len(data.test):,} pictures are in {folder}")
-
-
-def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
-    """Return a stack to start, or nothing if one is up. Raises UserError, SettingsError if none can start."""
-    if settings.embedded_broker and broker_answers(settings):
-        return nullcontext()
-    return Stack(settings)
 
 
 def _test_data(client: Client) -> Data:

@@ -13,7 +13,7 @@ from labelmill.commands.follow_run import exit_code_of_run, request_run, run_det
 from labelmill.commands.follow_run import retrain as retrain_and_follow
 from labelmill.commands.options import training_options
 from labelmill.console.terminal import examples, print_data, print_json, report_errors
-from labelmill.local.stack import broker_answers
+from labelmill.local.stack import stack_is_up
 
 app = typer.Typer(add_completion=False)
 
@@ -46,7 +46,7 @@ def retrain(
             show_id(run.id)
             report_broker_unavailable(client, "the run waits in the ledger", starts="a trainer")
         else:
-            here = client.settings.embedded_broker and not broker_answers(client.settings)
+            here = client.settings.embedded_broker and not stack_is_up(client.settings)
             run = retrain_and_follow(client, request, here=here, on_request=show_id)
         if as_json:
             print_json(run_details_to_json(client, run))

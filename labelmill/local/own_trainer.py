@@ -37,10 +37,12 @@ class OwnTrainer:
         self._signals.close()
 
     def check_running(self) -> None:
-        """Raise Unavailable if the thread has ended: call it only while the run has not finished."""
-        if not self._thread.is_alive():
-            reason = f": {self._error}" if self._error is not None else ""
-            raise Unavailable(f"The training has ended without a result{reason}. Start it again.")
+        """Raise Unavailable if the thread has failed: call it only while the run has not finished.
+
+        If it has ended without an error, the trainer of a stack that was just starting has claimed the run.
+        """
+        if not self._thread.is_alive() and self._error is not None:
+            raise Unavailable(f"The training has ended without a result: {self._error}. Start it again.")
 
     def _execute(self) -> None:
         from worker.learning.task import execute_run

@@ -6,6 +6,7 @@ If LABELMILL_BROKER_URL names a Redis, that one is used and no broker is started
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -20,8 +21,8 @@ from typing import Final, Self
 import redis
 
 from jobs.errors import LabelmillError, Unavailable, UserError
-from jobs.extras import install_hint
-from jobs.files import PRIVATE_UMASK, make_private_folder
+from jobs.extras import install_hint, require_tensorflow
+from jobs.files import PRIVATE_UMASK, locked_folder, make_private_folder
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client.migrating import open_ledger
@@ -101,6 +102,48 @@ def broker_answers(settings: Settings) -> bool:
         client.close()
 
 
+class StackIsUp(UserError):
+    """A stack is up, or starting, in this home."""
+
+
+def lock_home(settings: Settings) -> contextlib.ExitStack:
+    """Lock the state folder for a stack: from before its broker starts until the result is closed.
+
+    Raises StackIsUp if there is one in this home already, perhaps one that is still starting.
+    """
+    lock = contextlib.ExitStack()
+    if not settings.embedded_broker:
+        return lock
+    is_locked = False
+    try:
+        make_private_folder(settings.home)
+        lock.enter_context(locked_folder(settings.home.resolve(), fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except BlockingIOError:
+        is_locked = True
+    except OSError:  # whoever needs the folder says what is wrong with it
+        pass
+    if is_locked or broker_answers(settings):  # the file system may have no locks
+        lock.close()
+        raise StackIsUp(
+            f"A stack is already up in {settings.home}: use it, or set LABELMILL_HOME to another folder."
+        )
+    return lock
+
+
+def stack_is_up(settings: Settings) -> bool:
+    """Return whether a stack with the embedded broker is up here. Wait for one that is starting."""
+    deadline = time.monotonic() + START_SECONDS
+    while settings.embedded_broker and not broker_answers(settings):
+        try:
+            lock_home(settings).close()
+        except StackIsUp:
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+        return False
+    return settings.embedded_broker
+
+
 @dataclass
 class _Service:
     """One process of the stack."""
@@ -157,21 +200,17 @@ class Stack:
         if api is not None:
             commands["api"] = [sys.executable, "-m", "labelmill", "serve", "--listen", f"fd:{api.fileno()}"]
         self._services = [_Service(name, command) for name, command in commands.items()]
-        self._signals = contextlib.ExitStack()
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Start everything.
 
-        Raises UserError if a stack is already up in this home, Unavailable if a part cannot be started.
+        Raises StackIsUp if there is one in this home, Unavailable if a part cannot be started.
         """
-        if self._settings.embedded_broker and broker_answers(self._settings):
-            raise UserError(
-                f"A stack is already up in {self._settings.home}: use it, or set LABELMILL_HOME to another "
-                "folder."
-            )
-        open_ledger(self._settings).close()
-        self._signals.enter_context(sigterm_like_ctrl_c())
+        self._held.enter_context(lock_home(self._settings))
         try:
+            open_ledger(self._settings).close()
+            self._held.enter_context(sigterm_like_ctrl_c())
             for service in self._services:
                 self._start(service)
                 if service.name == "broker":
@@ -241,7 +280,7 @@ class Stack:
                 if service.log is not None:
                     service.log.close(seconds=_LAST_LINES_SECONDS)
                     service.log = None
-            self._signals.close()
+            self._held.close()
 
     def _start(self, service: _Service) -> None:
         try:
@@ -278,6 +317,24 @@ class Stack:
             if ended or time.monotonic() > deadline:
                 raise Unavailable(f"The embedded broker does not start. See {self._logs / 'broker.log'}.")
             time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def stack_unless_up(settings: Settings) -> Iterator[Stack | None]:
+    """Run a stack during the block, or yield None if one is up here. Wait for one that is starting.
+
+    Raises what `Stack` does.
+    """
+    with contextlib.ExitStack() as held:
+        own = None
+        if not stack_is_up(settings):
+            require_tensorflow("No stack is up here, and starting a worker")
+            try:
+                own = held.enter_context(Stack(settings))
+            except StackIsUp:  # it has begun to start just now
+                if not stack_is_up(settings):
+                    raise
+        yield own
 
 
 def _broker_command(settings: Settings) -> list[str]:

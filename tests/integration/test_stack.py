@@ -7,24 +7,28 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
 
+from jobs.ledger import Ledger
 from jobs.settings import Settings
+from labelmill.client.migrating import open_ledger
 from labelmill.local import logs
 from labelmill.local.logs import Event, LogFile, PartLog
 from labelmill.local.niceness import NICENESS
-from labelmill.local.stack import Stack
+from labelmill.local.stack import Stack, StackIsUp, stack_is_up
 from tests.programs import run_python
 
 #: A stack that is told to stop during the fork of its first process.
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
+from jobs.ledger import Ledger
 from jobs.settings import Settings
-from labelmill.local.stack import Stack
+from labelmill.local.stack import Stack, StackIsUp, stack_is_up
 
 home, number = Path(sys.argv[1]), int(sys.argv[2])
 sent = []
@@ -90,6 +94,29 @@ def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
     assert log.read_text().rstrip().endswith("bye bye...")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert stack.next_event(0) is None
+
+
+def test_a_stack_that_is_starting_is_waited_for(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a stack that is starting: its broker does not answer yet
+    settings = Settings.load(home=short_folder / "home")
+    found: list[bool] = []
+    command = threading.Thread(target=lambda: found.append(stack_is_up(settings)))
+
+    def look_meanwhile(settings: Settings) -> Ledger:
+        # when a command looks whether there is a stack, then it waits for the answer
+        command.start()
+        command.join(1.0)
+        assert found == []
+        # and nobody can start a second one
+        with pytest.raises(StackIsUp):
+            Stack(settings, worker=False).__enter__()
+        return open_ledger(settings)
+
+    monkeypatch.setattr("labelmill.local.stack.open_ledger", look_meanwhile)
+    with Stack(settings, worker=False):
+        command.join(60)
+        assert found == [True]
+    assert not stack_is_up(settings)
 
 
 def test_workers_and_trainers_give_way_to_the_other_processes(short_folder: Path) -> None:
