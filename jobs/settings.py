@@ -166,7 +166,7 @@ class Settings(BaseSettings):
         validate_default=True,
         description="""
         The state folder: it holds everything that the embedded stack writes. Two homes can run side by side
-        on one machine.
+        on one machine, each with its own `labelmill up --listen`.
 
         It contains `ledger.sqlite3` (with `-wal`, `-shm`), `store/` (`payloads/JOB/CHUNK.msgpack`,
         `datasets/NAME/`, `models/SHA256.keras`, `corrections/SHA256`, `identity/`), `broker/valkey.sock`,

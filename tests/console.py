@@ -77,7 +77,12 @@ class Home:
 
     @contextlib.contextmanager
     def started(self, *arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """Starts `labelmill ...`; ends it, and whatever it started, at the end."""
+        """Starts `labelmill ...`; ends it, and whatever it started, at the end.
+
+        The API of `up` gets any free port, because tests run side by side.
+        """
+        if arguments[0] == "up" and "--listen" not in arguments:
+            arguments += ("--listen", "127.0.0.1:0")
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [LABELMILL, *arguments],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.console.terminal import examples, report_errors
-from labelmill.server.serving import DEFAULT_PORT, is_server_installed, listen_on, parse_address
+from labelmill.server.serving import DEFAULT_LISTEN, is_server_installed, open_listener, parse_address
 
 app = typer.Typer(add_completion=False)
 
@@ -24,7 +23,7 @@ def serve(
         typer.Option(
             metavar="ADDRESS:PORT", help="Where to listen. Port 0: any free port; fd:N: an inherited socket."
         ),
-    ] = f"127.0.0.1:{DEFAULT_PORT}",
+    ] = DEFAULT_LISTEN,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS:PORT", help="Where to serve metrics of the requests, for Prometheus."),
@@ -44,18 +43,5 @@ def serve(
     from labelmill.server import running
 
     settings = Settings.load()
-    with _opened(listen) as listening:
+    with open_listener(listen) as listening:
         running.serve(settings, listening, None if metrics is None else parse_address(metrics))
-
-
-def _opened(listen: str) -> socket.socket:
-    """Return a socket that listens. Raises UserError."""
-    kind, _, number = listen.partition(":")
-    if kind != "fd":
-        return listen_on(*parse_address(listen))
-    try:
-        return socket.socket(fileno=int(number))
-    except (ValueError, OSError):
-        raise UserError(
-            f"{listen} is not a socket that this process has inherited: name HOST:PORT instead."
-        ) from None

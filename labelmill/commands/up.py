@@ -25,13 +25,14 @@ from labelmill.console.terminal import (
     say,
 )
 from labelmill.local.logs import MAX_LOG_BYTES, Event
-from labelmill.local.stack import Stack, settings_with
+from labelmill.local.stack import Stack, lock_home, settings_with
 from labelmill.server.serving import (
     API_KEY_FILE,
+    DEFAULT_LISTEN,
     http_url,
     is_server_installed,
-    listen_locally,
     make_first_key,
+    open_listener,
 )
 
 app = typer.Typer(add_completion=False)
@@ -42,12 +43,21 @@ _CHECK_SECONDS: Final = 0.5
 _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
 
-@app.command(epilog=examples("labelmill up", "LABELMILL_HOME=/data/mill labelmill up --processes 8"))
+@app.command(
+    epilog=examples(
+        "labelmill up",
+        "labelmill up --listen 127.0.0.1:8001",
+        "LABELMILL_HOME=/data/mill labelmill up --processes 8",
+    )
+)
 @report_errors
 def up(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="ADDRESS:PORT", help="Where the API listens, as for `labelmill serve`.")
+    ] = DEFAULT_LISTEN,
 ) -> None:
     """Run the local stack in the foreground: broker, workers, trainer, beat, a webhook sender and API.
 
@@ -58,17 +68,17 @@ def up(
     Ctrl-C or SIGTERM stops everything: workers finish their claims, for at most 30 seconds. A second Ctrl-C
     stops immediately.
 
-    The API, which needs the extra `server`, listens on port 8000 of the loopback address, or on any free port
-    if that is taken; a line names it. If the ledger has no key yet, one is made and kept in the state
-    folder's file api-key; it works on this machine only. If LABELMILL_BROKER_URL is set, no broker is
-    started; otherwise only one `up` can run per home.
+    The API needs the extra `server`. If the ledger has no key yet, one is made and kept in the state folder's
+    file api-key; it works on this machine only. If LABELMILL_BROKER_URL is set, no broker is started;
+    otherwise only one `up` can run per home.
     """
     settings = settings_with(processes)
     require_tensorflow("A worker")
+    lock_home(settings).close()  # if a stack is up here, say that, not that its port is taken
     with Client(settings) as client:
         has_model = bool(client.models())
         schedules = client.schedules()
-        api = listen_locally() if is_server_installed() else None
+        api = open_listener(listen) if is_server_installed() else None
         if api is not None:
             make_first_key(client)
     stack = Stack(settings, trainer=True, beat=True, webhooks=True, api=api, with_events=True)
@@ -114,7 +124,7 @@ def _startup_lines(
         "  trainer  1 process to train models",
         "  webhooks 1 process to send webhooks",
         f"  beat     schedule: {retrain}",
-        *([f"  api      {http_url(*api.getsockname())}/v1{key}"] if api else []),
+        *([f"  api      {http_url(*api.getsockname()[:2])}/v1{key}"] if api else []),
         f"  ledger   {ledger}",
         f"  store    {store}",
         f"  logs     logs/*.log, at most {2 * MAX_LOG_BYTES // 1024**2} MiB each",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import UserError
@@ -16,9 +18,13 @@ from jobs.settings import Settings
 if TYPE_CHECKING:
     from labelmill.client import Client
 
-DEFAULT_PORT: Final = 8000
+#: Where the API listens unless `--listen` says otherwise.
+DEFAULT_LISTEN: Final = "127.0.0.1:8000"
 
 _MAX_PORT: Final = 65_535
+
+#: The state of a TCP socket that listens, in /proc/net/tcp.
+_LISTENS: Final = "0A"
 
 #: The file in the state folder with the key that `up` makes.
 API_KEY_FILE: Final = "api-key"
@@ -37,8 +43,11 @@ def parse_address(listen: str) -> tuple[str, int]:
 
 def http_url(address: str, port: int) -> str:
     """Return the URL of a server. An IPv6 address needs brackets before the port."""
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{port}"
+    return f"http://{_host_port(address, port)}"
+
+
+def _host_port(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def is_server_installed() -> bool:
@@ -46,26 +55,55 @@ def is_server_installed() -> bool:
     return all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "PIL"))
 
 
-def listen_locally() -> socket.socket:
-    """Return a socket that listens on the loopback address, on the default port or else on any free one.
-
-    Raises UserError.
-    """
+def open_listener(listen: str) -> socket.socket:
+    """Return a socket that listens on `ADDRESS:PORT`, or the inherited one of `fd:N`. Raises UserError."""
+    kind, _, number = listen.partition(":")
+    if kind != "fd":
+        return listen_on(*parse_address(listen))
     try:
-        return listen_on("127.0.0.1", DEFAULT_PORT)
-    except UserError:
-        return listen_on("127.0.0.1", 0)
+        return socket.socket(fileno=int(number))
+    except (ValueError, OSError):
+        raise UserError(
+            f"{listen} is not a socket that this process has inherited: name HOST:PORT instead."
+        ) from None
 
 
 def listen_on(address: str, port: int) -> socket.socket:
-    """Return a socket that listens there. Raises UserError if that is not possible."""
+    """Return a socket that listens there. Raises UserError if that is not possible.
+
+    It never moves to another port: clients would send their keys to the program that has this one.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return socket.create_server((address, port), family=family, backlog=128)
     except OSError as error:
-        raise UserError(
-            f"Cannot listen on {address}:{port} ({error.strerror}): choose another address with --listen."
-        ) from None
+        place = _host_port(address, port)
+        if error.errno != errno.EADDRINUSE:
+            reason = f"Cannot listen on {place} ({error.strerror}): choose another address with --listen."
+        else:
+            other = _host_port(address, (port + 1) % (_MAX_PORT + 1))
+            reason = (
+                f"Cannot listen on {place}: {_who_listens(port)} listens there. End it, or name another "
+                f"port: `--listen {other}`."
+            )
+        raise UserError(reason) from None
+
+
+def _who_listens(port: int) -> str:
+    """Return the process that listens on the port. Only root can see those of other users."""
+    with suppress(OSError):
+        tables = [table.read_text() for table in Path("/proc/net").glob("tcp*")]
+        lines = [line.split() for table in tables for line in table.splitlines()]
+        sockets = {
+            f"socket:[{line[9]}]"
+            for line in lines
+            if line[3] == _LISTENS and int(line[1].rpartition(":")[2], 16) == port
+        }
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended, or belongs to another user
+                if any(str(link.readlink()) in sockets for link in (process / "fd").iterdir()):
+                    return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    return "another process"
 
 
 def make_first_key(client: Client) -> None:

@@ -43,13 +43,9 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_path: Path) -> None:
-    # given a stack; the default port of its API is taken, at the latest by this test, and its worker meets a
-    # message that is not Labelmill's, and is killed
+    # given a stack, whose worker meets a message that is not Labelmill's, and is killed
     log = tmp_path / "up.log"
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
-        up = stack.enter_context(home.started("up", "--processes", "1", log=log))
+    with home.started("up", "--processes", "1", log=log) as up:
         until(lambda: log.read_text().count(" ready\n") == 5, "all five parts are ready")
         broker = redis.Redis(unix_socket_path=str(Settings.load(home=home.path).broker_socket))
         with contextlib.closing(broker):
@@ -106,6 +102,23 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
         assert words in path.read_text()
         assert "Please specify a different user" not in path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_up_says_who_has_its_port_and_moves_to_no_other(home: Home) -> None:
+    # given the default port of the API, taken by this process or by somebody else
+    with contextlib.ExitStack() as stack:
+        who = "(process "
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
+            who += f"{os.getpid()}) listens there"
+
+        # when a stack is to start, then it says who has the port, and what to type
+        up = home.run("up")
+    assert up.returncode == 2
+    assert "Cannot listen on 127.0.0.1:8000: " in up.stderr
+    assert who in up.stderr
+    assert "`--listen 127.0.0.1:8001`" in up.stderr
+    assert not (home.path / "logs").exists()
 
 
 def test_classify_without_a_model_starts_nothing(image: Path, short_folder: Path) -> None:
