@@ -307,6 +307,19 @@ class Settings(BaseSettings):
         overrides this.
         """,
     )
+    niceness: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="""
+        How much the worker and the trainer of `labelmill up`, `classify` and `demo` give way to other
+        programs: 0 not at all, 19 most.
+
+        If no core is free, a program gets about nine times as much as a process of niceness 10, and as much
+        as one of niceness 0. [Performance](../explanation/performance.md#beside-other-programs) compares
+        both.
+        """,
+    )
     log_format: Literal["text", "json"] = Field(
         default="text",
         description="The format of the logs of worker, trainer and beat: text, or one JSON object per line.",

@@ -63,7 +63,7 @@ def up(
 
     Prints one line per event; with LABELMILL_LOG_FORMAT=json, the JSON lines of the logs. The complete logs
     are in the state folder's logs/. A process that dies is restarted. Unfinished jobs continue. Worker and
-    trainer run with niceness 10, so other programs come first if all cores are busy.
+    trainer give way to other programs if all cores are busy, as LABELMILL_NICENESS says.
 
     Ctrl-C or SIGTERM stops everything: workers finish their claims, for at most 30 seconds. A second Ctrl-C
     stops immediately.

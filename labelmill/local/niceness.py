@@ -7,22 +7,19 @@ import time
 from pathlib import Path
 from typing import Final
 
-#: Other processes get nine times as much, if there is too little for all. Alone, the process gets everything.
-NICENESS: Final = 10
-
 #: Linux lets ordinary users change only one session on the machine in a tenth of a second: who comes too
 #: early can only try again.
 _ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.1
 
 
-def give_way() -> None:
+def give_way(niceness: int) -> None:
     """Make this process and its children give way to others. It must have begun a session of its own."""
-    os.nice(NICENESS)
+    os.nice(niceness)
     # Linux may share the cores between sessions first, and only then look at a process: sched(7), autogroup.
     for _ in range(_ATTEMPTS):
         try:
-            Path("/proc/self/autogroup").write_text(str(NICENESS))
+            Path("/proc/self/autogroup").write_text(str(niceness))
         except BlockingIOError:  # somebody else changed a session just now
             time.sleep(_PAUSE_SECONDS)
         except OSError:  # the program starts all the same

@@ -302,13 +302,18 @@ class Stack:
                     pass_fds=self._inherited if service.name == "api" else (),
                     # A session of its own: Ctrl-C reaches only this process, which ends the others in order.
                     start_new_session=True,
-                    preexec_fn=_begin_in_background if service.name in _IN_BACKGROUND else _begin,
+                    preexec_fn=self._begin_in_background if service.name in _IN_BACKGROUND else _begin,
                 )
                 # Its thread inherits the blocked signals, so that they always reach the main thread.
                 service.log.follow(service.process)
         except OSError as error:
             raise Unavailable(f"The {service.name} cannot be started: {error}") from error
         service.started_at = time.monotonic()
+
+    def _begin_in_background(self) -> None:
+        """Begin a child that gives way to other processes. It may take a second, for which we wait."""
+        _begin()
+        give_way(self._settings.niceness)
 
     def _wait_for_broker(self, service: _Service) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -366,12 +371,6 @@ def _begin() -> None:
     """Let this child receive the stop signals, and end with its parent. Runs before its program starts."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     die_with_parent()
-
-
-def _begin_in_background() -> None:
-    """Do the same, and give way to other processes. It may take a second, for which the parent waits."""
-    _begin()
-    give_way()
 
 
 @contextlib.contextmanager

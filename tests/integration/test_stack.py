@@ -18,7 +18,6 @@ from jobs.settings import Settings
 from labelmill.client.migrating import open_ledger
 from labelmill.local import logs
 from labelmill.local.logs import Event, LogFile, PartLog
-from labelmill.local.niceness import NICENESS
 from labelmill.local.stack import Stack, StackIsUp, stack_is_up
 from tests.programs import run_python
 
@@ -58,7 +57,7 @@ os.setsid()
 if os.getuid() == 0:
     os.setuid(65534)
     ctypes.CDLL(None).prctl(4, 1)
-give_way()
+give_way(10)
 session = Path("/proc/self/autogroup")
 print(session.read_text().split()[-1] if session.exists() else os.nice(0))
 """
@@ -119,19 +118,20 @@ def test_a_stack_that_is_starting_is_waited_for(short_folder: Path, monkeypatch:
     assert not stack_is_up(settings)
 
 
-def test_workers_and_trainers_give_way_to_the_other_processes(short_folder: Path) -> None:
-    with Stack(Settings.load(home=short_folder / "home"), trainer=True) as stack:
+@pytest.mark.parametrize("niceness", [0, 10])
+def test_workers_and_trainers_give_way_to_the_other_processes(short_folder: Path, niceness: int) -> None:
+    with Stack(Settings.load(home=short_folder / "home", niceness=niceness), trainer=True) as stack:
         processes = {service.name: service.process for service in stack._services}
         pids = {name: process.pid for name, process in processes.items() if process is not None}
-        niceness = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}
+        of_processes = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}
         autogroups = {name: Path(f"/proc/{pid}/autogroup") for name, pid in pids.items()}
         of_sessions = {
             name: path.read_text().split()[-1] for name, path in autogroups.items() if path.exists()
         }
     ours = os.nice(0)
-    assert niceness == {"broker": ours, "worker": ours + NICENESS, "trainer": ours + NICENESS}
+    assert of_processes == {"broker": ours, "worker": ours + niceness, "trainer": ours + niceness}
     # Empty if the kernel does not share the cores by session.
-    assert of_sessions in ({}, {"broker": "0", "worker": str(NICENESS), "trainer": str(NICENESS)})
+    assert of_sessions in ({}, {"broker": "0", "worker": str(niceness), "trainer": str(niceness)})
 
 
 def test_an_ordinary_users_processes_may_all_give_way_at_once() -> None:
@@ -140,7 +140,7 @@ def test_an_ordinary_users_processes_may_all_give_way_at_once() -> None:
         subprocess.Popen([sys.executable, "-c", GIVES_WAY], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    assert [process.communicate(timeout=60)[0] for process in started] == [f"{NICENESS}\n"] * 3
+    assert [process.communicate(timeout=60)[0] for process in started] == ["10\n"] * 3
 
 
 def test_a_log_file_is_bounded_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
