@@ -21,6 +21,7 @@ from worker.predicting.context import (
     CLAIM_SECONDS,
     FIRST_CLAIM_IMAGES,
     MAX_CLAIM_IMAGES,
+    MAX_CLAIM_SECONDS,
     MODELS_KEPT,
     SMALLEST_BATCH,
     WorkerContext,
@@ -49,6 +50,21 @@ def test_a_claim_is_half_a_second_of_work_in_whole_batches(context: WorkerContex
 
     # and each model has its own speed
     assert context.images_per_claim("another") == FIRST_CLAIM_IMAGES
+
+
+@on_one_database
+def test_a_claim_covers_more_work_if_the_ledger_takes_long(context: WorkerContext) -> None:
+    # given a model that takes a millisecond per image
+    context.record_speed("a model", 1_000, 1.0)
+    for ledger_seconds, work_seconds in [
+        (0.01, CLAIM_SECONDS),
+        (0.3, 1.2),  # claiming and recording are a fifth of 1.5 seconds
+        (60.0, MAX_CLAIM_SECONDS),
+    ]:
+        # when claiming and recording takes this long, then it stays at most a fifth, if it can
+        context.record_ledger_time(ledger_seconds)
+        images = 1_000 * work_seconds
+        assert images - SMALLEST_BATCH < context.images_per_claim("a model") <= images
 
 
 @on_one_database

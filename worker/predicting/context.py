@@ -43,6 +43,11 @@ MODELS_KEPT: Final = 3
 #: The work that a claim covers. It is short, because nothing interrupts a claim, and other jobs wait for it.
 CLAIM_SECONDS: Final = 0.5
 
+#: A claim covers more work, up to the maximum, if claiming and recording would take a larger share of its
+#: time: they wait for other processes and for the ledger's lock, however few images a claim has.
+LEDGER_SHARE: Final = 0.2
+MAX_CLAIM_SECONDS: Final = 2.0
+
 #: Maximum images per claim for a model of any speed, and for one whose speed is not known yet.
 MAX_CLAIM_IMAGES: Final = 16_384
 FIRST_CLAIM_IMAGES: Final = 64
@@ -88,16 +93,19 @@ class WorkerContext:
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
         self._image_seconds: dict[str, float] = {}
+        self._ledger_seconds = 0.0  # of the last claim
         self._last_payload: tuple[str, Payload] | None = None
         self._not_loaded: dict[str, str] = {}  # why, by the champion's id
         self._reported_problem: str | None = ""  # unknown: an earlier process may have reported one
 
     def images_per_claim(self, model_id: str) -> int:
-        """Return the maximum images of this model per claim, from its measured speed in this process."""
+        """Return the maximum images of this model per claim, from what this process has measured."""
         seconds = self._image_seconds.get(model_id)
         if seconds is None:
             return FIRST_CLAIM_IMAGES
-        images = int(CLAIM_SECONDS / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
+        work = self._ledger_seconds * (1 - LEDGER_SHARE) / LEDGER_SHARE
+        work = min(max(work, CLAIM_SECONDS), MAX_CLAIM_SECONDS)
+        images = int(work / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
         return min(max(images, SMALLEST_BATCH), MAX_CLAIM_IMAGES)
 
     def record_speed(self, model_id: str, images: int, seconds: float) -> None:
@@ -107,6 +115,10 @@ class WorkerContext:
         """
         if images >= SMALLEST_BATCH:
             self._image_seconds[model_id] = max(seconds / images, 1e-9)
+
+    def record_ledger_time(self, seconds: float) -> None:
+        """Record how long this process took to claim a chunk and to record its results."""
+        self._ledger_seconds = seconds
 
     def record_time_out(self, model_id: str, images: int, seconds: float) -> None:
         """Record that `images` images took longer than `seconds`, so that the next claim has fewer."""

@@ -144,7 +144,9 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         classified = len(outcomes) - outcomes.failed
         context.record_speed(model_id, classified, timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
-        return _record(claims, outcomes, context, timings)
+        recorded = _record(claims, outcomes, context, timings)
+    context.record_ledger_time(timings.of("claim", "record"))
+    return recorded
 
 
 def _read_payloads(
