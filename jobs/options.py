@@ -39,6 +39,8 @@ class JobOptions:
     #: Keep this many (1 to 10) of the most probable classes of each image, in `alternatives`. Default: only
     #: the label.
     top_k: int | None = None
+    #: Its caller waits for it: lists of batches leave it out by default, and no webhook reports it.
+    unlisted: bool = False
 
     def __post_init__(self) -> None:
         if self.key is not None and not 0 < len(self.key) <= MAX_KEY_LENGTH:
@@ -85,9 +87,10 @@ class JobKeywords(TypedDict, total=False):
     error_limits: ErrorLimits | None
     priority: int | None
     top_k: int | None
+    unlisted: bool
 
 
-_NOT_IN_REQUESTS: Final = ("project", "key", "error_limits")
+_NOT_IN_REQUESTS: Final = ("project", "key", "error_limits", "unlisted")
 
 #: The options whose name and value are the same in a request for a batch.
 _IN_REQUESTS: Final = [each.name for each in fields(JobOptions) if each.name not in _NOT_IN_REQUESTS]

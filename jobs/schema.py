@@ -25,6 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
     and_,
     bindparam,
+    false,
     literal,
     text,
 )
@@ -416,6 +417,13 @@ jobs = Table(
     Column("error_rate_limit", Double, doc="stop if a larger share of the images failed"),
     Column("error_rate_sample", BigInteger, doc="apply the share after this many images"),
     Column("top_k", Integer, doc="how many of the most probable classes each prediction keeps"),
+    Column(
+        "unlisted",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        doc="whether its caller waits for it: lists of batches leave it out, and no webhook reports it",
+    ),
     Column("retry_of", _Id, doc="the job whose images are retried; it may be purged"),
     Column("shadow_of", _Id, doc="for a shadow: the job whose images the challenger classifies again"),
     Column("traceparent", String(55), doc="the W3C trace of the submission"),
@@ -429,6 +437,13 @@ jobs = Table(
     UniqueConstraint("project", "key"),
     Index(None, "created_at"),
     Index(None, "project", "created_at"),
+    Index(
+        "ix_jobs_listed",
+        "project",
+        "created_at",
+        postgresql_where=text("NOT unlisted"),
+        sqlite_where=text("unlisted = 0"),
+    ),
     # Only shadows: otherwise SQLite would use this index to find jobs that are not shadows, and then sort
     # them.
     Index(

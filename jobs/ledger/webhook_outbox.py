@@ -41,7 +41,8 @@ _ENDPOINTS_OF_JOBS: Final = _KEPT_ENDPOINTS.where(
     )
 )
 
-#: The jobs that have ended, with the requests of batches. Nobody submitted a shadow.
+#: The jobs that have ended, with the requests of batches. Nobody submitted a shadow, or waits for a webhook
+#: about a job that is not listed.
 _ENDED: Final[sa.Select[Any]] = (
     sa.select(
         *jobs.c["id", "project", "state", "total", "succeeded", "failed", "error"],
@@ -50,7 +51,7 @@ _ENDED: Final[sa.Select[Any]] = (
         *batches.c["request", "file_id"],
     )
     .outerjoin_from(jobs, batches, batches.c.job_id == jobs.c.id)
-    .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)), jobs.c.shadow_of.is_(None))
+    .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)), jobs.c.shadow_of.is_(None), ~jobs.c.unlisted)
     .order_by(jobs.c.id)
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -162,6 +162,7 @@ def submit(
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with open_client() as client:
         images = client.sources(sources, stdin=paths_on_stdin())
+        of_project: dict[str, Any] = {} if project is None else {"project": project}
         if dry_run:
             if model is not None:
                 model = client.model_id(model, dataset=dataset)
@@ -173,7 +174,7 @@ def submit(
                 key=key,
                 model=model,
                 dataset=dataset,
-                **({} if project is None else {"project": project}),
+                **of_project,
                 by_reference=by_reference,
                 error_limits=limits,
                 priority=priority,

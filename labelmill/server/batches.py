@@ -127,8 +127,15 @@ def list_batches(
             description="only batches with this pair in their metadata: the name, `=` and the whole value",
         ),
     ] = None,
+    *,
+    classifications: Annotated[
+        bool, Query(description="also list the batches of `POST /v1/classifications`")
+    ] = False,
 ) -> Page[BatchObject]:
-    """List the batches, newest first; with `state` or `metadata`, only those that match."""
+    """List the batches, newest first; with `state` or `metadata`, only those that match.
+
+    Those of `POST /v1/classifications` are listed only with `classifications`.
+    """
     if after is not None:
         found_id(session, after)
     pair = None
@@ -137,7 +144,13 @@ def list_batches(
         pair = (name, value)
     with session.client.ledger.reading() as connection:
         found = latest_jobs(
-            connection, limit=limit + 1, after=after, state=state, project=session.project, pair=pair
+            connection,
+            limit=limit + 1,
+            after=after,
+            state=state,
+            project=session.project,
+            pair=pair,
+            unlisted=classifications,
         )
         of_http = find_batches(connection, [status.id for status in found])
         objects = [_to_object(status, of_http.get(status.id)) for status in found]

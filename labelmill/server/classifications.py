@@ -89,10 +89,13 @@ async def classify(
 ) -> Response:
     """Classify an image (the body), or up to 16 (a form with parts `file`), and wait for the labels.
 
-    If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them.
+    If they take longer than `wait` seconds, the answer is 202 with the batch, which will have them. No
+    webhook reports the batch, and `GET /v1/batches` lists it only with `classifications`.
     """
     key = job_key(session, "classification", idempotency_key)
-    options = JobKeywords(project=session.project, key=key, model=model, dataset=dataset, top_k=top_k)
+    options = JobKeywords(
+        project=session.project, key=key, model=model, dataset=dataset, top_k=top_k, unlisted=True
+    )
     batch_id = await _submit(request, session, **options)
     await _wait(session.client, batch_id, wait, request)
     batch = await run_in_threadpool(read_batch, session.client.ledger, session.project, batch_id)

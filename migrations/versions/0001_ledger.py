@@ -227,6 +227,7 @@ def upgrade() -> None:
         sa.Column("error_rate_limit", sa.Double()),
         sa.Column("error_rate_sample", sa.BigInteger()),
         sa.Column("top_k", sa.Integer()),
+        sa.Column("unlisted", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("retry_of", ID),
         sa.Column("shadow_of", ID),
         sa.Column("traceparent", sa.String(55)),
@@ -245,6 +246,13 @@ def upgrade() -> None:
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
     op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])
     op.create_index("ix_jobs_project_created_at", "jobs", ["project", "created_at"])
+    op.create_index(
+        "ix_jobs_listed",
+        "jobs",
+        ["project", "created_at"],
+        postgresql_where=sa.text("NOT unlisted"),
+        sqlite_where=sa.text("unlisted = 0"),
+    )
     op.create_index(
         "ix_jobs_open",
         "jobs",

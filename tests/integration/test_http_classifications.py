@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from jobs.ledger import Ledger
 from jobs.ledger.api.keys import Role, create_key
+from jobs.ledger.api.webhooks import add_endpoint
 from jobs.ledger.jobs.queries import job_status
-from jobs.schema import db_now, jobs
+from jobs.schema import db_now, jobs, webhook_deliveries
 from jobs.settings import Settings
 from tests.console import until
 from tests.serving import lasting, served_here
@@ -33,6 +36,27 @@ def test_without_labels_in_time_it_is_a_batch(api: httpx.Client) -> None:
     batch = api.get(answer.headers["location"].removeprefix("/v1")).json()
     assert lasting(batch) == lasting(answer.json())
     assert (batch["status"], batch["request_counts"]["total"]) == ("in_progress", 16)
+
+
+def test_nobody_hears_of_it_but_its_caller(api: httpx.Client, ledger: Ledger) -> None:
+    # given an endpoint for all webhooks, a batch of a classification, and an ordinary one
+    with ledger.transaction() as connection:
+        add_endpoint(connection, "https://example.org/hook")
+    mine = api.post("/classifications", params={"wait": 0}, content=b"image", headers=PNG).json()["id"]
+    uploaded = api.post("/files", data={"purpose": "batch"}, files={"file": b"an image"}).json()
+    other = api.post("/batches", json={"input_file_id": uploaded["id"]}).json()["id"]
+
+    # when both end, then a webhook reports only the ordinary one
+    for batch_id in (mine, other):
+        api.post(f"/batches/{batch_id}/cancel").raise_for_status()
+    with ledger.reading() as connection:
+        bodies = connection.scalars(sa.select(webhook_deliveries.c.body)).all()
+    assert [json.loads(body)["data"]["id"] for body in bodies] == [other]
+
+    # and the list has only this one, unless all are wanted
+    assert [batch["id"] for batch in api.get("/batches").json()["data"]] == [other]
+    everything = api.get("/batches", params={"classifications": True}).json()["data"]
+    assert {batch["id"] for batch in everything} == {mine, other}
 
 
 def test_it_asks_for_the_most_probable_classes(api: httpx.Client, ledger: Ledger) -> None:

@@ -29,6 +29,7 @@ def test_a_request_for_a_batch_has_each_option(limits: ErrorLimits) -> None:
         error_limits=limits,
         priority=-7,
         top_k=3,
+        unlisted=True,
     )
     assert not [each.name for each in fields(options) if getattr(options, each.name) == each.default]
     # When a client sends them, and the server reads them

@@ -173,17 +173,21 @@ def latest_jobs(
     state: JobState | None = None,
     after: str | None = None,
     pair: tuple[str, str] | None = None,
+    unlisted: bool = True,
 ) -> list[JobStatus]:
     """Return the latest jobs, newest first, without shadows; with `after`, those older than this job.
 
     With `project` or `state`, only jobs of that project, or in that state. With `pair`, which needs a
-    project, only batches that have this name and value in their metadata.
+    project, only batches that have this name and value in their metadata. Without `unlisted`, only jobs that
+    are listed.
     """
     query = _STATUS.where(jobs.c.shadow_of.is_(None)).limit(limit)
     if project is not None:
         query = query.where(jobs.c.project == project)
     if state is not None:
         query = query.where(jobs.c.state == state)
+    if not unlisted:
+        query = query.where(~jobs.c.unlisted)
     if pair is not None:
         query = _with_pair(query, project, pair, after)
     else:

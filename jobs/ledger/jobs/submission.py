@@ -78,6 +78,7 @@ def open_job(
                 error_rate_limit=limits.rate,
                 error_rate_sample=limits.sample,
                 top_k=options.top_k,
+                unlisted=options.unlisted,
                 retry_of=retry_of,
                 traceparent=traceparent,
                 created_at=db_now(),
