@@ -271,6 +271,7 @@ training_runs = Table(
     Column("lease_until", UtcTime, doc="end of the claim"),
     Column("requested_at", UtcTime, nullable=False, doc="when it was requested"),
     Column("started_at", UtcTime, doc="when a trainer claimed it"),
+    Column("expected_at", UtcTime, doc="when its last epoch ends at the latest, estimated from those so far"),
     Column("finished_at", UtcTime, doc="when it ended"),
     Column("model_id", ForeignKey("models.id"), doc="the model that it produced"),
     Column("verdict", Text, doc="whether the model became champion, and why"),

@@ -93,7 +93,8 @@ class TrainingRequest:
             strict=True,
             gt=0,
             le=100_000,
-            description="Train for at most this time; decoding and evaluation are not included.",
+            description="Train for at most this time; decoding and evaluation are not included. Default: as "
+            "long as it takes, but 10 if a command of the local stack requests it without a profile.",
         ),
     ] = None
     seed: Annotated[

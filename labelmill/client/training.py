@@ -53,6 +53,7 @@ class TrainingMethods(Installation):
         request: TrainingRequest | None = None,
         *,
         keep_champion: bool = False,
+        default_minutes: float | None = None,
         on_wait: Callable[[Run], None] = lambda _run: None,
         **options: Any,
     ) -> str:
@@ -62,6 +63,8 @@ class TrainingMethods(Installation):
           chosen from the data.
         - `options`: fields of TrainingRequest, instead of a request.
         - `keep_champion`: promote the new model only if there is no champion.
+        - `default_minutes`: train for at most this time unless the request, the schedule or a profile says
+          how long.
         - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
           some seconds for one.
 
@@ -72,6 +75,8 @@ class TrainingMethods(Installation):
         """
         request = request or TrainingRequest.of(**options)
         recipe = replace(self._recipe_of(request), keep_champion=keep_champion)
+        if recipe.max_minutes is None and recipe.is_adaptive:
+            recipe = replace(recipe, max_minutes=default_minutes)
         run_id = new_id()
         clear_expired_run(self.ledger, request.dataset, on_wait=on_wait)
         with self.ledger.transaction() as connection:

@@ -18,7 +18,7 @@ from jobs.models.training_request import TrainingRequest
 from jobs.schema import RunState
 from labelmill.client import Client
 from labelmill.console.progress import ProgressLine
-from labelmill.console.terminal import ExitCode, format_time, pluralize, say
+from labelmill.console.terminal import ExitCode, format_duration, format_time, pluralize, say
 from labelmill.local.own_trainer import OwnTrainer
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 #: If a run waits longer than this, probably no trainer is running.
 _NO_TRAINER_SECONDS: Final = 15.0
+
+#: How long a training takes at most that a person requests on their own machine, unless they say otherwise.
+_OWN_MACHINE_MINUTES: Final = 10.0
 
 
 def retrain(
@@ -55,7 +58,13 @@ def request_run(client: Client, request: TrainingRequest, *, keep_champion: bool
     """Request a training run and return its id. If it is on `mnist`, add that first if it is missing."""
     if request.dataset == MNIST:
         add_mnist(client)
-    return client.retrain(request, keep_champion=keep_champion, on_wait=_report_silent_trainer)
+    return client.retrain(
+        request,
+        keep_champion=keep_champion,
+        # Where the broker is embedded, a person waits for it, and works on the same machine.
+        default_minutes=_OWN_MACHINE_MINUTES if client.settings.embedded_broker else None,
+        on_wait=_report_silent_trainer,
+    )
 
 
 def add_mnist(client: Client, *, allow_sample: bool = False) -> None:
@@ -217,7 +226,11 @@ def _note(run: Run) -> str:
     if run.data is None:
         return "loading the data"
     epochs = run.recipe["epochs"]
-    return f"epoch {run.epochs_done + 1} of {epochs}" if run.epochs_done < epochs else "evaluating"
+    if run.epochs_done == epochs:
+        return "evaluating"
+    left = (run.expected_at - datetime.now(UTC)).total_seconds() if run.expected_at else 0.0
+    end = f", ends within {format_duration(left)}" if left > 0 else ""
+    return f"epoch {run.epochs_done + 1} of {epochs}{end}"
 
 
 def _is_overdue(run: Run) -> bool:

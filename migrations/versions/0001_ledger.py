@@ -118,6 +118,7 @@ def upgrade() -> None:
         sa.Column("lease_until", MOMENT),
         sa.Column("requested_at", MOMENT, nullable=False),
         sa.Column("started_at", MOMENT),
+        sa.Column("expected_at", MOMENT),
         sa.Column("finished_at", MOMENT),
         sa.Column("model_id", ID),
         sa.Column("verdict", sa.Text()),

@@ -32,6 +32,7 @@ from jobs.settings import Settings
 from jobs.storage.dataset_list import read_manifest
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.commands.follow_run import request_run
 from tests import training
 from tests.colours import COLOURS, picture, write_pictures
 from tests.conftest import ModelMaker
@@ -93,6 +94,24 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
 def champion_of(ledger: Ledger, dataset: str) -> Model | None:
     with ledger.reading() as connection:
         return find_champion(connection, dataset)
+
+
+@pytest.mark.parametrize(
+    ("broker_url", "options", "minutes"),
+    [
+        (None, {}, 10.0),
+        (None, {"max_minutes": 20}, 20.0),
+        (None, {"profile": "quick"}, None),
+        ("redis://127.0.0.1:1/0", {}, None),
+    ],
+    ids=["own machine", "told otherwise", "fixed epochs", "deployment"],
+)
+def test_a_command_on_ones_own_machine_trains_for_at_most_ten_minutes(
+    settings: Settings, shapes: str, broker_url: str | None, options: dict[str, Any], minutes: float | None
+) -> None:
+    with Client(settings.model_copy(update={"broker_url": broker_url})) as client:
+        run_id = request_run(client, TrainingRequest(dataset=shapes, **options))
+        assert client.run(run_id).recipe["max_minutes"] == minutes
 
 
 def test_a_dataset_of_ones_own_gets_a_champion_of_its_own(

@@ -304,11 +304,13 @@ def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
 
     monkeypatch.setattr(keras.optimizers, "AdamW", watched)
     epochs: list[EpochResult] = []
+    left: list[float] = []
     # When the recipe wants a thousand epochs and has a minute
     train(
         data,
         replace(RECIPE, epochs=1_000, max_minutes=1),
         on_batch=lambda: rates.append(float(watched.rate(0))),  # type: ignore[attr-defined]
+        on_estimate=left.append,
         on_epoch=epochs.append,
     )
     # Then it ends after about as many steps, and the rate has risen and fallen to almost 0.
@@ -316,6 +318,22 @@ def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
     assert max(rates) > 0.9 * RECIPE.learning_rate
     assert rates[-1] < 0.02 * RECIPE.learning_rate
     assert len(epochs) == 3
+    # And after ten seconds, it has said how long it takes, and after each epoch again
+    assert len(left) in (3, 4)
+    assert 40 < left[0] < 50
+    assert left == sorted(left, reverse=True)
+
+
+def test_the_first_steps_say_how_long_a_training_takes(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a training whose steps are measured for a moment
+    monkeypatch.setattr(fit, "MEASURED_SECONDS", 0.0)
+    left: list[float] = []
+    # When it has no limit
+    train(data, replace(RECIPE, epochs=3), on_estimate=left.append)
+    # Then the estimate comes within the first epoch and ends at 0
+    assert len(left) == 1 + 3
+    assert 0 < left[0] < 60
+    assert left[-1] == 0.0
 
 
 def test_however_short_the_time_one_step_is_taken(data: Data) -> None:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import TrainingDiverged, Unavailable
 from jobs.files import sync
-from jobs.ledger.learning.runs import add_epoch
+from jobs.ledger.learning.runs import add_epoch, expect_end
 from jobs.models.model import InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.data import Data, Labelled
@@ -42,6 +43,10 @@ _FINAL_SHARE: Final = 0.2
 
 #: The highest learning rate of a new head while the other layers are frozen.
 _HEAD_LEARNING_RATE: Final = 0.003
+
+#: How long steps are measured before the end of the training is estimated. The first step, which takes longer
+#: because it compiles the graph, is not counted.
+MEASURED_SECONDS: Final = 10.0
 
 #: How much more an image of a rare class may weigh than one of the most frequent class.
 MAX_CLASS_WEIGHT: Final = 10
@@ -100,9 +105,28 @@ def fit(trainer: Trainer, prepared: Prepared) -> tuple[keras.Model, EpochWriter]
     """
     epochs = EpochWriter(trainer)
     model = train(
-        prepared.data, prepared.recipe, start=prepared.start, on_batch=trainer.check, on_epoch=epochs.add
+        prepared.data,
+        prepared.recipe,
+        start=prepared.start,
+        on_batch=trainer.check,
+        on_estimate=partial(_record_estimate, trainer),
+        on_epoch=epochs.add,
     )
     return model, epochs
+
+
+def _record_estimate(trainer: Trainer, seconds: float) -> None:
+    """Record in how many seconds the training ends at the latest. Raises RunLost."""
+    logger.info(
+        "training run %s: its last epoch ends within %.1f minutes", trainer.claim.run_id, seconds / 60
+    )
+    try:
+        with trainer.ledger.transaction() as connection:
+            expect_end(connection, trainer.claim, seconds)
+    except Unavailable as error:
+        if time_ran_out(error):
+            raise
+        logger.warning("the expected end of the training was not recorded: %s", error)
 
 
 def train(
@@ -111,14 +135,18 @@ def train(
     *,
     start: Start | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    on_estimate: Callable[[float], None] = lambda _seconds: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
 ) -> keras.Model:
     """Train a model and return it: the weights of the best epoch, or those after the last step.
 
     It begins with random weights, or with `start`, whose classes need not be those of the data. If the recipe
     averages, the running average of the weights counts. `on_batch` is called after each step, and `on_epoch`
-    after each epoch. An exception from either ends the training. Raises ValueError for an unknown
-    architecture, ModelRefused if `start` cannot be trained further, TrainingDiverged if a loss is not finite.
+    after each epoch. `on_estimate` gets the seconds that are left at most: once the first steps are measured,
+    and after each later epoch. An exception from any of them ends the training.
+
+    Raises ValueError for an unknown architecture, ModelRefused if `start` cannot be trained further,
+    TrainingDiverged if a loss is not finite.
     """
     keras.utils.set_random_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
@@ -133,8 +161,10 @@ def train(
     averaged = finished if recipe.averaging else model
 
     steps = -(-len(images.learnt) // recipe.batch_size)
-    budget, best, epoch = Budget(recipe), None, 0
-    for stage in stages(recipe, has_new_head=has_new_head):
+    planned = stages(recipe, has_new_head=has_new_head)
+    budget, best, epoch = Budget(recipe, steps * sum(stage.epochs for stage in planned)), None, 0
+    is_estimated = False
+    for stage in planned:
         freeze(model, all_but_head=stage.is_head_only)
         position = tf.Variable(0.0)
         rate = _learning_rate(recipe, stage.learning_rate, steps * stage.epochs, position)
@@ -158,6 +188,10 @@ def train(
                 # These are tensors: reading their values here would wait for the step.
                 loss, correct, seen = loss + batch_loss, correct + batch_correct, seen + len(rows)
                 on_batch()
+                budget.count_step()
+                if not is_estimated and (left := budget.seconds_left()) is not None:
+                    on_estimate(left)
+                    is_estimated = True
             if not seen:  # the time was over at the end of the last epoch
                 break
             val_loss, val_accuracy = _validate(averaged, data.validation)
@@ -171,6 +205,8 @@ def train(
             )
             _check_finite(result, is_validated=len(data.validation) > 0)
             on_epoch(result)
+            if is_estimated and (left := budget.seconds_left()) is not None:
+                on_estimate(left)
             best = _better_of(best, result, averaged, recipe)
             if best and best.is_final(epoch, recipe):
                 break
@@ -285,9 +321,11 @@ def stages(recipe: Recipe, *, has_new_head: bool) -> list[Stage]:
 class Budget:
     """The steps that a training takes, or the time if its recipe limits it."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        """Begin a training of at most so many steps, in all its stages."""
         self._seconds = 60 * recipe.max_minutes if recipe.max_minutes else math.inf
         self._started = time.monotonic()
+        self._steps_left, self._steps_measured, self._measured_from = steps, -1, 0.0
         # The present stage: its steps, and its first and last second.
         self._steps, self._begin, self._end = 1, 0.0, math.inf
 
@@ -295,6 +333,22 @@ class Budget:
         """Begin a stage of this many steps."""
         self._steps, self._end = steps, self._seconds * stage.until
         self._begin = time.monotonic() - self._started
+
+    def count_step(self) -> None:
+        """Count a step that has been taken."""
+        if self._steps_measured < 0:
+            self._measured_from = time.monotonic()
+        self._steps_left -= 1
+        self._steps_measured += 1
+
+    def seconds_left(self) -> float | None:
+        """Return how many seconds the training takes at most, or None while too few steps are measured."""
+        now = time.monotonic()
+        measured = now - self._measured_from
+        if self._steps_measured < 1 or measured < MEASURED_SECONDS:
+            return None
+        of_steps = measured / self._steps_measured * self._steps_left
+        return max(0.0, min(of_steps, self._started + self._seconds - now))
 
     def share_done(self, steps: int) -> float:
         """Return how much of the stage is done: its share of the steps, or of the time if that is more.

@@ -12,6 +12,9 @@ from typing import Any, Final, Self
 from jobs.errors import UserError
 from jobs.models.training_request import Architecture, Augment, TrainingRequest
 
+#: The name of a recipe that is chosen from the data.
+ADAPTIVE: Final = "adaptive"
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
@@ -86,6 +89,11 @@ class Recipe:
     #: The longest training, in minutes. The learning rate falls in time for it.
     max_minutes: float | None = None
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Return whether the data decides how long it trains, rather than a profile."""
+        return self.profile == ADAPTIVE
+
     def repeats_of(self, corrections: int, others: int) -> int:
         """Return how often each of the corrections is learnt per epoch, among the other images."""
         most = round(self.correction_share * others / corrections) if corrections else 0
@@ -159,7 +167,7 @@ def recipe_of(request: TrainingRequest) -> Recipe:
     if request.profile is None:
         return Recipe(
             architecture=architecture,
-            profile="adaptive",
+            profile=ADAPTIVE,
             epochs=0,
             seed=seed,
             augmentation=None,

@@ -67,6 +67,7 @@ class Run:
     error: str | None  # why it produced no model
     accuracy: float | None  # the model's, on the evaluation images
     epochs_done: int
+    expected_at: datetime | None = None  # when its last epoch ends at the latest; None until it is known
     silent_since: datetime | None = None  # its trainer's last heartbeat, if the lease has expired
     dataset: str = MNIST
     dataset_version: int | None = None  # None until the data is loaded
@@ -230,6 +231,11 @@ def describe_data(
     )
 
 
+def expect_end(connection: Connection, claim: RunClaim, seconds: float) -> None:
+    """Record that the last epoch ends in so many seconds, or earlier. Raises RunLost."""
+    _change(connection, claim, expected_at=db_now(seconds))
+
+
 def add_epoch(connection: Connection, claim: RunClaim, epoch: dict[str, float]) -> None:
     """Record a finished epoch and renew the lease. Raises RunLost.
 
@@ -377,7 +383,7 @@ _RUNS: Final[sa.Select[Any]] = sa.select(
     *(training_runs.c.data_source, training_runs.c.data_fingerprint, training_runs.c.data),
     *(training_runs.c.dataset, training_runs.c.dataset_version),
     *(training_runs.c.owner, training_runs.c.requested_at),
-    *(training_runs.c.started_at, training_runs.c.finished_at),
+    *training_runs.c["started_at", "expected_at", "finished_at"],
     *(training_runs.c.model_id, training_runs.c.verdict, training_runs.c.error, models.c.accuracy),
     sa.case((lease_is_expired(), training_runs.c.lease_until)).label("silent_since"),
     sa.select(sa.func.count())
