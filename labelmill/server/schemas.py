@@ -7,7 +7,7 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from jobs.ledger.api_objects import describe_run, seconds
 from jobs.ledger.jobs.outcomes import Prediction, as_json
@@ -166,15 +166,15 @@ _SOURCES: Final = {
 Url = Annotated[str, Field(max_length=_MAX_URL, pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^\x00]+$")]
 
 
-def _limit_urls(urls: list[str]) -> list[str]:
-    # Not in the schema: so many of the longest addresses would exceed the limit for a body.
-    if len(urls) > _MAX_URLS:
+def _limit_urls(urls: object) -> object:
+    # Before the addresses are checked: a body has room for half a million wrong ones. Not in the schema: so
+    # many of the longest addresses would exceed the limit for a body.
+    if isinstance(urls, list) and len(urls) > _MAX_URLS:
         raise ValueError(f"at most {_MAX_URLS:,} addresses: upload a manifest instead")
     return urls
 
 
-#: The first wrong address is reported: a body has room for half a million.
-Urls = Annotated[list[Url], Field(min_length=1, fail_fast=True), AfterValidator(_limit_urls)]
+Urls = Annotated[list[Url], Field(min_length=1), BeforeValidator(_limit_urls)]
 
 
 class NewBatch(_Wanted):

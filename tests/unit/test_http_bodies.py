@@ -13,7 +13,7 @@ from labelmill.server.schemas import NewBatch
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"urls": [1] * 100_000}, "valid string"),
+        ({"urls": [1] * 100_000}, "at most 10,000 addresses"),
         ({"input_file_id": "x"} | dict.fromkeys(map(str, range(100_000)), 1), "'0' and others are no fields"),
         ({"input_file_id": "x", "metadata": dict.fromkeys(map(str, range(100_000)), 1)}, "at most 16 pairs"),
     ],
