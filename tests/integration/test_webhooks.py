@@ -58,7 +58,7 @@ from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client.purging import Purge
 from labelmill.commands import webhooks as command
-from tests.conftest import Broker, JobMaker, Worker
+from tests.conftest import Broker, JobMaker, Worker, plans_of
 from tests.console import Home, until
 from tests.outcomes import Outcome
 from tests.receiver import Receiver, receiving
@@ -514,6 +514,28 @@ def test_projects_take_turns(ledger: Ledger, birds: str) -> None:
     projects = [each.project for each in claimed if each is not None]
     assert sorted(projects[:2]) == [birds, DEFAULT_PROJECT]
     assert projects[2:] == [DEFAULT_PROJECT] * 2
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_backlog_of_one_project_is_not_read_for_each_other_one(ledger: Ledger, birds: str) -> None:
+    # Given many due messages of one project, some of another, and statistics that say so
+    with ledger.transaction() as connection:
+        for project, number in ((DEFAULT_PROJECT, 5_000), (birds, 200)):
+            endpoint, _ = add_endpoint(connection, "https://a.example/", project=project)
+            report_test(connection, endpoint.id)
+            columns = "endpoint_id, project, url, host, event, body, state, created_at, due_at"
+            copy = sa.text(
+                f"INSERT INTO webhook_deliveries (id, {columns}) SELECT project || n, {columns} "
+                "FROM webhook_deliveries, generate_series(1, :number) n WHERE project = :project"
+            )
+            connection.execute(copy, {"number": number, "project": project})
+        connection.exec_driver_sql("ANALYZE")
+    # Then neither the claim nor the count reads them all
+    for ask in (claim_delivery, count_useful_senders):
+        for statement, plan in plans_of(ledger, ask, free=True):
+            assert "Seq Scan on webhook_deliveries" not in plan, statement
+    with ledger.reading() as connection:
+        assert count_useful_senders(connection) == 2 * SENDERS_PER_PROJECT
 
 
 def test_a_project_and_a_host_keep_no_more_than_their_share_of_the_senders(

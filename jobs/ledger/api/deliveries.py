@@ -122,7 +122,9 @@ _TAKE: Final = (
 def count_useful_senders(connection: Connection) -> int:
     """Return how many senders could be at work on what is due, if each project uses its share."""
     due = sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.project == projects.c.name, _IS_DUE)
-    share = due.limit(SENDERS_PER_PROJECT).correlate(projects).subquery()
+    # In the order of the index: otherwise PostgreSQL may read all deliveries for each project.
+    first = due.order_by(webhook_deliveries.c.due_at).limit(SENDERS_PER_PROJECT)
+    share = first.correlate(projects).subquery()
     of_project = sa.select(sa.func.count()).select_from(share).scalar_subquery()
     return connection.scalar(sa.select(sa.func.sum(of_project)).select_from(projects)) or 0
 
