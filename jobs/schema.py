@@ -435,7 +435,7 @@ jobs = Table(
     Column("submitted_at", UtcTime, doc="when the submission was complete"),
     Column("started_at", UtcTime, doc="when the first recorded chunk was begun"),
     Column("finished_at", UtcTime, doc="when it ended"),
-    UniqueConstraint("project", "key"),
+    UniqueConstraint("key", "project"),
     Index(None, "created_at"),
     Index(None, "project", "created_at"),
     Index(

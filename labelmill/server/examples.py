@@ -364,6 +364,7 @@ PARAMETERS: Final[dict[str, Any]] = {
     "after": BATCH_ID,
     "batch_id": BATCH_ID,
     "below": 0.7,
+    "classifications": True,
     "dataset": DATASET,
     "errors": True,
     "failed_only": True,

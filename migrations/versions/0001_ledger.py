@@ -242,7 +242,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_jobs_model_id"),
         sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_jobs_project"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
-        sa.UniqueConstraint("project", "key", name="uq_jobs_project_key"),
+        sa.UniqueConstraint("key", "project", name="uq_jobs_key_project"),
     )
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
     op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])

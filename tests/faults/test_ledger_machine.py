@@ -175,7 +175,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 for table in (predictions, chunks, jobs, locks):
                     connection.execute(table.delete())
             else:  # deleted rows would lie in the way until they are vacuumed
-                connection.execute(sa.text("TRUNCATE predictions, chunks, batches, jobs, locks"))
+                connection.execute(sa.text("TRUNCATE predictions, chunks, batches, jobs, locks CASCADE"))
             point_alias(connection, CHAMPION, self.model_ids[0])
         self._submit(sizes, poison, frozenset(), ErrorLimits(), 0, sealed)
 
