@@ -6,6 +6,7 @@ A batch is a job. Those that were submitted with the command are listed, too.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -99,14 +100,7 @@ def create_batch(
     body = wanted.model_dump(mode="json", exclude_none=True)
     if wanted.urls is not None:  # they may be a megabyte, and may contain keys
         body["urls"] = hashlib.sha256("\0".join(wanted.urls).encode()).hexdigest()
-    batch_id = _existing(session, key, body)
-    if batch_id is None:
-        try:
-            batch_id = _created(session, wanted, key, body)
-        except Conflict:  # perhaps another request with this key was faster
-            batch_id = _existing(session, key, body)
-            if batch_id is None:
-                raise
+    batch_id = _only_once(lambda: _existing(session, key, body), lambda: _created(session, wanted, key, body))
     response.headers["Location"] = str(request.url_for("show_batch", batch_id=batch_id).path)
     return read_batch(session.client.ledger, session.project, batch_id)
 
@@ -217,16 +211,26 @@ def retry_batch(
     """
     key = job_key(session, "retry", idempotency_key)
     found_id(session, batch_id)
-    retry_id = _existing_retry(session, key, batch_id)
-    if retry_id is None:
-        try:
-            retry_id = _retried(session, batch_id, key, failed_only=failed_only)
-        except Conflict:  # perhaps another request with this key was faster
-            retry_id = _existing_retry(session, key, batch_id)
-            if retry_id is None:
-                raise
+    retry_id = _only_once(
+        lambda: _existing_retry(session, key, batch_id),
+        lambda: _retried(session, batch_id, key, failed_only=failed_only),
+    )
     response.headers["Location"] = str(request.url_for("show_batch", batch_id=retry_id).path)
     return read_batch(session.client.ledger, session.project, retry_id)
+
+
+def _only_once(find: Callable[[], str | None], create: Callable[[], str]) -> str:
+    """Return the id of the batch that an earlier request with the same key has made, or of a new one."""
+    batch_id = find()
+    if batch_id is not None:
+        return batch_id
+    try:
+        return create()
+    except Conflict:  # perhaps another request with this key was faster
+        batch_id = find()
+        if batch_id is None:
+            raise
+        return batch_id
 
 
 def _retried(session: Session, batch_id: str, key: str | None, *, failed_only: bool) -> str:
