@@ -128,8 +128,7 @@ class JobMethods(Installation):
         With `project`, return only its jobs. Raises NotFound if there is no such project.
         """
         with self.ledger.reading() as connection:
-            if project is not None:
-                check_project(connection, project)
+            check_project(connection, project)
             return latest_jobs(connection, limit=limit, state=state, project=project)
 
     def workers(self) -> list[WorkerStatus]:

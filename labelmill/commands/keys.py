@@ -50,8 +50,7 @@ KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, f
 def list_all(project: OnlyProjectOption = None, as_json: AsJsonList = False) -> None:
     """List the keys, without their secrets."""
     with Client() as client, client.ledger.reading() as connection:
-        if project is not None:
-            check_project(connection, project)
+        check_project(connection, project)
         found = list_keys(connection, project=project)
     print_rows(_COLUMNS, found, as_json=as_json)
 
@@ -69,14 +68,14 @@ def create(
     role: Annotated[
         Role, typer.Option(help="What it may do: each role includes those before it.")
     ] = Role.SUBMIT,
-    project: ProjectOption = DEFAULT_PROJECT,
+    project: ProjectOption = None,
     expires: Annotated[
         float | None, typer.Option(min=0, metavar="DAYS", help="Days until it expires. Default: never.")
     ] = None,
 ) -> None:
     """Create a key, and print it, the only word on stdout. Keep it: the ledger stores only its hash."""
     with Client() as client, client.ledger.transaction() as connection:
-        key, secret = create_key(connection, name, role, project=project, days=expires)
+        key, secret = create_key(connection, name, role, project=project or DEFAULT_PROJECT, days=expires)
     say(
         f"key {key.id} for {key.name}, role {key.role}, project {key.project}; keep it, it is not shown again"
     )

@@ -13,6 +13,7 @@ import typer
 
 from jobs.limits import MAX_TOP_K
 from jobs.models.training_request import TrainingRequest
+from jobs.options import DEFAULT_PROJECT
 
 P = ParamSpec("P")
 
@@ -37,7 +38,10 @@ AliasOfOption = Annotated[
 
 #: The project that a command acts for, or whose things it lists.
 ProjectOption = Annotated[
-    str, typer.Option("--project", metavar="NAME", help="The project that it belongs to.")
+    str | None,
+    typer.Option(
+        "--project", metavar="NAME", help=f"The project that it belongs to. Default: {DEFAULT_PROJECT}."
+    ),
 ]
 OnlyProjectOption = Annotated[
     str | None, typer.Option("--project", metavar="NAME", help="Only those of this project.")

@@ -12,11 +12,10 @@ from jobs.errors import NotFound, UserError
 from jobs.ledger.learning.models import CHAMPION
 from jobs.limits import ErrorLimits
 from jobs.network.references import Roots
-from jobs.options import DEFAULT_PROJECT
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from labelmill.commands.connection import open_client
 from labelmill.commands.follow_job import report_broker_unavailable, status_to_json, watch
-from labelmill.commands.options import ChampionOfOption, TopOption
+from labelmill.commands.options import ChampionOfOption, ProjectOption, TopOption
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import (
     examples,
@@ -75,10 +74,7 @@ def submit(
         typer.Option(metavar="MODEL", help="The model that classifies them. Default: the champion."),
     ] = None,
     dataset: ChampionOfOption = None,
-    project: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"The project that it belongs to. Default: {DEFAULT_PROJECT}."),
-    ] = None,
+    project: ProjectOption = None,
     by_reference: Annotated[
         bool,
         typer.Option(

@@ -84,7 +84,7 @@ def add(
     event: Annotated[
         list[Event] | None, typer.Option(help="An event to send; repeatable. Default: all.")
     ] = None,
-    project: ProjectOption = DEFAULT_PROJECT,
+    project: ProjectOption = None,
     secret_file: SecretFileOption = None,
 ) -> None:
     """Add a receiver, and print the secret with which it verifies messages, the only word on stdout."""
@@ -92,7 +92,9 @@ def add(
     with Client() as client:
         check_receiver(url, client.settings.private_hosts)
         with client.ledger.transaction() as connection:
-            endpoint, secret = add_endpoint(connection, url, event or (), project=project, secret=given)
+            endpoint, secret = add_endpoint(
+                connection, url, event or (), project=project or DEFAULT_PROJECT, secret=given
+            )
     say(f"webhook {endpoint.id} for {_events_of(endpoint)}; give the secret to the receiver")
     print_data(secret)
 
@@ -123,10 +125,10 @@ def rotate(webhook: IdArgument, secret_file: SecretFileOption = None) -> None:
 
 @app.command(epilog=examples("labelmill webhooks secret", "labelmill webhooks secret --project birds"))
 @report_errors
-def secret(project: ProjectOption = DEFAULT_PROJECT) -> None:
+def secret(project: ProjectOption = None) -> None:
     """Print the secret that signs messages to the `webhook_url` of a project's batches."""
     with Client() as client, client.ledger.transaction() as connection:
-        print_data(secret_of_batches(connection, project))
+        print_data(secret_of_batches(connection, project or DEFAULT_PROJECT))
 
 
 @app.command(epilog=examples("labelmill webhooks test 06h0w4r0rf0dkckt"))
@@ -147,8 +149,7 @@ def attempts(
 ) -> None:
     """List messages, sent or not: attempts so far, the last answer, and the next attempt."""
     with Client() as client, client.ledger.reading() as connection:
-        if project is not None:
-            check_project(connection, project)
+        check_project(connection, project)
         found = list_deliveries(connection, limit=limit, project=project)
     print_rows(_DELIVERIES, found, as_json=as_json)
 

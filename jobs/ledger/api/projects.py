@@ -42,8 +42,10 @@ def create_project(connection: Connection, name: str) -> None:
         raise Conflict(f"There is a project {name!r} already: choose another name.")
 
 
-def check_project(connection: Connection, name: str) -> None:
-    """Raise NotFound if there is no such project."""
+def check_project(connection: Connection, name: str | None) -> None:
+    """Raise NotFound if a project is named and there is none with this name."""
+    if name is None:
+        return
     found = sa.select(projects.c.name).where(projects.c.name == name, projects.c.name != SHADOWS)
     if connection.scalar(found) is None:
         raise NotFound(f"There is no project {name!r}: `labelmill projects create {name}` makes it.")
