@@ -193,7 +193,7 @@ class Submitter:
             return submitted
 
     def find_job_by_key(self, options: JobOptions) -> KeyHolder | None:
-        """Return the submitted job that owns the key of these options, or None, also if they have no key.
+        """Return the submitted job that owns the key of these options, or None, as when they have no key.
 
         If another producer is still submitting under this key, wait for it. If that producer has died,
         discard its job.

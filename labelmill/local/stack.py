@@ -120,7 +120,7 @@ def lock_home(settings: Settings) -> contextlib.ExitStack:
         lock.enter_context(locked_folder(settings.home.resolve(), fcntl.LOCK_EX | fcntl.LOCK_NB))
     except BlockingIOError:
         is_locked = True
-    except OSError:  # whoever needs the folder says what is wrong with it
+    except OSError:  # the first use of the folder reports it
         pass
     if is_locked or broker_answers(settings):  # the file system may have no locks
         lock.close()

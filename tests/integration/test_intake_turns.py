@@ -101,7 +101,7 @@ def test_links_that_never_answer_keep_no_other_project_waiting(
     with home.started("serve", "--listen", "127.0.0.1:0", log=tmp_path / "log"):
         for job_id in slow[:2]:
             until(partial(is_read, ledger, job_id), "the batch is being read")
-        time.sleep(2)
+        time.sleep(2)  # a second batch would have begun by now: a process looks twice a second
         assert [is_read(ledger, job_id) for job_id in slow] == [True] * 2 + [False] * 8
 
         # When another project's image arrives, Then it is taken in within seconds
@@ -155,12 +155,12 @@ def test_if_all_seats_are_taken_projects_take_turns(
     with contextlib.closing(process):
         assert process.begin_next()
         until(lambda: len(web.asked) == 2, "two links have answered")
-        time.sleep(1)
+        time.sleep(1)  # it waits for the third: the time that is checked below
 
         # When a batch of another project waits, Then the seat stays taken for its time
         quick = commit("data:,image", project="b")
         assert not process.begin_next()
-        time.sleep(1)
+        time.sleep(1)  # a turn that is over ends within a second
         assert is_read(ledger, slow)
 
         # And then the first batch gives it up, with what has arrived, and without a counted attempt

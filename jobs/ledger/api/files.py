@@ -59,7 +59,7 @@ def add_file(
 def get_file(connection: Connection, file_id: str, *, project: str | None = None, keep: bool = False) -> File:
     """Return the file; with `keep`, nobody can delete it until this transaction ends.
 
-    Raises NotFound, also if `project` is given and the file is not its own.
+    Raises NotFound; with `project`, even for a file of another project.
     """
     query = sa.select(files).where(files.c.id == file_id)
     if keep:

@@ -153,7 +153,7 @@ def _to_status(row: Row[Any]) -> JobStatus:
 
 
 def job_status(connection: Connection, job_id: str, *, project: str | None = None) -> JobStatus:
-    """Return the status of a job. Raises NotFound, also if `project` is given and the job is not its own."""
+    """Return the status of a job. Raises NotFound; with `project`, even for a job of another project."""
     row = connection.execute(_STATUS_OF, {"job_id": job_id}).one_or_none()
     if row is None or project not in (None, row.project):
         raise no_job(job_id)
