@@ -50,9 +50,11 @@ class Connection(H11Protocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
         if len(self.connections) > MAX_CONNECTIONS:
+            # Without those that others have ended, if several clients come together.
             others = [each for each in self.connections if isinstance(each, Connection) and each is not self]
-            waiting = [each for each in others if each._waits()]
-            if waiting:
+            there = [each for each in others if not each.transport.is_closing()]
+            waiting = [each for each in there if each._waits()]
+            if waiting and len(there) >= MAX_CONNECTIONS:
                 min(waiting, key=lambda each: each._since).transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -283,6 +283,28 @@ def test_slow_clients_do_not_use_up_the_server(
             assert answer.status_code == HTTPStatus.OK
 
 
+@pytest.mark.usefixtures("store")
+def test_clients_that_come_together_are_all_served(
+    settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
+    request = f"GET /v1/batches {HEAD}Authorization: Bearer {key}\r\n\r\n".encode()
+    with (
+        served_locally(settings, timeout_keep_alive=60) as (server, url),
+        contextlib.ExitStack() as stack,
+    ):
+        # Given as many clients that send nothing as there may be connections
+        for _ in range(8):
+            stack.enter_context(connect(url, b""))
+        until(lambda: len(server.server_state.connections) == 8, "the connections are open")
+        # When others come at the same time
+        [loop] = {each.loop for each in server.server_state.connections}
+        loop.call_soon_threadsafe(time.sleep, 0.5)
+        new = [stack.enter_context(connect(url, request)) for _ in range(5)]
+        # Then each ends another one of these
+        assert [each.recv(15) for each in new] == [b"HTTP/1.1 200 OK"] * 5
+
+
 def download(client: httpx.Client, key: str) -> str:
     """Upload a file that fills all buffers of a connection. Return the request for its bytes."""
     file_id = upload(client, bytes(8_000_000)).json()["id"]
