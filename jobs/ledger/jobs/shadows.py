@@ -35,6 +35,7 @@ from jobs.schema import (
     chunks,
     db_now,
     jobs,
+    models,
     predictions,
 )
 
@@ -74,12 +75,17 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
     `share` is 0 to 1. Return the shadow's id, or None if there is no challenger, it cannot be compared with
     the job's model, or no chunk falls into the share. Call it in the transaction that seals the job.
     """
-    model_id = connection.execute(sa.select(jobs.c.model_id).where(jobs.c.id == job_id)).scalar_one()
-    model = get_model(connection, model_id)
-    challenger_id = find_alias(connection, SHADOW, model.dataset)
-    if challenger_id is None or challenger_id == model_id:
+    query = (
+        sa.select(jobs.c.model_id, aliases.c.model_id)
+        .join(models, models.c.id == jobs.c.model_id)
+        .join(aliases, (aliases.c.dataset == models.c.dataset) & (aliases.c.name == SHADOW))
+        .where(jobs.c.id == job_id, aliases.c.model_id != jobs.c.model_id)
+    )
+    found = connection.execute(query).one_or_none()
+    if found is None:
         return None
-    if not comparable(model, get_model(connection, challenger_id)):
+    model_id, challenger_id = found
+    if not comparable(get_model(connection, model_id), get_model(connection, challenger_id)):
         return None
     query = sa.select(chunks.c.id, *PAYLOAD_COLUMNS).where(chunks.c.job_id == job_id)
     rows = connection.execute(query).mappings()
