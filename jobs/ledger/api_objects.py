@@ -76,6 +76,7 @@ def describe_run(run: Any) -> dict[str, Any]:
         "dataset": run.dataset,
         "created_at": seconds(run.requested_at),
         "started_at": seconds(run.started_at),
+        "expected_at": seconds(run.expected_at),
         "finished_at": seconds(run.finished_at),
         "epochs_done": run.epochs_done,
         "model": run.model_id,

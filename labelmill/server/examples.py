@@ -198,6 +198,7 @@ _RUN: Final = {
     "dataset": DATASET,
     "created_at": _CREATED,
     "started_at": _STARTED,
+    "expected_at": _ENDED,
     "finished_at": _ENDED,
     "epochs_done": 12,
     "model": MODEL_ID,

@@ -526,6 +526,7 @@ class RunObject(BaseModel):
     dataset: str = Field(description="the dataset that it trains on")
     created_at: int | None = Field(description="when it was requested")
     started_at: int | None = Field(description="when a trainer claimed it")
+    expected_at: int | None = Field(description="when its last epoch ends at the latest, if that is known")
     finished_at: int | None = Field(description="when it ended")
     epochs_done: int = Field(description="finished epochs")
     model: str | None = Field(description="the model that it produced")
