@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Packages in JavaScript, for tests. Without npm, those tests are skipped.
+NODE   := $(if $(shell command -v npm),tests/node/node_modules)
 
 # MNIST that lies beside the checkout is used where nothing else is set.
 ifneq ($(wildcard ../shared/mnist),)
@@ -21,6 +23,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+tests/node/node_modules: tests/node/package-lock.json
+	npm ci --prefix tests/node --ignore-scripts --no-audit --no-fund --loglevel error
+	touch $@
+
 demo: install
 	@$(BIN)/labelmill demo
 
@@ -29,11 +35,11 @@ demo: install
 PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # The fast level, for every change: tests/levels.py says what belongs to it.
-test: install
+test: install $(NODE)
 	$(PYTEST) --fast
 
 # Everything. The deployment can be tested only if a Docker engine runs.
-test-all: install
+test-all: install $(NODE)
 	$(PYTEST)
 	@if docker info >/dev/null 2>&1; then $(MAKE) test-compose; \
 	else echo "no Docker engine runs here: the tests of the deployment (make test-compose) were left out"; fi
@@ -107,4 +113,4 @@ release: install
 	@echo "dist/ has what to publish; check it with: cd dist && sha256sum --check SHA256SUMS"
 
 clean:
-	rm -rf $(VENV) site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) tests/node/node_modules site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

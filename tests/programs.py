@@ -6,8 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Final
 
 import pytest
+
+#: The packages of npm that tests use.
+NODE: Final = Path(__file__).parent / "node"
 
 
 def need_program(name: str, *, package: str) -> str:
@@ -19,6 +24,15 @@ def need_program(name: str, *, package: str) -> str:
             pytest.fail(told)
         pytest.skip(told)
     return found
+
+
+def run_node(code: str, *arguments: str) -> str:
+    """Run JavaScript that may import what is in `tests/node/package.json`. Return its output."""
+    need_program("npm", package="npm")
+    if not (NODE / "node_modules").exists():
+        pytest.fail("its packages are not installed: run `npm ci` in tests/node")
+    command = ["node", "--input-type=module", "--eval", code, "--", *arguments]
+    return subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def run_python(

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from typing import Final
+
 import httpx
 import openai
 import pytest
 
+from tests.programs import run_node
 from tests.serving import openai_client
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+
+#: What a developer sees of a batch that does not exist, in OpenAI's client for JavaScript.
+_MISSING: Final = """
+import OpenAI from "openai"
+const [baseURL, apiKey, batch] = process.argv.slice(1)
+try {
+  await new OpenAI({ baseURL, apiKey }).batches.retrieve(batch)
+} catch ({ message, code, type }) {
+  console.log(JSON.stringify([message, code, type]))
+}
+"""
 
 
 def test_openais_client_shows_what_is_wrong(api: httpx.Client) -> None:
@@ -23,6 +39,10 @@ def test_openais_client_shows_what_is_wrong(api: httpx.Client) -> None:
     assert (missing.value.code, missing.value.type) == ("not_found", "invalid_request_error")
     assert "limit: Input should be less than or equal to 100" in str(invalid.value)
     assert invalid.value.param == "limit"
+
+    # Its client for JavaScript shows the same
+    shown = json.loads(run_node(_MISSING, f"{url}/v1", key, "06h0w4r0rf0dkckt"))
+    assert shown == [f"404 {detail}", "not_found", "invalid_request_error"]
 
     # What other clients read (RFC 9457) says the same
     problem = api.get("/batches/06h0w4r0rf0dkckt").json()
