@@ -96,11 +96,19 @@ def test_a_file_that_is_no_archive_of_images_fails_the_batch(client: OpenAI) -> 
         client.files.retrieve(uploaded.id)
 
 
-def test_odd_requests_get_the_answers_that_are_described(stack: Home, url: str, tmp_path: Path) -> None:
+def test_odd_requests_get_the_answers_that_are_described(
+    client: OpenAI, stack: Home, url: str, tmp_path: Path
+) -> None:
+    # Given files and batches of one project
+    create(client, client.files.create(file=("letter.png", b"Dear Sir or Madam"), purpose="batch").id)
+    before = everything(client)
+    # When a key of another project sends odd requests
+    stack.ok("projects", "create", "odd")
+    key = make_key(stack, "admin", "--project", "odd")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
-            *("--header", f"Authorization: Bearer {make_key(stack, 'admin')}"),
+            *("--header", f"Authorization: Bearer {key}"),
             *("--checks", "all", "--max-examples", "30", "--seed", "1"),
             *("--request-timeout", "60", "--no-color"),
         ],
@@ -110,7 +118,16 @@ def test_odd_requests_get_the_answers_that_are_described(stack: Home, url: str, 
         timeout=5 * COMMAND_SECONDS,
         check=False,
     )
+    # Then each gets an answer that is described
     assert done.returncode == 0, done.stdout
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
     assert found is not None, done.stdout
     assert int(found[1]) == int(found[2]) >= 2_000
+    # and nothing of the first project has changed
+    assert everything(client) == before
+
+
+def everything(client: OpenAI) -> tuple[set[tuple[str, str]], set[str]]:
+    """Return the batches with their states, and the files of the client's project."""
+    batches = {(each.id, finished(client, each).status) for each in client.batches.list(limit=100)}
+    return batches, {each.id for each in client.files.list(limit=100)}
