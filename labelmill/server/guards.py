@@ -26,7 +26,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger.api.keys import ApiKey, digest_of
 from jobs.settings import Settings
 from labelmill.server.access import Keys, check_place
-from labelmill.server.connections import HEALTH_PATHS, MAX_CONNECTIONS
+from labelmill.server.connections import HEALTH_PATHS
 from labelmill.server.problems import ApiError, ProblemCode, answer_to
 from labelmill.server.usage import address_of
 
@@ -48,9 +48,9 @@ _BODY_SECONDS: Final = 30.0
 #: The header `Host`: an IPv6 address in brackets, or another address or name; and perhaps a port.
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::\d*)?")
 
-#: Requests without a valid key, per client address. The burst lets each connection begin with a new key.
+#: Requests without a valid key, per client address. The burst lets many clients begin with a new key.
 _STRANGERS_PER_SECOND: Final = 1
-_STRANGERS: Final = MAX_CONNECTIONS
+_STRANGERS: Final = 128
 
 #: Requests with one key at the same time: fewer than there are threads, and far fewer than connections.
 _MAX_REQUESTS: Final = 20
