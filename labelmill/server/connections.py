@@ -12,8 +12,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from labelmill.server.problems import ProblemCode, problem
 
-#: More connections than these are ended, or answered with 503. Clients that come together need room: until their
-#: requests are read, nothing distinguishes them from clients that send nothing.
+#: More connections than these are ended, or answered with 503. Clients that come together need room: until
+#: their requests are read, nothing distinguishes them from clients that send nothing.
 MAX_CONNECTIONS: Final = 256
 
 #: The paths that are answered even then. Orchestrators ask there whether the server works.

@@ -34,6 +34,16 @@ _COPIED: Final = (
 VERSION: Final = metadata.version("labelmill")
 NEWER: Final = "99.0.0"
 
+#: The name of the container that `Deployment.tarpit` runs.
+TARPIT: Final = "tarpit"
+
+_ACCEPT: Final = """
+import socket
+server, held = socket.create_server(("", 8080), backlog=1000), []
+while True:
+    held.append(server.accept())
+"""
+
 #: How long an image may take to build: the packages of a worker are 2 GB.
 BUILD_SECONDS: Final = 1500
 
@@ -90,6 +100,8 @@ class Deployment:
             "LABELMILL_LEASE_SECONDS": "20",
             "LABELMILL_CHUNK_IMAGES": "500",
             "LABELMILL_PROCESSES": "2",
+            # A container that accepts connections and never answers.
+            "LABELMILL_PRIVATE_HOSTS": TARPIT,
         }
 
     # ---- commands ---------------------------------------------------------------------------------------
@@ -180,6 +192,11 @@ class Deployment:
         """`labelmill ...` in a container, at work beside the test."""
         run = ("docker", "compose", "run", "--rm", "--no-TTY", "--entrypoint", entrypoint)
         return self._start(*run, "producer", *arguments, stdout=subprocess.PIPE)
+
+    def tarpit(self) -> subprocess.Popen[str]:
+        """Start a container that accepts connections and never answers: `http://tarpit:8080`."""
+        run = ("docker", "compose", "run", "--rm", "--no-TTY", "--name", TARPIT, "--entrypoint", "python")
+        return self._start(*run, "producer", "-c", _ACCEPT)
 
     def ask(self, statement: str) -> list[list[str]]:
         """Rows of the ledger."""

@@ -25,9 +25,10 @@ import pytest
 from openai import OpenAI
 
 from jobs.ledger.database import REVISION
-from tests.compose.deployment import BUILD_SECONDS, NEWER, VERSION, Container, Deployment, docker
+from tests.compose.deployment import BUILD_SECONDS, NEWER, TARPIT, VERSION, Container, Deployment, docker
 from tests.console import stop, until, write_digits
 from tests.digits import read_digits
+from tests.neighbours import attacked, health_checked, work
 from worker.children import MANY_DEATHS
 
 #: MNIST's test images.
@@ -46,6 +47,12 @@ OUTAGE_SECONDS: Final = 120
 WORK_LINE: Final = re.compile(
     r'"logger": "(worker.predicting.telemetry|celery.app.trace|celery.worker.strategy)"|missing wake-ups'
 )
+
+#: How long one project attacks while another one works.
+NOISE_SECONDS: Final = 120
+
+#: Bytes of memory that the API needs at most. Its container has room for four times as many.
+API_MEMORY: Final = 512 * 1024 * 1024
 
 #: A day's job has 70,000 images.
 DAY_COPIES: Final = 7
@@ -424,6 +431,46 @@ def test_a_flood_of_silent_clients_keeps_nobody_out(deployment: Deployment) -> N
         stop(flood, seconds=60)
 
 
+def test_a_noisy_neighbour_keeps_nobody_waiting(deployment: Deployment, images: Path) -> None:
+    # Given two projects, one of which has 100,000 images at the highest priority
+    keys = {}
+    for project in ("noisy", "quiet"):
+        deployment.labelmill("projects", "create", project)
+        create = ("keys", "create", project, "--project", project)
+        keys[project] = deployment.labelmill(*create).stdout.strip()
+    url = f"http://{deployment.compose('port', 'api', '8000').stdout.strip()}"
+    image = next(images.rglob("*.png"))
+    many = deployment.start("submit", *["/images"] * COPIES, "--project", "noisy", "--priority", "100")
+    tarpit = deployment.tarpit()
+    try:
+        until(lambda: in_work(deployment), "its images are being classified", seconds=120)
+        # When it does all that one key can do
+        noisy = attacked(url, keys["noisy"], f"http://{TARPIT}:8080", image)
+        with noisy as attacks, health_checked(url) as health:
+            quiet = work(url, keys["quiet"], image.read_bytes(), seconds=NOISE_SECONDS)
+        # Then each image of the other project gets its label, nearly as quickly as ever
+        memory = peak_memory(deployment, "api")
+        print(f"\n{quiet}; health: {health}; {attacks}; {memory:,} bytes")  # noqa: T201 -- for who reads the run
+        assert quiet.failed == []
+        assert quiet.quantile(0.99) < 3
+        # and the server says that it works, in bounded memory
+        assert health.failed == []
+        assert health.quantile(0.99) < 1
+        assert all(attacks.values()), attacks
+        assert memory < API_MEMORY
+    finally:
+        stop(many, seconds=60)
+        stop(tarpit, seconds=60)
+
+
+def peak_memory(deployment: Deployment, service: str) -> int:
+    """Return the most bytes that the container of a service has had in memory, without its files' cache."""
+    [container] = deployment.containers(service)
+    statuses = deployment.compose("exec", "--no-TTY", service, "sh", "-c", "cat /proc/[0-9]*/status").stdout
+    assert not container.inspected["State"]["OOMKilled"]
+    return sum(int(kib) * 1024 for kib in re.findall(r"^VmHWM:\s+(\d+) kB$", statuses, re.MULTILINE))
+
+
 def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment) -> None:
     secrets = [
         (deployment.folder / "secrets" / f"{name}_password").read_text()
@@ -468,6 +515,7 @@ def test_without_its_password_nobody_is_let_in(deployment: Deployment, program: 
         ("labelmill_reader", "DELETE FROM later", "permission denied"),
         ("labelmill_reader", "SELECT secret FROM webhook_endpoints", "permission denied"),
         ("labelmill", "SELECT secret FROM webhook_endpoints", None),
+        ("labelmill_reader", "SELECT urls FROM batch_urls", "permission denied"),
         ("labelmill_reader", "CREATE TEMPORARY TABLE mine (id int)", "permission denied"),
         ("labelmill_owner", "CREATE ROLE another", "permission denied"),
     ],
