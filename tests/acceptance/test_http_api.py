@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import openai
 import pytest
@@ -96,12 +96,20 @@ def test_a_file_that_is_no_archive_of_images_fails_the_batch(client: OpenAI) -> 
         client.files.retrieve(uploaded.id)
 
 
+#: Besides what schemathesis expects: whether a range can be satisfied depends on the file's length.
+_EXPECTED: Final = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "416", "429", "5xx"]
+"""
+
+
 def test_odd_requests_get_the_answers_that_are_described(
     client: OpenAI, stack: Home, url: str, tmp_path: Path
 ) -> None:
     # Given files and batches of one project
     create(client, client.files.create(file=("letter.png", b"Dear Sir or Madam"), purpose="batch").id)
     before = everything(client)
+    (tmp_path / "schemathesis.toml").write_text(_EXPECTED)
     # When a key of another project sends odd requests
     stack.ok("projects", "create", "odd")
     key = make_key(stack, "admin", "--project", "odd")
