@@ -44,8 +44,8 @@ from jobs.network.references import Roots
 from jobs.options import JobOptions
 from jobs.schema import JobState
 from labelmill.client.purging import Purge
-from labelmill.server.access import Session, SubmitSession
-from labelmill.server.events import SharedReading
+from labelmill.server.access import KeyNeeded, Session, SubmitSession
+from labelmill.server.events import reading_of
 from labelmill.server.files import id_in, require_store
 from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.schemas import (
@@ -152,11 +152,11 @@ def list_batches(
 
 
 @router.get("/{batch_id}")
-async def show_batch(batch_id: str, reading: SharedReading) -> BatchObject:  # noqa: ARG001
+async def show_batch(batch_id: str, request: Request, _: KeyNeeded) -> BatchObject:
     """Show a batch: its status, and how many of its images are done. The beginning of its id is enough."""
     # Async: FastAPI serializes the answer of any other function in a second thread, and this is the most
     # frequent request.
-    return await reading.latest()
+    return await reading_of(request, batch_id).latest()
 
 
 @router.delete("/{batch_id}", name="delete_batch")

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Annotated, Final
 from weakref import WeakValueDictionary
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
@@ -65,14 +65,13 @@ class Readings:
         return found
 
 
-async def _reading(request: Request, batch_id: str, _: KeyNeeded) -> Reading[BatchObject]:
-    """Return the reading of the batch in the path. Every key may read."""
+def reading_of(request: Request, batch_id: str) -> Reading[BatchObject]:
+    """Return the reading of a batch of the request's project.
+
+    For requests that only read a batch: a session would cost a short one a twelfth of its time.
+    """
     readings: Readings = request.app.state.readings
     return readings.of(request.state.key.project, batch_id)
-
-
-#: For requests that only read a batch: a session would cost a short one a twelfth of its time.
-SharedReading = Annotated[Reading[BatchObject], Depends(_reading)]
 
 
 async def _events(
@@ -106,9 +105,9 @@ async def _events(
     },
 )
 async def follow_batch(
-    batch_id: str,  # noqa: ARG001 -- the reading takes it
-    reading: SharedReading,
+    batch_id: str,
     request: Request,
+    _: KeyNeeded,
     last_event_id: Annotated[
         str | None,
         Header(
@@ -124,6 +123,7 @@ async def follow_batch(
     The data is the batch. A client that connects again with `Last-Event-ID` is not sent that state again; if
     it was the last one, the answer is 204.
     """
+    reading = reading_of(request, batch_id)
     batch = await reading.latest(max_age=_POLL_SECONDS)
     if batch.ended and last_event_id == _state_of(batch):
         return Response(status_code=HTTPStatus.NO_CONTENT)
