@@ -94,6 +94,9 @@ class Deployment:
         self._environment = os.environ | {
             "COMPOSE_PROJECT_NAME": "labelmill-test",
             "COMPOSE_PROGRESS": "plain",
+            # Built together, images that share stages may fail with "inconsistent graph state"
+            # (moby/buildkit#2303).
+            "COMPOSE_PARALLEL_LIMIT": "1",
             # Any that is free: another deployment may be up on this machine.
             **{f"{name}_PORT": "0" for name in ("API", "METRICS", "PROMETHEUS", "GRAFANA")},
             # A worker that vanished is noticed after a lease.
