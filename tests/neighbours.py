@@ -72,7 +72,7 @@ class Neighbour:
 
     def _cancel_all(self) -> None:
         with self._client() as client:
-            for state in ("receiving", "running"):
+            for state in ("receiving", "running") * 5:
                 found = client.get("/batches", params={"state": state, "limit": 100}).json()
                 for each in found["data"]:
                     client.post(f"/batches/{each['id']}/cancel")

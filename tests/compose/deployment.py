@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -196,10 +197,14 @@ class Deployment:
         run = ("docker", "compose", "run", "--rm", "--no-TTY", "--entrypoint", entrypoint)
         return self._start(*run, "producer", *arguments, stdout=subprocess.PIPE)
 
-    def tarpit(self) -> subprocess.Popen[str]:
-        """Start a container that accepts connections and never answers: `http://tarpit:8080`."""
-        run = ("docker", "compose", "run", "--rm", "--no-TTY", "--name", TARPIT, "--entrypoint", "python")
-        return self._start(*run, "producer", "-c", _ACCEPT)
+    @contextmanager
+    def tarpit(self) -> Iterator[None]:
+        """Run a container that accepts connections and never answers: `http://tarpit:8080`."""
+        self.compose("run", "--detach", "--name", TARPIT, "--entrypoint", "python", "producer", "-c", _ACCEPT)
+        try:
+            yield
+        finally:
+            docker("rm", "--force", TARPIT)
 
     def ask(self, statement: str) -> list[list[str]]:
         """Rows of the ledger."""

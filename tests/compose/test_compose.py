@@ -441,12 +441,11 @@ def test_a_noisy_neighbour_keeps_nobody_waiting(deployment: Deployment, images: 
     url = f"http://{deployment.compose('port', 'api', '8000').stdout.strip()}"
     image = next(images.rglob("*.png"))
     many = deployment.start("submit", *["/images"] * COPIES, "--project", "noisy", "--priority", "100")
-    tarpit = deployment.tarpit()
     try:
         until(lambda: in_work(deployment), "its images are being classified", seconds=120)
         # When it does all that one key can do
         noisy = attacked(url, keys["noisy"], f"http://{TARPIT}:8080", image)
-        with noisy as attacks, health_checked(url) as health:
+        with deployment.tarpit(), noisy as attacks, health_checked(url) as health:
             quiet = work(url, keys["quiet"], image.read_bytes(), seconds=NOISE_SECONDS)
         # Then each image of the other project gets its label, nearly as quickly as ever
         memory = peak_memory(deployment, "api")
@@ -460,7 +459,6 @@ def test_a_noisy_neighbour_keeps_nobody_waiting(deployment: Deployment, images: 
         assert memory < API_MEMORY
     finally:
         stop(many, seconds=60)
-        stop(tarpit, seconds=60)
 
 
 def peak_memory(deployment: Deployment, service: str) -> int:
@@ -760,7 +758,7 @@ def ids(deployment: Deployment, *services: str) -> list[str]:
 
 def listed_jobs(deployment: Deployment) -> list[dict[str, object]]:
     """All that is known of the jobs, but for when it was asked."""
-    return [{**job, "read_at": None} for job in deployment.told("jobs")]
+    return [{**job, "read_at": None} for job in deployment.told("jobs", "--limit", "1000")]
 
 
 def on_network(deployment: Deployment, name: str) -> set[str]:
