@@ -1,4 +1,4 @@
-"""A project that does to the HTTP API all that one key can do, and a project that works beside it."""
+"""A project that does to the HTTP API all that one key can do, and a project that works alongside it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.serving import connect
 
 #: Connections that send or accept nothing.
 SLOW_CLIENTS: Final = 64
@@ -72,7 +73,7 @@ class Neighbour:
 
     def _cancel_all(self) -> None:
         with self._client() as client:
-            for state in ("receiving", "running") * 5:
+            for state in ("receiving", "running") * 5:  # more than a page may be open
                 found = client.get("/batches", params={"state": state, "limit": 100}).json()
                 for each in found["data"]:
                     client.post(f"/batches/{each['id']}/cancel")
@@ -155,10 +156,8 @@ class Neighbour:
         )
         chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
         for _ in range(20):
-            address = urlsplit(self.url)
-            opened = socket.create_connection((address.hostname, address.port), timeout=10)
-            with opened as connection, suppress(OSError):
-                connection.sendall(head.encode() + chunk * 31)
+            with suppress(OSError), connect(self.url, head.encode() + chunk * 31):
+                pass
 
     def pack_rows(self, client: httpx.Client) -> None:
         """Upload a small Parquet file of long strings."""
@@ -184,12 +183,10 @@ class Neighbour:
         self._hold(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 30, b"")
 
     def _hold(self, begin: bytes, more: bytes) -> None:
-        address = urlsplit(self.url)
         held: list[socket.socket] = []
         try:
             for _ in range(SLOW_CLIENTS):
-                held.append(socket.create_connection((address.hostname, address.port), timeout=10))
-                held[-1].sendall(begin)
+                held.append(connect(self.url, begin))
             while held and not self.ended.wait(1):
                 for each in list(held):
                     try:
@@ -241,7 +238,7 @@ def work(url: str, key: str, image: bytes, *, seconds: float) -> Measured:
             if answer.is_success:
                 answer = client.post("/batches", json={"input_file_id": answer.json()["id"]})
             while answer.is_success and answer.json()["status"] in ("validating", "in_progress"):
-                time.sleep(0.05)
+                time.sleep(0.05)  # as a client that polls
                 answer = client.get(f"/batches/{answer.json()['id']}")
             if not answer.is_success or answer.json()["status"] != "completed":
                 found.failed.append((answer.status_code, answer.text))

@@ -112,7 +112,7 @@ def test_up_says_who_has_its_port_and_moves_to_no_other(home: Home) -> None:
             stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
             who += f"{os.getpid()}) listens there"
 
-        # when a stack starts, then it says who has the port, and what to type
+        # When a stack starts, then it says which process has the port, and which other port to name
         up = home.run("up")
     assert up.returncode == 2
     assert "Cannot listen on 127.0.0.1:8000: " in up.stderr
