@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 from labelmill.labels.reviewing import Review
-from labelmill.reporting.model_page import render_template
+from labelmill.reporting.rendering import render_template
 
 
 def render_contact_sheet(review: Review) -> str:

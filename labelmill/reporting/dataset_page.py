@@ -22,7 +22,7 @@ from jobs.storage.dataset_list import DatasetImage, Manifest, read_manifest
 from jobs.storage.payloads import Content, read_payload
 from jobs.storage.store import Store
 from labelmill.datasets.describing import found_lines, modes_line, sizes_line
-from labelmill.reporting.model_page import render_template
+from labelmill.reporting.rendering import render_template
 from worker.predicting.decode import decode
 
 #: Images of one class on the contact sheet, and of all classes together: about 2 MB.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jobs.models.evaluation import Mistake
 from labelmill.labels.labelled_jobs import LabelledEvaluation
 from labelmill.reporting import report_rows as tables
-from labelmill.reporting.model_page import render_template
+from labelmill.reporting.rendering import render_template
 
 
 def render_labelled(job_id: str, found: LabelledEvaluation, thumbnails: Mapping[int, bytes]) -> str:

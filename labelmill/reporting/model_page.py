@@ -6,55 +6,23 @@ Jinja escapes everything that comes from the data. `model.html` is the template;
 
 from __future__ import annotations
 
-import json
-import math
-from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.ledger.learning.models import StoredEvaluation
 from jobs.models.dataset import describe_version
-from jobs.models.evaluation import Evaluation
 from jobs.models.promotion import LIVE_SET, TEST_SET
-from labelmill.console.terminal import format_duration
 from labelmill.reporting import charts
 from labelmill.reporting import report_rows as tables
+from labelmill.reporting.rendering import render_template
 from labelmill.reporting.report_data import Report
 
 #: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
 _SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
 
 
-# A no-break space.
-_NO_BREAK_SPACE: Final = "\u00a0"
-
-
 def render(report: Report) -> str:
     """Return the page as HTML."""
     return render_template("model.html", report=report, **_template_values(report))
-
-
-def render_template(name: str, **values: Any) -> str:
-    """Return a template of this folder as HTML, with these values escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # for every template, whatever its name ends with
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "points": points,
-        "interval": interval,
-        "moment": moment,
-        "duration": format_duration,
-        "setting": setting,
-        "p_value": p_value,
-    }
-    return environment.get_template(name).render(**values)
 
 
 def _template_values(report: Report) -> dict[str, Any]:
@@ -133,45 +101,3 @@ def _compared_models(report: Report) -> list[tuple[str, charts.Style, Any]]:
         name = "champion" if report.rival.is_champion else "champion before"
         drawn.insert(0, (name, "theirs", report.rival.evaluation))
     return drawn
-
-
-# ---- how values are written ---------------------------------------------------------------------------
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    """Return a share (0 to 1) as percent; a dash if it is None."""
-    return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK_SPACE}%"
-
-
-def interval(evaluation: Evaluation) -> str:
-    """Return the confidence interval of the accuracy, as percent."""
-    return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK_SPACE}%"
-
-
-def points(difference: float) -> str:
-    """Return the difference of two shares in percentage points, with its sign."""
-    rounded = round(100 * difference, 2)
-    return "±0.00" if not rounded else f"{rounded:+.2f}".replace("-", "−")
-
-
-def moment(when: datetime | None) -> str:
-    """Return a time to the minute, in UTC; a dash if it is None."""
-    return "–" if when is None else when.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def setting(value: Any) -> str:
-    """Return a value of a recipe as text."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {setting(below)}" for name, below in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def p_value(p: float) -> str:
-    """Return a p-value as text; very small values become a bound."""
-    return "below 0.0001" if p < 0.0001 else f"{p:.4f}"
