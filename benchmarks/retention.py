@@ -18,7 +18,8 @@ from benchmarks.harness.model import make_champion
 from benchmarks.harness.report import RESULTS, milliseconds, say_milliseconds, seconds_of, write_result
 from benchmarks.harness.setup import Json, Setup, WorkDir, prepare, run
 from jobs.ids import new_id
-from jobs.ledger.jobs.queries import Filter, page_of_predictions
+from jobs.ledger.jobs.filters import Filter
+from jobs.ledger.jobs.queries import page_of_predictions
 from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.client.purging import Purge

@@ -646,6 +646,16 @@ api_keys = Table(
     info={"doc": "one row per key of the HTTP API; only the key's SHA-256 is stored"},
 )
 
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True, doc="SHA-256 of the browser's cookie, or of the link"),
+    Column("key_id", ForeignKey("api_keys.id"), nullable=False, doc="the key with which it was begun"),
+    Column("is_link", Boolean, nullable=False, doc="whether it is a link with which one session can begin"),
+    Column("expires_at", UtcTime, nullable=False, doc="when it ends"),
+    info={"doc": "one row per browser that is signed in to the pages, and per unused link for signing in"},
+)
+
 audit = Table(
     "audit",
     metadata,
@@ -735,6 +745,9 @@ PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
 #: The primary key is the last guard against a second outcome of an image. A foreign key would be checked for
 #: every row, and rows are only written by a worker that holds the chunk. On PostgreSQL they are in partitions
 #: (`jobs.ledger.partitions`).
+#: Labels with a confidence below this are unsure: an index has them in order.
+UNSURE: Final = 0.9
+
 predictions = Table(
     "predictions",
     metadata,
@@ -754,6 +767,23 @@ predictions = Table(
             "the `top_k` most probable classes as JSON; null if the job has no `top_k` or there is an error: "
             '`[{"label", "confidence"}, ...]`'
         ),
+    ),
+    # For the pages: the least sure images first, and the images with an error. Both are few.
+    Index(
+        "ix_predictions_unsure",
+        "job_id",
+        "confidence",
+        "index",
+        postgresql_where=text(f"confidence < {UNSURE}"),
+        sqlite_where=text(f"confidence < {UNSURE}"),
+    ),
+    Index(
+        "ix_predictions_errors",
+        "job_id",
+        "error",
+        "index",
+        postgresql_where=text("error IS NOT NULL"),
+        sqlite_where=text("error IS NOT NULL"),
     ),
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (job_id)",

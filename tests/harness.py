@@ -21,8 +21,9 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.filters import Filter
 from jobs.ledger.jobs.outcomes import Prediction
-from jobs.ledger.jobs.queries import Filter, JobStatus, job_status, stream_predictions
+from jobs.ledger.jobs.queries import JobStatus, job_status, stream_predictions
 from jobs.ledger.jobs.submission import (
     DEFAULT_PRIORITY,
     SMALL_JOB_PRIORITY,

@@ -12,10 +12,10 @@ from jobs.errors import Conflict
 from jobs.ledger.api.batches import repeat_batch
 from jobs.ledger.api.projects import check_project
 from jobs.ledger.jobs.control import end_job, pause_job, resume_job
+from jobs.ledger.jobs.filters import Filter, FilterKeywords
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import (
     PAGE_ROWS,
-    Filter,
     JobStatus,
     full_id,
     job_status,
@@ -210,15 +210,7 @@ class JobMethods(Installation):
 
     @accept_numpy_numbers
     def predictions(
-        self,
-        job_id: str,
-        *,
-        label: str | None = None,
-        below: float | None = None,
-        errors: bool = False,
-        name: str | None = None,
-        after: int = -1,
-        limit: int | None = None,
+        self, job_id: str, *, after: int = -1, limit: int | None = None, **conditions: Unpack[FilterKeywords]
     ) -> Iterator[Prediction]:
         """Yield the job's predictions in index order, reading the ledger one page at a time.
 
@@ -226,19 +218,24 @@ class JobMethods(Installation):
 
         - `label`: only images with this label.
         - `below`: only labels with a confidence (0 to 1) below this.
+        - `at_least`: only labels with this confidence or more.
         - `errors`: only images that got an error.
+        - `error`: only images with this error code.
         - `name`: only images whose whole name matches this glob.
+        - `truth`: only images of this true class: that of their correction, otherwise their folder's name.
+        - `mistakes`: only images whose label is not their true class, if that is a class of the model.
         - `after`: only images with an index above this.
         - `limit`: at most this many.
 
-        Raises NotFound if the job does not exist; UserError if `label` is not a class of the job's model;
-        Conflict, at the end, if the job was purged meanwhile and predictions are therefore missing.
+        Raises NotFound if the job does not exist; UserError if `label` or `truth` is not a class of the job's
+        model; Conflict, at the end, if the job was purged meanwhile and predictions are therefore missing.
         """
         with self.ledger.reading() as connection:
-            status = job_status(connection, job_id)
-            if label is not None:
-                get_model(connection, status.model).check_class(label)
-        wanted = Filter(label=label, below=below, errors=errors, name=name)
+            model = get_model(connection, job_status(connection, job_id).model)
+        for name in ("label", "truth"):
+            if (label := conditions.get(name)) is not None:
+                model.check_class(str(label))
+        wanted = Filter(**conditions, classes=tuple(model.classes))
         return stream_predictions(self.ledger, job_id, wanted, after=after, limit=limit)
 
     def evaluate_job(

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from jobs.errors import NotFound, Unavailable, UserError
 from jobs.ids import id_range, is_id, new_id
+from jobs.ledger.jobs.filters import FilterKeywords
 from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction
 from jobs.ledger.jobs.queries import JobStatus, no_job
 from jobs.ledger.learning.corrections import Correction
@@ -244,21 +245,14 @@ class RemoteClient(CommonMethods):
 
     @accept_numpy_numbers
     def predictions(
-        self,
-        job_id: str,
-        *,
-        label: str | None = None,
-        below: float | None = None,
-        errors: bool = False,
-        name: str | None = None,
-        after: int = -1,
-        limit: int | None = None,
+        self, job_id: str, *, after: int = -1, limit: int | None = None, **conditions: Unpack[FilterKeywords]
     ) -> Iterator[Prediction]:
         """Yield the job's predictions in index order, reading one page at a time.
 
         The conditions and errors are those of `Client.predictions`.
         """
-        query = {"label": label, "below": below, "name": name, "errors": "true" if errors else None}
+        # A flag is sent only if it is set.
+        query = {name: "true" if value is True else value or None for name, value in conditions.items()}
 
         def page(after: int, left: int | None) -> list[Prediction]:
             size = _PAGE_RESULTS if left is None else min(_PAGE_RESULTS, left)

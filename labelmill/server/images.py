@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from jobs.errors import ErrorCode, ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
@@ -23,7 +23,10 @@ from worker.predicting.validation import HEAD_BYTES, decoded_format
 router = APIRouter(tags=["images and labels"])
 
 #: Pixels of the longer side of a thumbnail.
-_SIDE: Final = 128
+_SIDES: Final = {"small": 128, "large": 1024}
+
+#: An image of a batch never changes. Only the person who has read it may keep it.
+_CACHED: Final = {"Cache-Control": "private, max-age=3600, immutable"}
 
 #: Larger images have no thumbnail, except JPEGs, which are decoded at an eighth of their size: each pixel
 #: takes up to 20 bytes.
@@ -55,11 +58,19 @@ def read_image(batch_id: str, index: Index, session: SubmitSession) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/webp": {"schema": BINARY}}}},
 )
-async def read_thumbnail(batch_id: str, index: Index, session: SubmitSession) -> Response:
+async def read_thumbnail(
+    batch_id: str,
+    index: Index,
+    session: SubmitSession,
+    size: Annotated[
+        Literal["small", "large"], Query(description="the longer side: 128 pixels, or at most 1,024")
+    ] = "small",
+) -> Response:
     """Return an image as a small WebP. If the image got an error, the answer has its code."""
     # One at a time, because this takes the most memory and time. Requests that wait hold no thread.
-    content = await to_thread.run_sync(_thumbnail, session, batch_id, index, limiter=_one_at_a_time)
-    return Response(content, media_type="image/webp")
+    side = _SIDES[size]
+    content = await to_thread.run_sync(_thumbnail, session, batch_id, index, side, limiter=_one_at_a_time)
+    return Response(content, media_type="image/webp", headers=_CACHED)
 
 
 @router.put("/batches/{batch_id}/images/{index}/label")
@@ -91,7 +102,7 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     return Listing(data=list(map(CorrectionObject.of, corrections)))
 
 
-def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
+def _thumbnail(session: Session, batch_id: str, index: int, side: int) -> bytes:
     """Return an image as a small WebP. Raises NotFound, and ApiError if it cannot be decoded here."""
     client = session.client
     found_id(session, batch_id)
@@ -109,7 +120,7 @@ def _thumbnail(session: Session, batch_id: str, index: int) -> bytes:
         if decoded_format(content[:HEAD_BYTES]) != "JPEG":
             max_pixels = min(max_pixels, _MAX_PIXELS)
         try:
-            return thumbnail(content, _SIDE, replace(limits, max_pixels=max_pixels), "WEBP")
+            return thumbnail(content, side, replace(limits, max_pixels=max_pixels), "WEBP")
         except ImageError as error:
             raise _no_thumbnail(error.code, error.detail) from None
     raise _no_image(batch_id, index)

@@ -8,7 +8,7 @@ from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
 from itertools import chain
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
@@ -66,6 +66,9 @@ STREAMS: Final[dict[str, Callable[[Iterable[Prediction]], Iterator[bytes]]]] = {
     PARQUET: stream_parquet,
 }
 
+#: The media types of downloads.
+_DOWNLOADS: Final = {"csv": "text/csv", "jsonl": "application/jsonl", "parquet": PARQUET}
+
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     HTTPStatus.OK: {
         "description": "The results so far",
@@ -91,11 +94,29 @@ def list_results(
     below: Annotated[
         float | None, Query(ge=0, le=1, description="only labels with a confidence below this")
     ] = None,
+    at_least: Annotated[
+        float | None, Query(ge=0, le=1, description="only labels with this confidence or more")
+    ] = None,
     errors: Annotated[bool, Query(description="only images with an error")] = False,
+    error: Annotated[
+        str | None, Query(max_length=32, pattern=NO_NUL, description="only images with this error code")
+    ] = None,
     name: Annotated[
         str | None,
         Query(max_length=MAX_GLOB_LENGTH, pattern=NO_NUL, description="only names that match this glob"),
     ] = None,
+    truth: Annotated[
+        str | None,
+        Query(
+            max_length=1024,
+            pattern=NO_NUL,
+            description="only images of this true class: that of their correction, otherwise their folder",
+        ),
+    ] = None,
+    mistakes: Annotated[
+        bool,
+        Query(description="only images whose label is not their true class"),
+    ] = False,
     after: Annotated[
         int, Query(ge=-1, le=MAX_NUMBER, examples=[99], description="continue after this index")
     ] = -1,
@@ -103,13 +124,22 @@ def list_results(
     spreadsheet: Annotated[
         bool, Query(description="CSV, escaped for spreadsheets: names then differ")
     ] = False,
+    format: Annotated[  # noqa: A002
+        Literal["csv", "jsonl", "parquet"] | None,
+        Query(description="download a file in this format, whatever `Accept` names"),
+    ] = None,
 ) -> Response:
     """Return the results so far, in the order of the images, in the format that `Accept` names.
 
     With `limit`, return a page; the header `Link` names the next one. Without it, JSON has a page of 100
     results, and JSON lines, CSV and Parquet have all.
     """
-    media_type = choose_media_type(request.headers.get("accept"), csv_only=spreadsheet)
+    headers = {}
+    accept = request.headers.get("accept")
+    if format is not None:
+        accept = _DOWNLOADS[format]
+        headers["Content-Disposition"] = f'attachment; filename="{batch_id}.{format}"'
+    media_type = choose_media_type(accept, csv_only=spreadsheet)
     stream = STREAMS.get(media_type)
     if spreadsheet:
         stream = partial(stream_csv, escape=spreadsheet_text)
@@ -120,15 +150,18 @@ def list_results(
             found_id(session, batch_id),
             label=label,
             below=below,
+            at_least=at_least,
             errors=errors,
+            error=error,
             name=name,
+            truth=truth,
+            mistakes=mistakes,
             after=after,
             limit=limit,
         )
         if stream is not None and limit is None:
-            return StreamingResponse(begun(stream(predictions)), media_type=media_type)
+            return StreamingResponse(begun(stream(predictions)), media_type=media_type, headers=headers)
         found = list(predictions)
-    headers = {}
     if len(found) == limit:
         query = {**request.query_params, "after": found[-1].index, "limit": limit}
         headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'

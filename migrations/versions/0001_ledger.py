@@ -391,6 +391,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("old_digest", name="uq_api_keys_old_digest"),
     )
     op.create_table(
+        "sessions",
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("key_id", ID, nullable=False),
+        sa.Column("is_link", sa.Boolean(), nullable=False),
+        sa.Column("expires_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name="fk_sessions_key_id"),
+        sa.PrimaryKeyConstraint("digest", name="pk_sessions"),
+    )
+    op.create_table(
         "audit",
         sa.Column("id", ID, nullable=False),
         sa.Column("key_id", ID),
@@ -470,6 +479,13 @@ def upgrade() -> None:
         postgresql_partition_by="RANGE (job_id)",
         sqlite_with_rowid=False,
     )
+    for name, column, rows in (
+        ("ix_predictions_unsure", "confidence", "confidence < 0.9"),
+        ("ix_predictions_errors", "error", "error IS NOT NULL"),
+    ):
+        where = sa.text(rows)
+        columns = ["job_id", column, "index"]
+        op.create_index(name, "predictions", columns, postgresql_where=where, sqlite_where=where)
     op.create_table(
         "locks",
         sa.Column("name", sa.String(64), nullable=False),

@@ -16,7 +16,8 @@ from jobs import ids
 from jobs.errors import Unavailable
 from jobs.ids import id_seconds
 from jobs.ledger import Ledger
-from jobs.ledger.jobs.queries import Filter, page_of_predictions
+from jobs.ledger.jobs.filters import Filter
+from jobs.ledger.jobs.queries import page_of_predictions
 from jobs.ledger.partitions import Partition, empty_partition, partitions
 from jobs.schema import jobs, predictions
 from labelmill.client.migrating import upgrade

@@ -15,7 +15,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs import queries as progress
 from jobs.ledger.jobs.control import end_job
-from jobs.ledger.jobs.queries import Filter, job_status, stream_predictions
+from jobs.ledger.jobs.filters import Filter
+from jobs.ledger.jobs.queries import job_status, stream_predictions
 from jobs.ledger.maintenance import delete_job
 from jobs.schema import JOB_PLACES, ChunkState, JobState, chunks, corrections, db_now, jobs, metadata
 from jobs.settings import Settings

@@ -14,8 +14,9 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.jobs import queries as progress
 from jobs.ledger.jobs.control import end_job, pause_job
+from jobs.ledger.jobs.filters import Filter
 from jobs.ledger.jobs.outcomes import Prediction
-from jobs.ledger.jobs.queries import Filter, job_status, latest_jobs, page_of_predictions, stream_predictions
+from jobs.ledger.jobs.queries import job_status, latest_jobs, page_of_predictions, stream_predictions
 from jobs.schema import JobState, db_now, jobs, predictions
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, LeaseLost, LedgerFull, Stopped, Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.filters import Filter
 from jobs.ledger.jobs.outcomes import Prediction
-from jobs.ledger.jobs.queries import Filter, page_of_predictions
+from jobs.ledger.jobs.queries import page_of_predictions
 from jobs.ledger.jobs.results import Classified, record_results
 from jobs.ledger.jobs.submission import seal_job
 from jobs.schema import JobState, predictions

@@ -81,7 +81,7 @@ def create_key(
         raise UserError(f"The days of a key must be from 0 to {MAX_DAYS:,}, got {days:g}.")
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise UserError(f"A key's name has 1 to {_MAX_NAME} printable characters, got {name!r}.")
-    key_id, secret = new_id(), _new_secret()
+    key_id, secret = new_id(), new_secret()
     connection.execute(
         api_keys.insert().values(
             id=key_id,
@@ -101,8 +101,8 @@ def create_key(
 def valid_keys(connection: Connection) -> dict[str, ApiKey]:
     """Return the keys that are valid now, by the digests of their secrets: two while a key is rotated."""
     old = sa.case((api_keys.c.old_until > db_now(), api_keys.c.old_digest)).label("old")
-    rows = connection.execute(_QUERY.add_columns(api_keys.c.digest, old).where(_IS_VALID)).all()
-    return {digest: _to_key(row) for row in rows for digest in (row.digest, row.old) if digest is not None}
+    rows = connection.execute(KEYS.add_columns(api_keys.c.digest, old).where(IS_VALID)).all()
+    return {digest: to_key(row) for row in rows for digest in (row.digest, row.old) if digest is not None}
 
 
 def list_keys(connection: Connection, *, project: str | None = None) -> list[ApiKey]:
@@ -110,10 +110,10 @@ def list_keys(connection: Connection, *, project: str | None = None) -> list[Api
 
     With `project`, return only its own.
     """
-    query = _QUERY.order_by(api_keys.c.id)
+    query = KEYS.order_by(api_keys.c.id)
     if project is not None:
         query = query.where(api_keys.c.project == project)
-    return list(map(_to_key, connection.execute(query)))
+    return list(map(to_key, connection.execute(query)))
 
 
 def revoke_key(connection: Connection, key_id: str) -> ApiKey:
@@ -135,10 +135,10 @@ def rotate_key(
 
     Raises NotFound; Conflict if the key is not valid any more.
     """
-    secret = _new_secret()
+    secret = new_secret()
     rotated = connection.execute(
         api_keys.update()
-        .where(api_keys.c.id == key_id, _IS_VALID)
+        .where(api_keys.c.id == key_id, IS_VALID)
         .values(
             digest=digest_of(secret), old_digest=api_keys.c.digest, old_until=db_now(overlap_hours * 3_600)
         )
@@ -155,30 +155,34 @@ def note_use(connection: Connection, key_ids: Collection[str]) -> None:
     connection.execute(api_keys.update().where(api_keys.c.id.in_(key_ids)).values(last_used_at=db_now()))
 
 
-_QUERY: Final = sa.select(
+#: The query for keys.
+KEYS: Final = sa.select(
     *(api_keys.c.id, api_keys.c.project, api_keys.c.name, api_keys.c.role),
     *api_keys.c["created_at", "expires_at", "revoked_at", "last_used_at", "old_until", "only_local"],
 )
 
-_IS_VALID: Final = sa.and_(
+#: Whether a key is valid now.
+IS_VALID: Final = sa.and_(
     api_keys.c.revoked_at.is_(None),
     sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > db_now()),
 )
 
 
 def _get(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey:
-    row = connection.execute(_QUERY.where(condition)).one_or_none()
+    row = connection.execute(KEYS.where(condition)).one_or_none()
     if row is None:
         raise NotFound("There is no such key: `labelmill keys list` lists all.")
-    return _to_key(row)
+    return to_key(row)
 
 
-def _to_key(row: Any) -> ApiKey:
+def to_key(row: Any) -> ApiKey:
+    """Return the key of a row of `KEYS`."""
     values = {each.name: row._mapping[each.name] for each in fields(ApiKey)}
     return ApiKey(**values | {"role": Role(row.role)})
 
 
-def _new_secret() -> str:
+def new_secret() -> str:
+    """Return the secret of a new key or session."""
     return PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
 
 

@@ -11,14 +11,13 @@ from typing import Any, ClassVar, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.errors import Conflict, NotFound, UserError
+from jobs.errors import Conflict, NotFound
 from jobs.ids import id_range, is_id
 from jobs.ledger.database import Ledger, batched
 from jobs.ledger.jobs.control import settle_job, still_claimed
-from jobs.ledger.jobs.globs import matches_glob
+from jobs.ledger.jobs.filters import Filter
 from jobs.ledger.jobs.outcomes import COLUMN_NAMES, Prediction
 from jobs.ledger.learning.models import CHAMPION, find_alias, get_model, model_or_champion
-from jobs.limits import MAX_GLOB_LENGTH
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
 from jobs.schema import (
@@ -216,24 +215,6 @@ PREDICTIONS: Final[sa.Select[Any]] = sa.select(
 ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Conditions on a job's predictions, of which all must hold."""
-
-    label: str | None = None
-    below: float | None = None  # confidence below this
-    errors: bool = False  # only images that got no label
-    name: str | None = None  # a glob: * any text, ? one character, [...] one of
-
-    def __post_init__(self) -> None:
-        """Raise UserError if the glob is too long."""
-        if self.name is not None and len(self.name) > MAX_GLOB_LENGTH:
-            raise UserError(
-                f"A glob for names has at most {MAX_GLOB_LENGTH} characters, got {len(self.name):,}: write "
-                "`*` for a part of it."
-            )
-
-
 def page_of_predictions(
     connection: Connection, job_id: str, wanted: Filter, *, after: int, limit: int
 ) -> list[Prediction]:
@@ -243,15 +224,7 @@ def page_of_predictions(
     """
     table = predictions.c
     query = PREDICTIONS.where(table.job_id == job_id, table.index > after).order_by(table.index).limit(limit)
-    if wanted.label is not None:
-        query = query.where(table.label == wanted.label)
-    if wanted.below is not None:
-        # As float32, like the column: the float64 nearest to 0.7 is a different number.
-        query = query.where(table.confidence < sa.cast(wanted.below, sa.REAL))
-    if wanted.errors:
-        query = query.where(table.error.is_not(None))
-    if wanted.name is not None:
-        query = query.where(matches_glob(connection, table.name, wanted.name))
+    query = wanted.apply(connection, query)
     return [Prediction(*row) for row in connection.execute(query)]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -41,6 +41,13 @@ _DAY_SECONDS: Final = 86_400.0
 
 #: Days after which drift of the same model is reported again.
 REPORT_DAYS: Final = 7
+
+
+class Mix(NamedTuple):
+    """How often each label and each confidence occurs in a job: of at most SAMPLE_IMAGES images."""
+
+    labels: Counter[str]
+    confidences: Counter[int]  # by the place of the bin in CONFIDENCE_EDGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +109,9 @@ def model_health(connection: Connection, model_id: str | None = None, dataset: s
     labels: Counter[str] = Counter()
     confidences: Counter[int] = Counter()
     for job_id, total in recent:
-        for label, place, count in connection.execute(_mix_of(job_id, total)):
-            labels[label] += count
-            confidences[place] += count
+        mix = mix_of_job(connection, job_id, total)
+        labels.update(mix.labels)
+        confidences.update(mix.confidences)
     return Health(
         model=model.id,
         dataset=model.dataset,
@@ -116,6 +123,15 @@ def model_health(connection: Connection, model_id: str | None = None, dataset: s
         labels=_label_shift(stored.evaluation, labels) if stored else None,
         confidences=_confidence_shift(stored.evaluation, confidences) if stored else None,
     )
+
+
+def mix_of_job(connection: Connection, job_id: str, total: int) -> Mix:
+    """Return how often each label and each confidence occurs in a job of this size, or in a sample of it."""
+    mix = Mix(Counter(), Counter())
+    for label, place, count in connection.execute(_mix_of(job_id, total)):
+        mix.labels[label] += count
+        mix.confidences[place] += count
+    return mix
 
 
 def report_drift(ledger: Ledger) -> None:
