@@ -21,9 +21,9 @@ from openai import OpenAI
 from jobs.ledger import Ledger
 from jobs.ledger.api.keys import Role, create_key
 from jobs.settings import Settings
-from labelmill.server.application import create_app
 from labelmill.server.connections import Connection
 from labelmill.server.serving import listen_on
+from labelmill.web.site import create_site
 from tests.console import Home, until
 
 
@@ -49,7 +49,7 @@ def served(home: Home, log: Path) -> Iterator[str]:
 def served_locally(settings: Settings, **options: Any) -> Iterator[tuple[uvicorn.Server, str]]:
     """Serve the API by a thread of this process, with options of uvicorn; yield the server and its URL."""
     with listen_on("127.0.0.1", 0) as listening:
-        app = create_app(settings, lambda: server.should_exit)
+        app = create_site(settings, lambda: server.should_exit)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=Connection, **options))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()

@@ -29,9 +29,9 @@ def serve(
         typer.Option(metavar="ADDRESS:PORT", help="Where to serve metrics of the requests, for Prometheus."),
     ] = None,
 ) -> None:
-    """Serve the HTTP API until it is stopped.
+    """Serve the HTTP API and the pages until it is stopped.
 
-    Its resources are those of OpenAI's Batch API, below /v1. Requests need a key, which `labelmill keys
+    The API's resources are those of OpenAI's Batch API, below /v1. Requests need a key, which `labelmill keys
     create` makes. Broker, ledger, store and workers must be available. Needs the extra `server`.
 
     Two more processes read the images of new batches. Any number of servers can share a ledger, a store and a
@@ -41,7 +41,8 @@ def serve(
     if not is_server_installed():
         raise UserError(f"The HTTP API needs its server: {install_hint('server')}.")
     from labelmill.server import running
+    from labelmill.web.site import create_site
 
     settings = Settings.load()
     with open_listener(listen) as listening:
-        running.serve(settings, listening, None if metrics is None else parse_address(metrics))
+        running.serve(create_site, settings, listening, None if metrics is None else parse_address(metrics))

@@ -12,10 +12,12 @@ from fastapi import Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 from sqlalchemy.engine import Connection
+from starlette.types import Scope
 
 from jobs.ledger import Ledger
 from jobs.ledger.api.audit import record_action
-from jobs.ledger.api.keys import ApiKey, Role, valid_keys
+from jobs.ledger.api.keys import ApiKey, Role, digest_of, valid_keys
+from jobs.ledger.api.sessions import session_keys
 from labelmill.client import Client
 from labelmill.server.problems import ApiError, ProblemCode
 from labelmill.server.reading import Reading
@@ -46,18 +48,31 @@ class Session:
 
 
 class Keys:
-    """Finds keys. All are read together, so that guesses cost no more than valid keys."""
+    """Finds keys, and those of sessions. All are read together, so guesses cost no more than valid keys."""
 
     def __init__(self, ledger: Ledger) -> None:
         def read() -> dict[str, ApiKey]:
             with ledger.reading() as connection:
-                return valid_keys(connection)
+                return valid_keys(connection) | session_keys(connection)
 
         self._reading = Reading(read, own_thread=True)
 
     async def find(self, digest: str, *, max_age: float = _TRUST_SECONDS) -> ApiKey | None:
-        """Return the valid key whose secret has this digest, as of `max_age` seconds ago, or None."""
+        """Return the valid key whose digest, or whose session's, this is, or None, `max_age` seconds ago."""
         return (await self._reading.latest(max_age)).get(digest)
+
+
+def session_cookie(scope: Scope) -> str:
+    """Return the name of the cookie that holds a browser's session.
+
+    Browsers send cookies to all ports of a host, so that two servers on one machine need different names.
+    """
+    return f"labelmill_session_{(scope.get('server') or ('', 0))[1]}"
+
+
+def csrf_token(secret: str) -> str:
+    """Return what a browser's changes must contain: other sites cannot read it from our pages."""
+    return digest_of(f"csrf {secret}")
 
 
 def requires(role: Role) -> Callable[..., AsyncIterator[Session]]:

@@ -31,14 +31,14 @@ from labelmill.server.usage import Usage
 #: Threads that answer requests. Each may use a connection to the ledger, and so do keys and health.
 _THREADS: Final = 24
 
+#: The headers of every answer that has no others.
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
+    # What a browser may do with an answer: nothing.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
-
-#: What a browser may do with an answer: nothing.
-_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
 class Start(BaseModel):
@@ -56,8 +56,14 @@ class Health(BaseModel):
     status: str = Field(description="always `ok`")
 
 
-def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> Measured:
+def create_app(
+    settings: Settings,
+    is_stopping: Callable[[], bool] = lambda: False,
+    add_pages: Callable[[FastAPI], None] = lambda _app: None,
+) -> Measured:
     """Return the application for these settings. Streams end when `is_stopping` returns true.
+
+    `add_pages` adds what people see in a browser.
 
     Raises LedgerNotReady, Unavailable.
     """
@@ -108,6 +114,7 @@ def create_app(settings: Settings, is_stopping: Callable[[], bool] = lambda: Fal
         """Answer if the process can answer."""
         return Health(status="ok")
 
+    add_pages(app)
     checking = Reading(ledger.check, own_thread=True)
 
     @app.get("/readyz", tags=["health"], responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
@@ -142,8 +149,8 @@ class _WithHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                headers["Content-Security-Policy"] = _POLICY
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
                 self._usage.note(scope, message["status"])
             await send(message)
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from hmac import compare_digest
 from http import HTTPStatus
 from typing import Final
 
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.errors import LabelmillError
 from jobs.ledger.api.keys import ApiKey, digest_of
 from jobs.settings import Settings
-from labelmill.server.access import Keys, check_place
+from labelmill.server.access import Keys, check_place, csrf_token, session_cookie
 from labelmill.server.connections import HEALTH_PATHS
 from labelmill.server.problems import ApiError, ProblemCode, answer_to
 from labelmill.server.usage import address_of
@@ -61,6 +62,11 @@ _MAX_STREAMS: Final = 100
 
 #: Maximum clients that are remembered: strangers must not fill the memory.
 _MAX_CLIENTS: Final = 10_000
+
+#: The header in which the pages send their token with each change.
+CSRF_HEADER: Final = "X-CSRF-Token"
+
+_SAFE_METHODS: Final = frozenset(("GET", "HEAD"))
 
 #: Seconds after which a client with too much at the same time may try again.
 _RETRY_SECONDS: Final = 5
@@ -156,10 +162,13 @@ class Guard:
         check_host(request.headers.get("host", ""), local, self._hosts)
         if path in HEALTH_PATHS:
             return nullcontext()
-        if not path.startswith("/v1/"):
+        if path.startswith("/v1/"):
+            key = await self._key_of(request)
+        elif (found := await self._key_of_browser(request)) is not None:
+            key = found
+        else:
             self._count_stranger(request)
             return nullcontext()
-        key = await self._key_of(request)
         if seconds := self._limits.by_key.take(key.id):
             raise _too_many("Too many requests with this key: send fewer per second.", seconds)
         if request.method in ("POST", "PUT", "PATCH") and path not in _UPLOAD_PATHS:
@@ -169,7 +178,10 @@ class Guard:
 
     async def _key_of(self, request: Request) -> ApiKey:
         """Return the request's key, and keep it for the application. Raises ApiError if it is not valid."""
-        scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
+        authorization = request.headers.get("authorization")
+        if authorization is None and (found := await self._key_of_browser(request)) is not None:
+            return found
+        scheme, secret = get_authorization_scheme_param(authorization)
         is_missing = scheme.lower() != "bearer" or not secret
         digest, address = digest_of(secret), address_of(request.scope) or ""
         key = None if is_missing else await self._keys.find(digest)
@@ -187,6 +199,28 @@ class Guard:
             )
         check_place(key, address)
         request.state.key, request.state.key_digest = key, digest
+        return key
+
+    async def _key_of_browser(self, request: Request) -> ApiKey | None:
+        """Return the key of the browser's session, and keep it for the application; None without a session.
+
+        Raises ApiError if the request may come from a page of another site.
+        """
+        secret = request.cookies.get(session_cookie(request.scope))
+        key = None if not secret else await self._keys.find(digest_of(secret))
+        if not secret or key is None:
+            return None
+        if request.method not in _SAFE_METHODS and not compare_digest(
+            request.headers.get(CSRF_HEADER, "").encode(), csrf_token(secret).encode()
+        ):
+            raise ApiError(
+                HTTPStatus.FORBIDDEN,
+                ProblemCode.FORBIDDEN,
+                f"A browser must send the header `{CSRF_HEADER}` of the page: load the page again.",
+            )
+        check_place(key, address_of(request.scope) or "")
+        request.state.key, request.state.key_digest = key, digest_of(secret)
+        request.state.csrf_token = csrf_token(secret)
         return key
 
     def _count_stranger(self, request: Request) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from typing import Final
 
@@ -23,10 +24,10 @@ from jobs.storage.store import Store
 from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
-from labelmill.server.application import create_app
 from labelmill.server.connections import Connection
 from labelmill.server.exporter import Exporter
 from labelmill.server.guards import MAX_HEAD_BYTES
+from labelmill.server.metrics import Measured
 from labelmill.server.serving import announced, http_url
 from producer.intake import IntakeProcess
 from worker.logs import log_to_stderr
@@ -49,13 +50,20 @@ _HEAD_SECONDS: Final = 15
 _STOP_SECONDS: Final = 20
 
 
-def serve(settings: Settings, listening: socket.socket, metrics: tuple[str, int] | None = None) -> None:
-    """Serve the API on this socket until SIGTERM or Ctrl-C, and its metrics at an address and port, if given.
+def serve(
+    create: Callable[[Settings, Callable[[], bool]], Measured],
+    settings: Settings,
+    listening: socket.socket,
+    metrics: tuple[str, int] | None = None,
+) -> None:
+    """Serve an application on this socket until SIGTERM or Ctrl-C.
+
+    With `metrics`, serve its metrics at this address and port.
 
     Raises LedgerNotReady, Unavailable; OSError if the address for the metrics cannot be used.
     """
     log_to_stderr(settings)
-    app = create_app(settings, lambda: server.should_exit)
+    app = create(settings, lambda: server.should_exit)
     url = http_url(*listening.getsockname()[:2])
     say(f"HTTP API at {url}; Ctrl-C ends it")
     exporter = nullcontext() if metrics is None else _exported(app.registry, *metrics)

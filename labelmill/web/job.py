@@ -1,0 +1,97 @@
+"""`/jobs/{id}`: one job, live until it ends: its progress, labels, confidences, errors and accuracy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from jobs.ledger.jobs.browsing import count_confusions, count_errors
+from jobs.ledger.learning.health import SAMPLE_IMAGES, mix_of_job
+from jobs.ledger.learning.models import get_model
+from jobs.models.evaluation import CONFIDENCE_EDGES, Figures
+from labelmill.reporting import report_rows as tables
+from labelmill.server.access import Session, SubmitSession
+from labelmill.server.batches import read_batch
+from labelmill.server.events import reading_of
+from labelmill.server.schemas import BatchObject
+from labelmill.web.rendering import page
+
+router = APIRouter(prefix="/jobs")
+
+#: Larger jobs are compared with the names of their folders only by the command: it takes many seconds.
+_MAX_COMPARED: Final = 1_000_000
+
+#: Labels and errors that are listed.
+_MAX_LABELS: Final = 40
+
+
+class Bar(NamedTuple):
+    """A bar of a chart in a table: what it counts, and the query of the gallery that shows it."""
+
+    name: str
+    images: int
+    share: float  # of the longest bar
+    filter: dict[str, Any]
+
+
+@router.get("/{job_id}")
+async def show_job(job_id: str, request: Request, session: SubmitSession) -> Response:
+    """Show a job. The beginning of its id is enough."""
+    batch = await reading_of(request, job_id).latest()
+    values = await run_in_threadpool(_summary, session, batch)
+    return page(request, "job.html", batch=batch, job=batch.job, **values)
+
+
+@router.get("/{job_id}/accuracy")
+def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Response:
+    """Show how well the labels agree with the names of the images' folders, and with corrections."""
+    batch = read_batch(session.client.ledger, session.project, job_id)
+    figures, is_too_large = None, batch.job.total > _MAX_COMPARED
+    with session.client.ledger.reading() as connection:
+        model = get_model(connection, batch.model)
+        if not is_too_large:
+            confusion = count_confusions(connection, batch.id, tuple(model.classes))
+            if any(map(any, confusion)):
+                figures = Figures.from_confusion(model.classes, confusion)
+    has_matrix = figures is not None and len(figures.classes) <= tables.MAX_CLASSES
+    return page(
+        request,
+        "accuracy.html",
+        batch=batch,
+        job=batch.job,
+        figures=figures,
+        matrix=tables.confusion_matrix(figures) if figures and has_matrix else None,
+        confused=tables.most_confused(figures) if figures else [],
+        is_too_large=is_too_large,
+    )
+
+
+def _summary(session: Session, batch: BatchObject) -> dict[str, Any]:
+    """Return what a job's images got, as far as they are counted."""
+    with session.client.ledger.reading() as connection:
+        model = get_model(connection, batch.model)
+        mix = mix_of_job(connection, batch.id, batch.job.total)
+        errors = count_errors(connection, batch.id) if batch.job.failed else []
+    edges = list(pairwise(CONFIDENCE_EDGES))
+    confidences = [
+        (f"{low:g} to {high:g}", mix.confidences[place], {"at_least": low, "below": high})
+        for place, (low, high) in enumerate(edges)
+    ]
+    confidences[-1][2].pop("below")  # the last bin holds its upper edge
+    labels = [(label, count, {"label": label}) for label, count in mix.labels.most_common(_MAX_LABELS)]
+    return {
+        "model": model,
+        "labels": _bars(labels),
+        "other_labels": max(0, len(mix.labels) - _MAX_LABELS),
+        "confidences": _bars(confidences),
+        "errors": errors[:_MAX_LABELS],
+        "counted": mix.labels.total() if batch.job.total > SAMPLE_IMAGES else None,
+    }
+
+
+def _bars(found: list[tuple[str, int, dict[str, Any]]]) -> list[Bar]:
+    longest = max((count for _, count, _ in found), default=0) or 1
+    return [Bar(name, count, count / longest, wanted) for name, count, wanted in found]

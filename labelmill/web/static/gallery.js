@@ -1,0 +1,85 @@
+// Select many images, and correct or confirm all of them with one request.
+"use strict";
+
+(() => {
+  const gallery = document.getElementById("images");
+  const bar = document.getElementById("picked");
+  if (!gallery || !("canCorrect" in gallery.dataset)) return;
+  let latest = null;
+
+  const boxes = () => [...gallery.querySelectorAll("input[type=checkbox]")];
+  const picked = () => boxes().filter((box) => box.checked).map((box) => box.closest("li"));
+
+  function update() {
+    const images = picked();
+    bar.hidden = images.length === 0;
+    document.getElementById("picked-count").textContent = `${images.length} selected`;
+    boxes().forEach((box) => box.closest("li").classList.toggle("picked", box.checked));
+  }
+
+  gallery.addEventListener("click", (event) => {
+    const box = event.target.closest("input[type=checkbox]");
+    if (!box) return;
+    if (event.shiftKey && latest?.isConnected) {
+      const all = boxes();
+      const [from, to] = [all.indexOf(latest), all.indexOf(box)].sort((a, b) => a - b);
+      all.slice(from, to + 1).forEach((each) => { each.checked = box.checked; });
+    }
+    latest = box;
+    update();
+  });
+
+  // Drag from the frame of one image over others: all of them are selected.
+  let dragging = false;
+  gallery.addEventListener("dragstart", (event) => event.preventDefault());
+  gallery.addEventListener("pointerdown", (event) => {
+    if (event.button === 0 && event.pointerType === "mouse") dragging = event.target.closest("li");
+  });
+  gallery.addEventListener("pointerover", (event) => {
+    const image = event.target.closest("li");
+    if (!dragging || !image || image === dragging) return;
+    [dragging, image].forEach((each) => {
+      const box = each.querySelector?.("input[type=checkbox]");
+      if (box) box.checked = true;
+    });
+    dragging = image;
+    update();
+    gallery.addEventListener("click", (click) => click.preventDefault(), { once: true, capture: true });
+  });
+  document.addEventListener("pointerup", () => { dragging = false; });
+
+  async function save(labelOf, done) {
+    const images = picked();
+    const corrections = images.map((image) => (
+      { batch_id: gallery.dataset.job, index: Number(image.dataset.index), label: labelOf(image) }
+    ));
+    try {
+      await send("POST", "/v1/corrections", { corrections });
+    } catch (error) {
+      say(error.message);
+      return;
+    }
+    say(done(images.length));
+    images.forEach((image) => {
+      image.querySelector("input").checked = false;
+      const label = labelOf(image);
+      const shown = image.querySelector("b");
+      shown.textContent = label === image.dataset.label ? `${label} ✓` : label;
+      shown.className = label === image.dataset.label ? "" : "truth";
+    });
+    update();
+  }
+
+  bar.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const label = document.getElementById("picked-class").value;
+    save(() => label, (count) => `${count} corrected: ${label}.`);
+  });
+  document.getElementById("confirm-picked").addEventListener("click", () => {
+    save((image) => image.dataset.label, (count) => `${count} confirmed.`);
+  });
+  document.getElementById("clear-picked").addEventListener("click", () => {
+    boxes().forEach((box) => { box.checked = false; });
+    update();
+  });
+})();

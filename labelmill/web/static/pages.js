@@ -1,0 +1,76 @@
+// What every page does with scripts: send changes, say what came of them, and keep what is live up to date.
+"use strict";
+
+const csrf = document.querySelector('meta[name="csrf-token"]');
+
+/** Show a sentence to the person, and read it to those who cannot see it. */
+function say(text) {
+  const said = document.getElementById("said");
+  said.textContent = text;
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => { said.textContent = ""; }, 8000);
+}
+
+/** Send a request of the HTTP API with a JSON body, and return the answer. Throws an Error with the problem's text. */
+async function send(method, url, body) {
+  const headers = { Accept: "application/json", [csrf.dataset.header]: csrf.content };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const answer = await fetch(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (!answer.ok) throw new Error(problemIn(await answer.text(), answer.status));
+  return answer.status === 204 ? null : answer.json();
+}
+
+function problemIn(text, status) {
+  try {
+    return JSON.parse(text).detail;
+  } catch {
+    return `The server answered ${status}.`;
+  }
+}
+
+/** Replace the live part of the page by the one that the server has now. */
+function refresh() {
+  document.querySelectorAll("[data-live]").forEach((part) => htmx.trigger(part, "refresh"));
+}
+
+document.addEventListener("htmx:config:request", (event) => {
+  const request = event.detail.ctx.request;
+  if (csrf && request.method !== "GET") request.headers[csrf.dataset.header] = csrf.content;
+});
+
+document.addEventListener("htmx:finally:request", (event) => {
+  const { response, request, text, sourceElement } = event.detail.ctx;
+  if (request.method === "GET" || !response) return;
+  if (response.status >= 400) {
+    say(problemIn(text, response.status));
+  } else if (sourceElement.dataset.then) {
+    const found = text ? JSON.parse(text) : {};
+    location.assign(sourceElement.dataset.then.replace("{id}", encodeURIComponent(found.id ?? "")));
+  } else {
+    if (sourceElement.dataset.done) say(sourceElement.dataset.done);
+    refresh();
+  }
+});
+
+document.addEventListener("htmx:error", () => say("The server cannot be reached."));
+
+// Parts with data-every are read again after so many seconds, unless nobody sees the page.
+setInterval(() => {
+  if (document.hidden) return;
+  document.querySelectorAll("[data-every]").forEach((part) => {
+    const now = Date.now();
+    if (now - (part.readAt ?? startedAt) < 1000 * part.dataset.every) return;
+    part.readAt = now;
+    htmx.trigger(part, "refresh");
+  });
+}, 500);
+const startedAt = Date.now();
+
+// "/" begins a search, as on many sites.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.target.closest("input, textarea, select")) return;
+  const search = document.querySelector('input[type="search"]');
+  if (!search) return;
+  event.preventDefault();
+  search.focus();
+});
