@@ -33,6 +33,7 @@ from labelmill.server.serving import (
     is_server_installed,
     make_first_key,
     open_listener,
+    sign_in_path,
 )
 
 app = typer.Typer(add_completion=False)
@@ -59,7 +60,7 @@ def up(
         str, typer.Option(metavar="ADDRESS:PORT", help="Where the API listens, as for `labelmill serve`.")
     ] = DEFAULT_LISTEN,
 ) -> None:
-    """Run the local stack in the foreground: broker, workers, trainer, beat, a webhook sender and API.
+    """Run the local stack in the foreground: broker, workers, trainer, beat, webhook sender, API and pages.
 
     Prints one line per event; with LABELMILL_LOG_FORMAT=json, the JSON lines of the logs. The complete logs
     are in the state folder's logs/. A process that dies is restarted. Unfinished jobs continue. Worker and
@@ -68,7 +69,8 @@ def up(
     Ctrl-C or SIGTERM stops everything: workers finish their claims, for at most 30 seconds. A second Ctrl-C
     stops immediately.
 
-    The API needs the extra `server`. If the ledger has no key yet, one is made and kept in the state folder's
+    Open the address of the pages in a browser on this machine: it signs in once, within an hour. API and
+    pages need the extra `server`. If the ledger has no key yet, one is made and kept in the state folder's
     file api-key; it works on this machine only. If LABELMILL_BROKER_URL is set, no broker is started;
     otherwise only one `up` can run per home.
     """
@@ -78,13 +80,14 @@ def up(
     with Client(settings) as client:
         has_model = bool(client.models())
         schedules = client.schedules()
-        api = open_listener(listen) if is_server_installed() else None
+        api, pages = open_listener(listen) if is_server_installed() else None, None
         if api is not None:
             make_first_key(client)
+            pages = http_url(*api.getsockname()[:2]) + sign_in_path(client)
     stack = Stack(settings, trainer=True, beat=True, webhooks=True, api=api, with_events=True)
     try:
         with stack, api or nullcontext():
-            for line in _startup_lines(settings, schedules, api, has_model=has_model):
+            for line in _startup_lines(settings, schedules, api, pages, has_model=has_model):
                 say(line)
             try:
                 while True:
@@ -101,7 +104,12 @@ def up(
 
 
 def _startup_lines(
-    settings: Settings, schedules: list[ScheduleStatus], api: socket.socket | None, *, has_model: bool
+    settings: Settings,
+    schedules: list[ScheduleStatus],
+    api: socket.socket | None,
+    pages: str | None,
+    *,
+    has_model: bool,
 ) -> list[str]:
     """Return lines with what runs, where (paths in the state folder), and the commands to try next."""
     broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
@@ -125,6 +133,7 @@ def _startup_lines(
         "  webhooks 1 process to send webhooks",
         f"  beat     schedule: {retrain}",
         *([f"  api      {http_url(*api.getsockname()[:2])}/v1{key}"] if api else []),
+        *([f"  pages    {pages}"] if pages else []),
         f"  ledger   {ledger}",
         f"  store    {store}",
         f"  logs     logs/*.log, at most {2 * MAX_LOG_BYTES // 1024**2} MiB each",

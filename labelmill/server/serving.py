@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from jobs.errors import UserError
 from jobs.files import make_private_folder, write_whole
-from jobs.ledger.api.keys import Role, create_key, list_keys
+from jobs.ledger.api.keys import Role, create_key, digest_of, list_keys, valid_keys
+from jobs.ledger.api.sessions import make_link
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,6 +118,20 @@ def make_first_key(client: Client) -> None:
         _, secret = create_key(connection, "first key", Role.ADMIN, only_local=True)
         # Before the key is committed: a key that nobody has seen would prevent a new one.
         write_whole(client.settings.home / API_KEY_FILE, f"{secret}\n".encode())
+
+
+def sign_in_path(client: Client) -> str:
+    """Return the path of the pages; with the key of the state folder, that of a link that signs in once.
+
+    Raises Unavailable.
+    """
+    try:
+        secret = (client.settings.home / API_KEY_FILE).read_text().strip()
+    except OSError:
+        return "/"
+    with client.ledger.transaction() as connection:
+        key = valid_keys(connection).get(digest_of(secret))
+        return "/" if key is None else f"/sign-in?link={make_link(connection, key.id)}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jobs.ledger.jobs.queries import PREDICTIONS
 from jobs.schema import UNSURE, predictions
 
 #: Images that one statement looks at, and the seconds after which no other one begins.
-_SPAN: Final = 20_000
+_SPAN: Final = 5_000
 _SECONDS: Final = 0.05
 
 #: The condition of the index on unsure labels. As text: no database sees that a parameter fulfils it.
