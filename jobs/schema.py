@@ -646,6 +646,17 @@ api_keys = Table(
     info={"doc": "one row per key of the HTTP API; only the key's SHA-256 is stored"},
 )
 
+review_claims = Table(
+    "review_claims",
+    metadata,
+    Column("job_id", _Id, primary_key=True, doc="the image's job"),
+    Column("index", BigInteger, primary_key=True, autoincrement=False, doc="the image's index in the job"),
+    Column("holder", String(64), nullable=False, doc="who reviews it: SHA-256 of a session or a key"),
+    Column("until", UtcTime, nullable=False, doc="when others are given it"),
+    Index(None, "until"),
+    info={"doc": "one row per image that a person was given to review, so that nobody else is given it"},
+)
+
 sessions = Table(
     "sessions",
     metadata,

@@ -306,6 +306,19 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
             "force": False,
         }
     ],
+    "ReviewWanted": [
+        {"dataset": DATASET, "kind": "unsure", "batch_id": BATCH_ID, "limit": 20, "again": False}
+    ],
+    "ReviewObject": [
+        {
+            "object": "review",
+            "batch_id": BATCH_ID,
+            "index": 3,
+            "name": "cats/4.jpg",
+            "label": "cat",
+            "confidence": 0.51,
+        }
+    ],
     "RunObject": [
         _RUN,
         _RUN

@@ -7,16 +7,26 @@ from http import HTTPStatus
 from typing import Annotated, Final, Literal
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from jobs.errors import ErrorCode, ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
+from jobs.ledger.jobs.review_queue import claim_images, release_images
 from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.problems import ApiError, conflicts
-from labelmill.server.schemas import BINARY, MAX_NUMBER, CorrectionObject, Listing, NewCorrections, NewLabel
+from labelmill.server.schemas import (
+    BINARY,
+    MAX_NUMBER,
+    CorrectionObject,
+    Listing,
+    NewCorrections,
+    NewLabel,
+    ReviewObject,
+    ReviewWanted,
+)
 from worker.predicting.pictures import thumbnail
 from worker.predicting.validation import HEAD_BYTES, decoded_format
 
@@ -100,6 +110,38 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     with conflicts():
         corrections = session.client.correct_all(requests)
     return Listing(data=list(map(CorrectionObject.of, corrections)))
+
+
+@router.post("/review")
+def claim_to_review(wanted: ReviewWanted, request: Request, session: ReviewSession) -> Listing[ReviewObject]:
+    """Give the images that are most worth a person's look. For ten minutes, nobody else is given them."""
+    if wanted.batch_id is not None:
+        found_id(session, wanted.batch_id)
+    holder = request.state.key_digest
+    with session.client.ledger.transaction() as connection:
+        if wanted.again:
+            release_images(connection, holder)
+        found = claim_images(
+            connection,
+            wanted.kind,
+            project=session.project,
+            dataset=wanted.dataset,
+            job_id=wanted.batch_id,
+            holder=holder,
+            limit=wanted.limit,
+        )
+    return Listing(
+        data=[
+            ReviewObject(
+                batch_id=each.job_id,
+                index=each.prediction.index,
+                name=each.prediction.name,
+                label=each.prediction.label or "",
+                confidence=each.prediction.confidence or 0.0,
+            )
+            for each in found
+        ]
+    )
 
 
 def _thumbnail(session: Session, batch_id: str, index: int, side: int) -> bytes:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from jobs.ledger.api_objects import describe_run, seconds
 from jobs.ledger.jobs.outcomes import Prediction, as_json
 from jobs.ledger.jobs.queries import JobStatus
+from jobs.ledger.jobs.review_queue import ReviewKind
 from jobs.ledger.learning.runs import Run
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST
@@ -441,6 +442,35 @@ class NewCorrections(_Wanted):
     corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)] = Field(
         description="the true labels: all are stored, or none if one is wrong"
     )
+
+
+class ReviewWanted(_Wanted):
+    """Which images to review."""
+
+    dataset: str = Field(
+        default=MNIST, max_length=64, pattern=NO_NUL, description="the dataset of the models"
+    )
+    kind: Annotated[ReviewKind, Field(strict=False)] = Field(
+        default=ReviewKind.UNSURE, description="which images"
+    )
+    batch_id: str | None = Field(
+        default=None, max_length=64, pattern=NO_NUL, description="only images of this batch"
+    )
+    limit: int = Field(default=20, ge=1, le=100, description="at most this many images")
+    again: bool = Field(
+        default=False, description="give images again that this key was given and has not corrected"
+    )
+
+
+class ReviewObject(BaseModel):
+    """An image to review."""
+
+    object: Literal["review"] = "review"
+    batch_id: str = Field(description="the image's batch")
+    index: int = Field(description="its index in the batch")
+    name: str = Field(description="its name")
+    label: str = Field(description="the predicted class")
+    confidence: float = Field(description="its probability, 0 to 1")
 
 
 class CorrectionObject(_Described):

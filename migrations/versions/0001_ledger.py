@@ -391,6 +391,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("old_digest", name="uq_api_keys_old_digest"),
     )
     op.create_table(
+        "review_claims",
+        sa.Column("job_id", ID, nullable=False),
+        sa.Column("index", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("holder", sa.String(64), nullable=False),
+        sa.Column("until", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "index", name="pk_review_claims"),
+    )
+    op.create_index("ix_review_claims_until", "review_claims", ["until"])
+    op.create_table(
         "sessions",
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("key_id", ID, nullable=False),

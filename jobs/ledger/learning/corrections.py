@@ -147,6 +147,13 @@ def all_corrections(connection: Connection, dataset: str | None = MNIST) -> list
     return [Correction(**row._mapping) for row in connection.execute(query)]
 
 
+def count_corrections(connection: Connection, dataset: str) -> int:
+    """Return how many corrections there are of predictions by models of this dataset."""
+    query = sa.select(sa.func.count()).select_from(corrections)
+    query = query.join(models, models.c.id == corrections.c.model_id).where(models.c.dataset == dataset)
+    return connection.scalar(query) or 0
+
+
 def without_correction(connection: Connection, image_sha256s: Iterable[str]) -> list[str]:
     """Return those of these hashes that no correction refers to, in the same order."""
     wanted = list(image_sha256s)

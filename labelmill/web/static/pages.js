@@ -15,8 +15,9 @@ function say(text) {
 async function send(method, url, body) {
   const headers = { Accept: "application/json", [csrf.dataset.header]: csrf.content };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const answer = await fetch(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  if (!answer.ok) throw new Error(problemIn(await answer.text(), answer.status));
+  const text = body === undefined ? undefined : JSON.stringify(body);
+  const answer = await fetch(url, { method, headers, body: text, keepalive: (text ?? "").length < 60000 });
+  if (!answer.ok) throw Object.assign(new Error(problemIn(await answer.text(), answer.status)), { status: answer.status });
   return answer.status === 204 ? null : answer.json();
 }
 
