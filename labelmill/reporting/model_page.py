@@ -6,9 +6,13 @@ Jinja escapes everything that comes from the data. `model.html` is the template;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
+from sqlalchemy.engine import Row
+
 from jobs.ledger.learning.models import StoredEvaluation
+from jobs.ledger.learning.runs import Run
 from jobs.models.dataset import describe_version
 from jobs.models.promotion import LIVE_SET, TEST_SET
 from labelmill.reporting import charts
@@ -22,10 +26,11 @@ _SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
 
 def render(report: Report) -> str:
     """Return the page as HTML."""
-    return render_template("model.html", report=report, **_template_values(report))
+    return render_template("model.html", report=report, **report_values(report))
 
 
-def _template_values(report: Report) -> dict[str, Any]:
+def report_values(report: Report) -> dict[str, Any]:
+    """Return what the templates of the report need besides the report."""
     evaluation, rival = report.evaluation, report.rival
     # Figures from other images cannot be compared with these.
     theirs = rival.stored if rival and rival.same_images else None
@@ -64,7 +69,7 @@ def _template_values(report: Report) -> dict[str, Any]:
                 for name, style, evaluation in reversed(models)
             ],
         ),
-        **_curves(report),
+        **learning_curves(report.run, report.epochs),
     }
 
 
@@ -72,11 +77,10 @@ def _describe_data(stored: StoredEvaluation) -> str:
     return describe_version(stored.dataset, stored.version)
 
 
-def _curves(report: Report) -> dict[str, Any]:
-    epochs = report.epochs
+def learning_curves(run: Run | None, epochs: Sequence[Row[Any]]) -> dict[str, Any]:
+    """Return what the template of the learning curves needs; the curves are None before the first epoch."""
     # Without held-out images there are no figures to draw.
-    data = (report.run and report.run.data) or {}
-    held_out = bool(epochs) and data.get("validation_images") != 0
+    held_out = bool(epochs) and ((run and run.data) or {}).get("validation_images") != 0
     both: list[tuple[str, charts.Style, str]] = [("training", "theirs", "")]
     if held_out:
         both.append(("held-out", "ours", "val_"))
@@ -88,6 +92,7 @@ def _curves(report: Report) -> dict[str, Any]:
         ]
 
     return {
+        "epochs": epochs,
         "held_out": held_out,
         "loss_curves": charts.loss_curves("loss", lines("loss")) if epochs else None,
         "accuracy_curves": charts.accuracy_curves("accuracy", lines("accuracy")) if epochs else None,

@@ -39,6 +39,7 @@ def make_environment(*folders: Path) -> Environment:
         "duration": format_duration,
         "setting": setting,
         "p_value": p_value,
+        "step": step,
     }
     return environment
 
@@ -85,3 +86,8 @@ def setting(value: Any) -> str:
 def p_value(p: float) -> str:
     """Return a p-value as text; very small values become a bound."""
     return "below 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def step(share: float) -> int:
+    """Return the step of a shade, from 0 to 10, for a share from 0 to 1. `page.css` has a class for each."""
+    return round(10 * share)

@@ -70,6 +70,20 @@ def roll_back(session: AdminSession, wanted: RollbackWanted | None = None) -> Mo
     return ModelObject.of(session.client.model(promotion.model_id))
 
 
+@router.post("/models/{model_id}/shadow", responses={HTTPStatus.CONFLICT: {}})
+def begin_shadow(model_id: str, session: AdminSession) -> ModelObject:
+    """Make a model its dataset's challenger: it classifies a share of the images, too, for comparison."""
+    return ModelObject.of(session.client.begin_shadow(session.client.model(model_id).id))
+
+
+@router.delete("/models/{model_id}/shadow", responses={HTTPStatus.CONFLICT: {}})
+def end_shadow(model_id: str, session: AdminSession) -> ModelObject:
+    """Stop the challenger of the model's dataset. Its results so far are kept."""
+    model = session.client.model(model_id)
+    session.client.end_shadow(dataset=model.dataset)
+    return ModelObject.of(session.client.model(model.id))
+
+
 @router.get("/runs")
 def list_runs(
     session: SubmitSession, limit: Annotated[int, Query(ge=1, le=100, description="at most this many")] = 20

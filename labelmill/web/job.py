@@ -17,7 +17,7 @@ from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import read_batch
 from labelmill.server.events import reading_of
 from labelmill.server.schemas import BatchObject
-from labelmill.web.rendering import page
+from labelmill.web.rendering import page, query_of
 
 router = APIRouter(prefix="/jobs")
 
@@ -56,17 +56,26 @@ def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Resp
             confusion = count_confusions(connection, batch.id, tuple(model.classes))
             if any(map(any, confusion)):
                 figures = Figures.from_confusion(model.classes, confusion)
-    has_matrix = figures is not None and len(figures.classes) <= tables.MAX_CLASSES
+    values = {} if figures is None else _accuracy(batch.id, figures)
     return page(
-        request,
-        "accuracy.html",
-        batch=batch,
-        job=batch.job,
-        figures=figures,
-        matrix=tables.confusion_matrix(figures) if figures and has_matrix else None,
-        confused=tables.most_confused(figures) if figures else [],
-        is_too_large=is_too_large,
+        request, "accuracy.html", batch=batch, evaluation=figures, is_too_large=is_too_large, **values
     )
+
+
+def _accuracy(job_id: str, figures: Figures) -> dict[str, Any]:
+    """Return what the templates of a confusion matrix and of the figures by class need."""
+
+    def cell_url(truth: str, label: str | None) -> str:
+        return f"/jobs/{job_id}/images?{query_of({'truth': truth, 'label': label, 'errors': label is None})}"
+
+    has_matrix = len(figures.classes) <= tables.MAX_CLASSES
+    return {
+        "matrix": tables.confusion_matrix(figures) if has_matrix else None,
+        "confused": tables.most_confused(figures),
+        "classes": tables.by_class(figures, None),
+        "theirs": None,
+        "cell_url": cell_url,
+    }
 
 
 def _summary(session: Session, batch: BatchObject) -> dict[str, Any]:

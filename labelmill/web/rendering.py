@@ -23,8 +23,8 @@ from labelmill.web.static import static_url
 
 #: What a browser may do with a page: nothing that does not come from this server.
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 #: With `no-referrer`, browsers would not say which site sends the form with the key.
@@ -90,20 +90,9 @@ def dict_with(values: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {**values, **more}
 
 
-def shade(share: float) -> int:
-    """Return the step of a shade, from 0 to 10, for a share from 0 to 1. `pages.css` has a class for each."""
-    return round(10 * share)
-
-
 @cache
 def _environment() -> Environment:
     environment = make_environment(Path(__file__).parent)
     environment.globals["static"] = static_url
-    environment.filters |= {
-        "number": number,
-        "ago": ago,
-        "shade": shade,
-        "query": query_of,
-        "dict_with": dict_with,
-    }
+    environment.filters |= {"number": number, "ago": ago, "query": query_of, "dict_with": dict_with}
     return environment

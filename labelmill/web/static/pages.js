@@ -39,13 +39,24 @@ document.addEventListener("htmx:config:request", (event) => {
   if (csrf && request.method !== "GET") request.headers[csrf.dataset.header] = csrf.content;
 });
 
+// A button with data-json sends that as the body.
+document.addEventListener("htmx:before:request", (event) => {
+  const { request, sourceElement } = event.detail.ctx;
+  if (!sourceElement.dataset.json) return;
+  request.body = sourceElement.dataset.json;
+  request.headers["Content-Type"] = "application/json";
+});
+
 document.addEventListener("htmx:finally:request", (event) => {
   const { response, request, text, sourceElement } = event.detail.ctx;
   if (request.method === "GET" || !response) return;
   if (response.status >= 400) {
     say(problemIn(text, response.status));
-  } else if (sourceElement.dataset.then) {
-    const found = text ? JSON.parse(text) : {};
+    return;
+  }
+  const found = text ? JSON.parse(text) : {};
+  if (found.reason) say(found.reason); // the gate's sentence
+  if (sourceElement.dataset.then && found.promoted !== false) {
     location.assign(sourceElement.dataset.then.replace("{id}", encodeURIComponent(found.id ?? "")));
   } else {
     if (sourceElement.dataset.done) say(sourceElement.dataset.done);
@@ -55,17 +66,38 @@ document.addEventListener("htmx:finally:request", (event) => {
 
 document.addEventListener("htmx:error", () => say("The server cannot be reached."));
 
+// A form with data-send sends its fields as the JSON of an API request.
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form[data-send]");
+  if (!form) return;
+  event.preventDefault();
+  const body = {};
+  for (const field of form.elements) {
+    if (!field.name || field.value === "" || (field.type === "checkbox" && !field.checked)) continue;
+    body[field.name] = field.type === "number" ? Number(field.value) : field.type === "checkbox" ? true : field.value;
+  }
+  try {
+    const found = await send(form.dataset.method ?? "POST", form.dataset.send, body);
+    if (form.dataset.then) location.assign(form.dataset.then.replace("{id}", encodeURIComponent(found.id)));
+    if (form.dataset.done) say(form.dataset.done);
+    refresh();
+  } catch (error) {
+    say(error.message);
+  }
+});
+
 // Parts with data-every are read again after so many seconds, unless nobody sees the page.
+const startedAt = Date.now();
+const readAt = new Map(); // when each part was read, by its id
 setInterval(() => {
   if (document.hidden) return;
   document.querySelectorAll("[data-every]").forEach((part) => {
     const now = Date.now();
-    if (now - (part.readAt ?? startedAt) < 1000 * part.dataset.every) return;
-    part.readAt = now;
+    if (now - (readAt.get(part.id) ?? startedAt) < 1000 * part.dataset.every) return;
+    readAt.set(part.id, now);
     htmx.trigger(part, "refresh");
   });
 }, 500);
-const startedAt = Date.now();
 
 // "/" begins a search, as on many sites.
 document.addEventListener("keydown", (event) => {

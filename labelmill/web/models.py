@@ -1,0 +1,138 @@
+"""`/models`: the models of each dataset, the report on each, and two of them compared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, NamedTuple
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.engine import Connection
+
+from jobs.errors import Conflict, NotFound
+from jobs.ledger.jobs.queries import model_named
+from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, find_evaluation
+from jobs.models.evaluation import NO_ANSWER, Evaluation, unpack_answers
+from jobs.models.model import Model
+from jobs.models.promotion import TEST_SET
+from labelmill.reporting import report_rows as tables
+from labelmill.reporting.model_page import report_values
+from labelmill.reporting.report_data import load_report
+from labelmill.server.access import SubmitSession
+from labelmill.server.schemas import NO_NUL
+from labelmill.web.rendering import page
+
+router = APIRouter(prefix="/models")
+
+#: Models of one dataset that are listed, newest first.
+_MODELS: Final = 30
+
+#: Images with another label that are listed.
+_FLIPS: Final = 500
+
+ModelName = Annotated[str, Query(max_length=64, pattern=NO_NUL)]
+
+
+class Listed(NamedTuple):
+    """A model of the list, with its latest evaluation."""
+
+    model: Model
+    evaluation: Evaluation | None
+    live: LiveAccuracy
+
+
+class Flip(NamedTuple):
+    """An image of the test set to which two models give different labels."""
+
+    image: int  # its index in the test set
+    truth: str
+    first: str | None
+    second: str | None
+
+
+@router.get("")
+def show_models(request: Request, session: SubmitSession) -> Response:
+    """Show the models, by dataset."""
+    found: dict[str, list[Model]] = {}
+    for model in session.client.models():
+        found.setdefault(model.dataset, []).append(model)
+    with session.client.ledger.reading() as connection:
+        datasets = {
+            dataset: [_listed(connection, each) for each in models[:_MODELS]]
+            for dataset, models in found.items()
+        }
+    return page(request, "models.html", datasets=datasets, champion=CHAMPION)
+
+
+@router.get("/compare")
+def compare_models(
+    request: Request, session: SubmitSession, first: ModelName = "", second: ModelName = ""
+) -> Response:
+    """Show two models next to each other, and the images that they label differently."""
+    with session.client.ledger.reading() as connection:
+        one, other = (model_named(connection, each or None) for each in (first, second))
+        stored = find_evaluation(connection, one.id)
+        theirs = stored and find_evaluation(connection, other.id, stored.data_fingerprint)
+    if one.classes != other.classes:
+        raise Conflict(f"Models {one.id} and {other.id} have different classes: compare two with the same.")
+    if stored is None or theirs is None:
+        raise Conflict(
+            f"Models {one.id} and {other.id} were not evaluated on the same images: "
+            f"`labelmill models evaluate MODEL` evaluates each of them on the latest test set."
+        )
+    return page(request, "compare.html", one=one, other=other, **_comparison(stored, theirs))
+
+
+@router.get("/{model_id}")
+def show_model(model_id: str, request: Request, session: SubmitSession) -> Response:
+    """Show the report on a model; its facts alone if it was never evaluated."""
+    with session.client.ledger.reading() as connection:
+        model = model_named(connection, model_id)
+        try:
+            report = load_report(connection, model.id)
+        except NotFound:  # never evaluated
+            report = None
+    others = [each for each in session.client.models(dataset=model.dataset) if each.id != model.id]
+    values = {} if report is None else report_values(report)
+    return page(request, "model_page.html", model=model, report=report, others=others[:_MODELS], **values)
+
+
+def _listed(connection: Connection, model: Model) -> Listed:
+    stored = find_evaluation(connection, model.id)
+    return Listed(model, None if stored is None else stored.evaluation, live_accuracy(connection, model.id))
+
+
+def _comparison(stored: StoredEvaluation, theirs: StoredEvaluation) -> dict[str, Any]:
+    """Return what the template needs of two evaluations on the same images."""
+    flips = _flips(stored, theirs)
+    compared = tables.evaluated_set(TEST_SET, stored, theirs)
+    has_matrix = len(stored.evaluation.classes) <= tables.MAX_CLASSES
+    return {
+        "compared": compared,
+        "sides": [
+            {
+                "evaluation": each.evaluation,
+                "matrix": tables.confusion_matrix(each.evaluation) if has_matrix else None,
+                "confused": tables.most_confused(each.evaluation),
+            }
+            for each in (stored, theirs)
+        ],
+        "classes": tables.by_class(stored.evaluation, theirs.evaluation),
+        "flips": flips[:_FLIPS],
+        "all_flips": len(flips),
+    }
+
+
+def _flips(stored: StoredEvaluation, theirs: StoredEvaluation) -> list[Flip]:
+    """Return the images with different labels: first those that only one of the models has right."""
+    names = stored.evaluation.classes
+    (ours, truth), (others, _) = unpack_answers(stored.answers), unpack_answers(theirs.answers)
+
+    def name(answer: int) -> str | None:
+        return None if answer == NO_ANSWER else names[answer]
+
+    found = [
+        Flip(index, names[true], name(first), name(second))
+        for index, (first, second, true) in enumerate(zip(ours, others, truth, strict=True))
+        if first != second
+    ]
+    return sorted(found, key=lambda each: each.truth not in (each.first, each.second))
