@@ -71,15 +71,16 @@ document.addEventListener("submit", async (event) => {
   const form = event.target.closest("form[data-send]");
   if (!form) return;
   event.preventDefault();
+  const said = (name) => form.getAttribute(`data-${name}`); // form.dataset may be a field of that name
   const body = {};
   for (const field of form.elements) {
     if (!field.name || field.value === "" || (field.type === "checkbox" && !field.checked)) continue;
     body[field.name] = field.type === "number" ? Number(field.value) : field.type === "checkbox" ? true : field.value;
   }
   try {
-    const found = await send(form.dataset.method ?? "POST", form.dataset.send, body);
-    if (form.dataset.then) location.assign(form.dataset.then.replace("{id}", encodeURIComponent(found.id)));
-    if (form.dataset.done) say(form.dataset.done);
+    const found = await send(said("method") ?? "POST", said("send"), body);
+    if (said("then")) location.assign(said("then").replace("{id}", encodeURIComponent(found.id)));
+    if (said("done")) say(said("done"));
     refresh();
   } catch (error) {
     say(error.message);
