@@ -19,6 +19,11 @@ _JOB: Final = sa.text(
     " started_at, finished_at) VALUES (:job, :state, :model, :images, :succeeded, now(), now(), now(),"
     " now(), now() - make_interval(secs => :seconds_ago))"
 )
+_SMALL_JOBS: Final = sa.text(
+    "INSERT INTO jobs (id, state, model_id, created_at, touched_at, submitted_at, finished_at)"
+    " SELECT :begin || lpad(n::text, 8, '0'), :state, :model, at, at, at, at FROM (SELECT n,"
+    " now() - make_interval(secs => :jobs - n) AS at FROM generate_series(0, :jobs - 1) AS n) AS made"
+)
 #: A chunk's id begins with the random part of its job's; the digits after it are in the alphabet of ids.
 _CHUNKS: Final = sa.text(
     "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_digest, state, created_at)"
@@ -46,13 +51,21 @@ def make_finished_job(
     return str(values["job"])
 
 
-def make_waiting_job(client: Client, model_id: str, chunks: int) -> None:
-    """Make a job of which all chunks wait for a worker."""
+def make_small_jobs(client: Client, model_id: str, jobs: int) -> None:
+    """Make jobs of no images that have finished, created one second after the other."""
+    with client.ledger.transaction() as connection:
+        values = {"begin": new_id()[:8], "state": JobState.DONE, "model": model_id, "jobs": jobs}
+        connection.execute(_SMALL_JOBS, values)
+
+
+def make_waiting_job(client: Client, model_id: str, chunks: int) -> str:
+    """Make a job of which all chunks wait for a worker; return its id."""
     images = chunks * client.settings.chunk_images
     values = {"job": new_id(), "model": model_id, "images": images, "succeeded": 0}
     with client.ledger.transaction() as connection:
         connection.execute(_JOB, values | {"state": JobState.RUNNING, "seconds_ago": None})
         connection.execute(_CHUNKS, values | _chunks(client, images) | {"state": ChunkState.PENDING})
+    return str(values["job"])
 
 
 def vacuum(client: Client) -> None:

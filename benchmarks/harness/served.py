@@ -49,6 +49,11 @@ class ServedPipeline(Pipeline):
         super().__exit__()
         self._listening.close()
 
+    @property
+    def url(self) -> str:
+        """Return where it is served."""
+        return f"http://127.0.0.1:{self._port}"
+
     def connect(self) -> Api:
         """Return a connection, for one thread."""
         return Api(self._port, self._key)

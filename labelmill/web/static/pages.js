@@ -12,8 +12,8 @@ function say(text) {
 }
 
 /** Send a request of the HTTP API with a JSON body, and return the answer. Throws an Error with the problem's text. */
-async function send(method, url, body) {
-  const headers = { Accept: "application/json", [csrf.dataset.header]: csrf.content };
+async function send(method, url, body, more = {}) {
+  const headers = { Accept: "application/json", [csrf.dataset.header]: csrf.content, ...more };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const text = body === undefined ? undefined : JSON.stringify(body);
   const answer = await fetch(url, { method, headers, body: text, keepalive: (text ?? "").length < 60000 });
