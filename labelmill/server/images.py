@@ -13,7 +13,7 @@ from jobs.errors import ErrorCode, ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.jobs.review_queue import claim_images, release_images
 from labelmill.labels.correction_files import CorrectionRequest
-from labelmill.labels.job_images import read_images
+from labelmill.labels.job_images import LatestPayload, read_images
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.problems import ApiError, conflicts
@@ -43,6 +43,9 @@ _CACHED: Final = {"Cache-Control": "private, max-age=3600, immutable"}
 _MAX_PIXELS: Final = 16 * 1024 * 1024
 
 _one_at_a_time: Final = CapacityLimiter(1)
+
+#: Of the thread that makes thumbnails.
+_latest: Final = LatestPayload()
 
 Index = Annotated[int, Path(ge=0, le=MAX_NUMBER, description="the image's index in the batch")]
 
@@ -157,7 +160,8 @@ def _thumbnail(session: Session, batch_id: str, index: int, side: int) -> bytes:
     if prediction.error is not None:
         raise _no_thumbnail(prediction.error, prediction.detail)
     limits = client.settings.image_limits
-    for _, content in read_images(client.ledger, client.store, client.settings, batch_id, [index]):
+    found = read_images(client.ledger, client.store, client.settings, batch_id, [index], _latest)
+    for _, content in found:
         max_pixels = limits.max_pixels
         if decoded_format(content[:HEAD_BYTES]) != "JPEG":
             max_pixels = min(max_pixels, _MAX_PIXELS)
