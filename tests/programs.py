@@ -26,11 +26,18 @@ def need_program(name: str, *, package: str) -> str:
     return found
 
 
+def node_packages() -> Path:
+    """The folder of the packages in `tests/node/package.json`. Without npm, a test is skipped as above."""
+    need_program("npm", package="npm")
+    folder = NODE / "node_modules"
+    if not folder.exists():
+        pytest.fail("its packages are not installed: run `npm ci` in tests/node")
+    return folder
+
+
 def run_node(code: str, *arguments: str) -> str:
     """Run JavaScript that may import what is in `tests/node/package.json`. Return its output."""
-    need_program("npm", package="npm")
-    if not (NODE / "node_modules").exists():
-        pytest.fail("its packages are not installed: run `npm ci` in tests/node")
+    node_packages()
     command = ["node", "--input-type=module", "--eval", code, "--", *arguments]
     return subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=60, check=True).stdout
 
