@@ -649,7 +649,7 @@ api_keys = Table(
 review_claims = Table(
     "review_claims",
     metadata,
-    Column("job_id", _Id, primary_key=True, doc="the image's job"),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, doc="the image's job"),
     Column("index", BigInteger, primary_key=True, autoincrement=False, doc="the image's index in the job"),
     Column("holder", String(64), nullable=False, doc="who reviews it: SHA-256 of a session or a key"),
     Column("until", UtcTime, nullable=False, doc="when others are given it"),

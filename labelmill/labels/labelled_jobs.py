@@ -58,7 +58,7 @@ class LabelledEvaluation:
 
 def folder_of(name: str) -> str:
     """Return the name of the folder that directly contains an image; empty if there is none."""
-    return name.rpartition("/")[0].rpartition("/")[2]
+    return name.rpartition("/")[0].rstrip("/").rpartition("/")[2]
 
 
 def compare_with_folders(

@@ -396,6 +396,7 @@ def upgrade() -> None:
         sa.Column("index", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("holder", sa.String(64), nullable=False),
         sa.Column("until", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_review_claims_job_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "index", name="pk_review_claims"),
     )
     op.create_index("ix_review_claims_until", "review_claims", ["until"])

@@ -68,18 +68,24 @@ def browse_least_sure(
     ledger: Ledger, job_id: str, total: int, wanted: Filter, *, after: str | None, limit: int
 ) -> ImagePage:
     """Return images that match and whose confidence is below UNSURE, lowest confidence first."""
-    table = predictions.c
-    query = PREDICTIONS.where(table.job_id == job_id, _IS_UNSURE)
-    if after is not None:
-        confidence, index = after.split(",")
-        place = sa.tuple_(sa.literal(float(confidence), sa.Double), sa.literal(int(index), sa.BigInteger))
-        query = query.where(sa.tuple_(table.confidence, table.index) > place)
     with ledger.reading() as connection:
-        query = wanted.apply(connection, query).order_by(table.confidence, table.index).limit(limit)
+        query = least_sure(connection, job_id, wanted, after=after).limit(limit)
         found = [Prediction(*row) for row in connection.execute(query)]
     if len(found) < limit:
         return ImagePage(found, None, total - 1)
     return ImagePage(found, f"{found[-1].confidence!r},{found[-1].index}", found[-1].index)
+
+
+def least_sure(connection: Connection, job_id: str, wanted: Filter, *, after: str | None) -> sa.Select[Any]:
+    """Return the query for these images after a cursor."""
+    table = predictions.c
+    query = PREDICTIONS.where(table.job_id == job_id, _IS_UNSURE).order_by(table.confidence, table.index)
+    if after is not None:
+        confidence, index = after.split(",")
+        # As float32, like the column: PostgreSQL writes it with the fewest digits.
+        place = sa.tuple_(sa.cast(float(confidence), sa.REAL), sa.literal(int(index), sa.BigInteger))
+        query = query.where(sa.tuple_(table.confidence, table.index) > place)
+    return wanted.apply(connection, query)
 
 
 #: The orders of images, by name.
