@@ -12,7 +12,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock alerts release clean
+.PHONY: install demo test test-all test-compose mutants soak lint docs screenshots format bench lock alerts release clean
 
 install: $(STAMP)
 
@@ -69,6 +69,10 @@ lint: install docs
 # The site, in site/: a warning, a broken link or anchor is an error. It needs no network, neither here nor in the browser.
 docs: install
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env --doctree-dir $(VENV)/.doctrees docs site
+
+# The pictures of the pages in the documentation. Needs Chromium, its driver and MNIST.
+screenshots: install
+	$(BIN)/python -m tests.screenshots docs/images
 
 format: install
 	$(BIN)/ruff check --fix .
