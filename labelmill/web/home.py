@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from jobs.models.dataset import MNIST
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import list_batches
 from labelmill.web.rendering import page
@@ -23,4 +24,5 @@ def show_home(request: Request, session: SubmitSession) -> Response:
     ended = [each for each in latest if each.ended]
     models = [each for each in session.client.models() if "champion" in each.aliases]
     workers = session.client.workers()
-    return page(request, "home.html", running=running, ended=ended, models=models, workers=workers)
+    values = {"running": running, "ended": ended, "models": models, "workers": workers}
+    return page(request, "home.html", digits=MNIST, **values)

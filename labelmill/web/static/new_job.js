@@ -1,4 +1,4 @@
-// Collect files, send them as one archive with progress, and make a job of them. What has arrived is not sent again.
+// Collect images, send them as one file with progress, and make a job of them.
 "use strict";
 
 (() => {
@@ -6,137 +6,208 @@
   if (!form) return;
   const at = (id) => document.getElementById(id);
   const drop = at("drop");
-  let chosen = []; // [{ path, file }]
-  let attempt = null; // the key and the uploaded file of a job that is not submitted yet
-  let request = null; // the upload that is under way
+  const endings = new Set(form.dataset.endings.split(" "));
+  let chosen = []; // what to send: [{ path, file }]
+  let arrived = null; // the id of the file that was sent: trying again does not send it again
+  let attempt = null; // the latest request for a job, { key, body }: the same one again gives the same job
+  let upload = null; // the request that sends the file now
+  form.hidden = false;
 
   // ---- choosing -------------------------------------------------------------------------------------
 
-  const isHidden = (path) => path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
-
-  function choose(found) {
-    chosen = found.filter(({ path }) => !isHidden(path));
-    attempt = null;
-    const bytes = chosen.reduce((sum, { file }) => sum + file.size, 0);
-    const hidden = found.length - chosen.length;
-    at("chosen").textContent = chosen.length
-      ? `${inWords(chosen.length, "file")}, ${size(bytes)}${hidden ? `; ${inWords(hidden, "hidden file")} left out` : ""}`
-      : "There are no files in it.";
-  }
-
   const inWords = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 
-  function size(bytes) {
+  function inBytes(bytes) {
     const units = ["bytes", "kB", "MB", "GB"];
     let unit = 0;
     while (bytes >= 1000 && unit < 3) [bytes, unit] = [bytes / 1000, unit + 1];
     return `${bytes.toFixed(unit ? 1 : 0)} ${units[unit]}`;
   }
 
-  for (const id of ["files", "folder"]) {
-    at(id).addEventListener("change", (event) => {
-      choose([...event.target.files].map((file) => ({ path: file.webkitRelativePath || file.name, file })));
+  // The rules of `labelmill submit` for what is in a folder.
+  const isHidden = ({ path }) => path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
+  function isImage({ file }) {
+    return !file.name.includes(".") || endings.has(file.name.split(".").pop().toLowerCase());
+  }
+  const isAlone = (entries) => entries.length === 1 && !entries[0].path.includes("/");
+
+  /** Take what a person has chosen or dropped: [{ path, file }]. */
+  function choose(found) {
+    const visible = found.filter((each) => !isHidden(each));
+    const others = isAlone(visible) ? [] : visible.filter((each) => !isImage(each));
+    chosen = isAlone(visible) ? visible : visible.filter(isImage);
+    chosen.sort((one, other) => (one.path < other.path ? -1 : 1));
+    arrived = null;
+    const said = [];
+    if (!chosen.length) said.push("There are no images in it.");
+    else if (isAlone(chosen)) said.push(`${chosen[0].file.name}, ${inBytes(chosen[0].file.size)}.`);
+    else said.push(`${inWords(chosen.length, "image")}, ${inBytes(chosen.reduce((sum, { file }) => sum + file.size, 0))}.`);
+    if (found.length > visible.length) said.push(`Left out: ${inWords(found.length - visible.length, "hidden file")}.`);
+    if (others.length) said.push(`Left out: ${inWords(others.length, "file")}, not images by their names.`);
+    if (others.some(({ path }) => /\.(zip|tar|t?gz|csv|jsonl|parquet)$/i.test(path))) said.push("Choose an archive or a manifest alone.");
+    at("chosen").textContent = said.join(" ");
+    at("problem").textContent = "";
+    at("submit").textContent = "Classify";
+  }
+
+  for (const input of [at("files"), at("folder")]) {
+    input.addEventListener("change", () => {
+      choose([...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file })));
+      input.value = ""; // so that the same files can be chosen again
     });
   }
 
-  /** Return the files of a dropped file or folder, with everything below it. */
-  async function filesIn(entry, folder = "") {
+  /** Add the files of a dropped file or folder, with everything below it. */
+  async function collect(entry, found, folder = "") {
     const path = folder + entry.name;
-    if (entry.isFile) return [{ path, file: await new Promise((done, failed) => { entry.file(done, failed); }) }];
+    if (entry.isFile) {
+      found.push({ path, file: await new Promise((done, failed) => { entry.file(done, failed); }) });
+      return;
+    }
     const reader = entry.createReader();
-    const found = [];
     for (;;) { // a reader gives a hundred entries at a time
       const some = await new Promise((done, failed) => { reader.readEntries(done, failed); });
-      if (!some.length) return found;
-      for (const each of some) found.push(...await filesIn(each, `${path}/`));
+      if (!some.length) return;
+      await Promise.all(some.map((each) => collect(each, found, `${path}/`)));
     }
   }
 
-  for (const kind of ["dragenter", "dragover"]) {
-    drop.addEventListener(kind, (event) => {
+  // What is dropped anywhere on the page counts: otherwise the browser would leave the page, and show the file.
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
-      drop.classList.add("over");
+      drop.classList.toggle("over", kind === "dragover" && !drop.disabled);
     });
   }
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", async (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
+  document.addEventListener("drop", async (event) => {
     // Before anything is awaited: the list is empty afterwards.
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+    if (!entries.length || drop.disabled) return;
     at("chosen").textContent = "Reading the folders";
     const found = [];
-    for (const each of entries) found.push(...await filesIn(each));
-    choose(found);
+    try {
+      for (const each of entries) await collect(each, found);
+      choose(found);
+    } catch (error) {
+      at("chosen").textContent = `It cannot be read (${error.message}): choose something else.`;
+    }
   });
+  drop.addEventListener("click", (event) => {
+    if (!event.target.closest("label, input, button, a")) at("files").click();
+  });
+
+  /** Choose ten digits that the browser draws, each in a folder with the name of its class. */
+  async function drawSample() {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 28, height: 28 });
+    const pen = canvas.getContext("2d");
+    Object.assign(pen, { font: "24px sans-serif", textAlign: "center", textBaseline: "middle" });
+    const found = [];
+    for (const digit of "0123456789") {
+      pen.fillStyle = "black";
+      pen.fillRect(0, 0, 28, 28);
+      pen.fillStyle = "white";
+      pen.fillText(digit, 14, 15);
+      const file = new File([await new Promise((done) => { canvas.toBlob(done); })], "drawn.png");
+      found.push({ path: `${digit}/drawn.png`, file });
+    }
+    choose(found);
+  }
+
+  at("sample")?.addEventListener("click", drawSample);
+  if (location.hash === "#sample" && at("sample")) drawSample();
 
   // ---- sending --------------------------------------------------------------------------------------
 
-  /** Return what to upload: a single file as it is, several as one archive that keeps their folders. */
-  function toUpload() {
-    if (chosen.length === 1) return [chosen[0].file, chosen[0].file.name];
-    const folder = chosen[0].path.split("/").length > 1 ? chosen[0].path.split("/")[0] : "images";
-    return [new Blob(tarPieces(chosen), { type: "application/x-tar" }), `${folder}.tar`];
-  }
-
-  function upload(content, name) {
+  /** Send what was chosen: a file alone as it is, anything else as one archive that keeps the folders. */
+  function sendFile() {
+    const isFile = isAlone(chosen);
+    const content = isFile ? chosen[0].file : new Blob(tarPieces(chosen));
+    const body = new FormData();
+    body.append("purpose", "batch");
+    body.append("file", content, isFile ? chosen[0].file.name : "images.tar");
     return new Promise((done, failed) => {
-      request = new XMLHttpRequest();
-      request.open("POST", "/v1/files");
-      request.setRequestHeader(csrf.dataset.header, csrf.content);
-      request.upload.addEventListener("progress", ({ loaded, total }) => {
-        at("sent").value = loaded / total;
-        at("progress").textContent = `${size(loaded)} of ${size(total)} sent`;
+      upload = new XMLHttpRequest(); // fetch does not tell how much is sent
+      upload.open("POST", "/v1/files");
+      upload.setRequestHeader(csrf.dataset.header, csrf.content);
+      upload.upload.addEventListener("progress", showProgress);
+      upload.addEventListener("load", () => {
+        if (upload.status < 300) done(JSON.parse(upload.responseText).id);
+        else failed(Object.assign(new Error(problemIn(upload.responseText, upload.status)), { status: upload.status }));
       });
-      request.addEventListener("load", () => {
-        if (request.status < 300) done(JSON.parse(request.responseText).id);
-        else failed(new Error(problemIn(request.responseText, request.status)));
-      });
-      request.addEventListener("error", () => failed(new Error("The upload broke off. Try again: press Classify.")));
-      request.addEventListener("abort", () => failed(new Error("Stopped.")));
-      const body = new FormData();
-      body.append("purpose", "batch");
-      body.append("file", content, name);
-      request.send(body);
+      upload.addEventListener("error", () => failed(new Error("The upload broke off: the server cannot be reached, or a file has changed.")));
+      upload.addEventListener("abort", () => failed(new Error("Stopped: nothing was submitted.")));
+      upload.send(body);
     });
   }
 
-  /** Return the sources of the job: an uploaded file, addresses, or a prefix. */
+  function showProgress({ loaded, total }) {
+    at("sent").value = loaded / total;
+    const percent = Math.floor((100 * loaded) / total);
+    at("progress").textContent = `${inBytes(loaded)} of ${inBytes(total)} sent, ${percent}%`;
+    at("told").textContent = `${percent - (percent % 25)}% sent`; // read aloud only when it changes
+  }
+
+  function options() {
+    const wanted = { [at("model").selectedOptions[0].dataset.field]: at("model").value };
+    for (const id of ["top_k", "priority"]) if (at(id).value) wanted[id] = Number(at(id).value);
+    for (const line of linesOf("metadata")) {
+      const place = line.indexOf("=");
+      if (place < 1) throw new Error(`Metadata: ${line} must be a name, "=" and a value.`);
+      wanted.metadata = { ...wanted.metadata, [line.slice(0, place).trim()]: line.slice(place + 1).trim() };
+    }
+    return wanted;
+  }
+
+  const linesOf = (id) => at(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
+
+  /** Return where the images of the job are: in a file that was sent now or before, at addresses, or below one. */
   async function source() {
-    const lines = at("urls").value.split("\n").map((line) => line.trim()).filter(Boolean);
+    const lines = linesOf("urls");
+    if (lines.length && chosen.length) throw new Error("Choose files or write down addresses, but not both: empty the addresses, or reload the page.");
     if (lines.length === 1 && lines[0].endsWith("/")) return { source_url: lines[0] };
     if (lines.length) return { urls: lines };
     if (!chosen.length) throw new Error("Choose images first, or write down their addresses.");
-    at("sending").hidden = false;
-    attempt.file ??= await upload(...toUpload());
-    return { input_file_id: attempt.file, delete_input: true };
+    if (!arrived) {
+      at("sending").hidden = at("stop").hidden = false;
+      arrived = await sendFile();
+      at("progress").textContent = at("told").textContent = "Sent.";
+    }
+    return { input_file_id: arrived, delete_input: true };
   }
 
-  const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16)).join("-");
+  function newKey() {
+    return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  }
 
-  function busy(isBusy) {
-    at("submit").disabled = isBusy;
-    at("stop").hidden = !isBusy;
+  function setBusy(isBusy) {
+    at("submit").disabled = drop.disabled = isBusy;
+    at("stop").hidden = true;
+    window.onbeforeunload = isBusy ? (event) => event.preventDefault() : null;
   }
 
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     at("problem").textContent = "";
-    attempt ??= { key: newKey(), file: null };
-    busy(true);
+    setBusy(true);
     try {
-      const wanted = await source();
-      for (const id of ["dataset", "model"]) if (at(id).value.trim()) wanted[id] = at(id).value.trim();
-      for (const id of ["top_k", "priority"]) if (at(id).value) wanted[id] = Number(at(id).value);
+      const wanted = { ...options(), ...await source() };
+      at("stop").hidden = true;
+      const body = JSON.stringify(wanted);
+      if (attempt?.body !== body) attempt = { key: newKey(), body };
       const batch = await send("POST", "/v1/batches", wanted, { "Idempotency-Key": attempt.key });
+      arrived = attempt = null;
+      window.onbeforeunload = null;
       location.assign(`/jobs/${batch.id}`);
     } catch (error) {
-      at("problem").textContent = error.message;
-      // With another choice it is another job; only the file that has arrived is kept.
-      if (error.status) attempt = { key: newKey(), file: attempt.file };
-      busy(false);
+      // fetch throws a TypeError without the server's answer
+      at("problem").textContent = error instanceof TypeError ? "The server cannot be reached." : error.message;
+      at("submit").textContent = error.status || !chosen.length ? "Classify" : "Try again";
+      at("sending").hidden = true;
+      setBusy(false);
     }
   });
 
-  at("stop").addEventListener("click", () => request?.abort());
+  at("stop").addEventListener("click", () => upload.abort());
+  addEventListener("pageshow", (event) => { if (event.persisted) setBusy(false); }); // back from the job
 })();
