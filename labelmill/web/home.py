@@ -24,5 +24,12 @@ def show_home(request: Request, session: SubmitSession) -> Response:
     ended = [each for each in latest if each.ended]
     models = [each for each in session.client.models() if "champion" in each.aliases]
     workers = session.client.workers()
-    values = {"running": running, "ended": ended, "models": models, "workers": workers}
-    return page(request, "home.html", digits=MNIST, **values)
+    return page(
+        request,
+        "home.html",
+        running=running,
+        ended=ended,
+        models=models,
+        workers=workers,
+        digits=MNIST,
+    )

@@ -138,6 +138,7 @@
       upload.addEventListener("error", () => failed(new Error("The upload broke off: the server cannot be reached, or a file has changed.")));
       upload.addEventListener("abort", () => failed(new Error("Stopped: nothing was submitted.")));
       upload.send(body);
+      at("stop").hidden = false;
     });
   }
 
@@ -169,7 +170,9 @@
     if (lines.length) return { urls: lines };
     if (!chosen.length) throw new Error("Choose images first, or write down their addresses.");
     if (!arrived) {
-      at("sending").hidden = at("stop").hidden = false;
+      at("progress").textContent = at("told").textContent = "Preparing the upload";
+      at("sending").hidden = false;
+      await new Promise((done) => { setTimeout(done, 50); }); // shown before many files keep the page busy
       arrived = await sendFile();
       at("progress").textContent = at("told").textContent = "Sent.";
     }
