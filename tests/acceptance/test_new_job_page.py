@@ -233,7 +233,10 @@ def test_the_page_shows_why_the_server_refuses(site: Site, tmp_path: Path) -> No
 
     browser.open("/new")
     browser.click("summary", "Images at URLs")
-    browser.find("#urls").send_keys("s3://bucket/photos/")
+    browser.find("#urls").send_keys("bucket/photos/")
+    browser.click("button", "Classify")
+    browser.find("#problem", "bucket/photos/ is not an address")
+    browser.find("#urls").send_keys(Keys.HOME, "s3://")
     browser.click("button", "Classify")
     browser.find("#problem", "source_url: ")
     assert site.count("batches") == 0

@@ -38,12 +38,13 @@
     chosen = isAlone(visible) ? visible : visible.filter(isImage);
     chosen.sort((one, other) => (one.path < other.path ? -1 : 1));
     arrived = null;
-    const said = [];
-    if (!chosen.length) said.push("There are no images in it.");
-    else if (isAlone(chosen)) said.push(`${chosen[0].file.name}, ${inBytes(chosen[0].file.size)}.`);
-    else said.push(`${inWords(chosen.length, "image")}, ${inBytes(chosen.reduce((sum, { file }) => sum + file.size, 0))}.`);
-    if (found.length > visible.length) said.push(`Left out: ${inWords(found.length - visible.length, "hidden file")}.`);
-    if (others.length) said.push(`Left out: ${inWords(others.length, "file")}, not images by their names.`);
+    const bytes = chosen.reduce((sum, { file }) => sum + file.size, 0);
+    const what = isAlone(chosen) ? chosen[0].file.name : inWords(chosen.length, "image");
+    const said = [chosen.length ? `${what}, ${inBytes(bytes)}.` : "There are no images in it."];
+    const leftOut = [];
+    if (found.length > visible.length) leftOut.push(inWords(found.length - visible.length, "hidden file"));
+    if (others.length) leftOut.push(`${inWords(others.length, "file")}, not images by their names`);
+    if (leftOut.length) said.push(`Left out: ${leftOut.join("; ")}.`);
     if (others.some(({ path }) => /\.(zip|tar|t?gz|csv|jsonl|parquet)$/i.test(path))) said.push("Choose an archive or a manifest alone.");
     at("chosen").textContent = said.join(" ");
     at("problem").textContent = "";
@@ -166,6 +167,8 @@
   async function source() {
     const lines = linesOf("urls");
     if (lines.length && chosen.length) throw new Error("Choose files or write down addresses, but not both: empty the addresses, or reload the page.");
+    const strange = lines.find((line) => !/^[a-z][a-z0-9+.-]*:\/\//i.test(line));
+    if (strange) throw new Error(`${strange} is not an address: begin it with https:// or s3://, for example.`);
     if (lines.length === 1 && lines[0].endsWith("/")) return { source_url: lines[0] };
     if (lines.length) return { urls: lines };
     if (!chosen.length) throw new Error("Choose images first, or write down their addresses.");
