@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from os import PathLike, fspath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jobs.extras import require_decoders
-from jobs.ledger.learning.datasets import get_version, list_datasets
+from jobs.ledger.learning.datasets import get_version, list_datasets, list_versions
 from jobs.models.dataset import DatasetVersion, decoded_folder
 from labelmill.client.installation import Installation, accept_numpy_numbers
 from labelmill.datasets.removing import remove
 
 if TYPE_CHECKING:
     from labelmill.datasets.adding import Added
+
+
+#: Versions that a report lists.
+LISTED_VERSIONS: Final = 20
 
 
 class DatasetMethods(Installation):
@@ -73,16 +77,20 @@ class DatasetMethods(Installation):
     def dataset_report(self, name: str, *, version: int | None = None) -> str:
         """Return an HTML report on a version of a dataset, by default its latest.
 
-        The page needs no other file. It shows the images by class and split, some images of each class, and
-        what was wrong with the sources. Raises NotFound; DataUnavailable if the list of images is missing
-        from the store or damaged; UserError if Labelmill is installed without decoders. Example::
+        The page needs no other file. It shows the images by class and split, some images of each class, what
+        was wrong with the sources, and what changed in each of the latest versions. Raises NotFound;
+        DataUnavailable if the list of images is missing from the store or damaged; UserError if Labelmill is
+        installed without decoders. Example::
 
             Path("birds.html").write_text(client.dataset_report("birds"), encoding="utf-8")
         """
         require_decoders("A report on a dataset")
         from labelmill.reporting.dataset_page import render
 
-        return render(self.store, self.settings, self.dataset(name, version=version))
+        with self.ledger.reading() as connection:
+            found = get_version(connection, name, version)
+            versions = list_versions(connection, name, limit=LISTED_VERSIONS)
+        return render(self.store, self.settings, found, versions)
 
     def remove_dataset(self, name: str) -> int:
         """Remove a dataset with all its images, and return the number of its versions.

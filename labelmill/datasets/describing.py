@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from jobs.models.dataset import DatasetVersion, Split
 from labelmill.console.terminal import pluralize
+
+#: New classes that `change_line` names.
+_NAMED: Final = 5
+
+#: What is left out of a version's sources, with the words for one image and for several.
+_LEFT_OUT: Final = (
+    ("duplicates", "duplicate", "duplicates"),
+    ("conflicts", "label conflict", "label conflicts"),
+    ("unreadable", "unreadable image", "unreadable images"),
+    ("unlabelled", "image in no class", "images in no class"),
+)
 
 
 def added_lines(version: DatasetVersion, *, new: bool) -> list[str]:
@@ -20,6 +31,24 @@ def added_lines(version: DatasetVersion, *, new: bool) -> list[str]:
         f"{len(version.classes):,} classes ({splits}), {summary['added']:,} of them new",
         *found_lines(summary),
     ]
+
+
+def change_line(version: DatasetVersion, before: DatasetVersion | None) -> str:
+    """Return what changed since the version before, in one line."""
+    summary = version.summary
+    parts = [f"{pluralize(summary['added'], 'image')} added"]
+    new = [name for name in version.classes if before and name not in set(before.classes)]
+    if new:
+        more = f" and {len(new) - _NAMED:,} more" if len(new) > _NAMED else ""
+        noun = "new class" if len(new) == 1 else "new classes"
+        parts.append(f"{noun}: {', '.join(new[:_NAMED])}{more}")
+    if summary["relabelled"]["count"]:
+        parts.append(pluralize(summary["relabelled"]["count"], "new label"))
+    counts = [(summary[key]["count"], *words) for key, *words in _LEFT_OUT]
+    left_out = [pluralize(count, thing, things) for count, thing, things in counts if count]
+    if left_out:
+        parts.append(f"left out: {', '.join(left_out)}")
+    return "; ".join(parts)
 
 
 def modes_line(summary: dict[str, Any]) -> str:

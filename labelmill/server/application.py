@@ -18,7 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings
 from labelmill.client.migrating import open_ledger
-from labelmill.server import batches, classifications, events, files, images, models, results, webhooks
+from labelmill.server import (
+    batches,
+    classifications,
+    datasets,
+    events,
+    files,
+    images,
+    models,
+    results,
+    webhooks,
+)
 from labelmill.server.access import Keys
 from labelmill.server.description import DescribedApp, operation_id
 from labelmill.server.events import Readings
@@ -95,7 +105,7 @@ def create_app(
     app.state.readings = Readings(lambda *which: batches.read_batch(ledger, *which))
     add_handlers(app)
     # Not in a router of their own: FastAPI would compare each request with one more level.
-    for resource in (files, batches, results, events, classifications, images, models, webhooks):
+    for resource in (files, batches, results, events, classifications, images, models, datasets, webhooks):
         app.include_router(resource.router, prefix="/v1")
 
     @app.get("/", tags=["start"])

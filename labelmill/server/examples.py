@@ -402,6 +402,7 @@ PARAMETERS: Final[dict[str, Any]] = {
     "state": "running",
     "top_k": 3,
     "truth": "cat",
+    "version": 2,
     "wait": 10,
     "webhook_id": WEBHOOK_ID,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Final, Literal
 
@@ -27,8 +26,7 @@ from labelmill.server.schemas import (
     ReviewObject,
     ReviewWanted,
 )
-from worker.predicting.pictures import thumbnail
-from worker.predicting.validation import HEAD_BYTES, decoded_format
+from worker.predicting.pictures import cautious_limits, thumbnail
 
 router = APIRouter(tags=["images and labels"])
 
@@ -38,11 +36,8 @@ _SIDES: Final = {"small": 128, "large": 1024}
 #: An image of a batch never changes. Only the person who has read it may keep it.
 _CACHED: Final = {"Cache-Control": "private, max-age=3600, immutable"}
 
-#: Larger images have no thumbnail, except JPEGs, which are decoded at an eighth of their size: each pixel
-#: takes up to 20 bytes.
-_MAX_PIXELS: Final = 16 * 1024 * 1024
-
-_one_at_a_time: Final = CapacityLimiter(1)
+#: Images are decoded one at a time, because this takes the most memory and time.
+one_at_a_time: Final = CapacityLimiter(1)
 
 #: Of the thread that makes thumbnails.
 _latest: Final = LatestPayload()
@@ -80,9 +75,9 @@ async def read_thumbnail(
     ] = "small",
 ) -> Response:
     """Return an image as a small WebP. If the image got an error, the answer has its code."""
-    # One at a time, because this takes the most memory and time. Requests that wait hold no thread.
+    # Requests that wait hold no thread.
     side = _SIDES[size]
-    content = await to_thread.run_sync(_thumbnail, session, batch_id, index, side, limiter=_one_at_a_time)
+    content = await to_thread.run_sync(_thumbnail, session, batch_id, index, side, limiter=one_at_a_time)
     return Response(content, media_type="image/webp", headers=_CACHED)
 
 
@@ -162,11 +157,8 @@ def _thumbnail(session: Session, batch_id: str, index: int, side: int) -> bytes:
     limits = client.settings.image_limits
     found = read_images(client.ledger, client.store, client.settings, batch_id, [index], _latest)
     for _, content in found:
-        max_pixels = limits.max_pixels
-        if decoded_format(content[:HEAD_BYTES]) != "JPEG":
-            max_pixels = min(max_pixels, _MAX_PIXELS)
         try:
-            return thumbnail(content, side, replace(limits, max_pixels=max_pixels), "WEBP")
+            return thumbnail(content, side, cautious_limits(content, limits), "WEBP")
         except ImageError as error:
             raise _no_thumbnail(error.code, error.detail) from None
     raise _no_image(batch_id, index)

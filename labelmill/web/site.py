@@ -16,12 +16,14 @@ from jobs.settings import Settings
 from labelmill.server.application import create_app
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import PROBLEM_TYPE
-from labelmill.web import gallery, home, job, jobs, models, new_job, review, runs, sign_in, static
+from labelmill.web import datasets, gallery, home, job, jobs, models, new_job, review, runs, sign_in, static
 from labelmill.web.rendering import page
 from labelmill.web.sign_in import HOME, SignInNeeded, signed_in
 
 #: The pages that need a key.
-_PAGES: Final = tuple(each.router for each in (home, jobs, new_job, job, gallery, review, models, runs))
+_PAGES: Final = tuple(
+    each.router for each in (home, jobs, new_job, job, gallery, review, models, runs, datasets)
+)
 
 
 def create_site(settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> Measured:

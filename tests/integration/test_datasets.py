@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from PIL import Image
 
 from jobs import ids
 from jobs.errors import Conflict, DataUnavailable, NotFound, SourceError, Unavailable, UserError
@@ -691,14 +694,21 @@ def test_the_report_is_one_page_without_markup_from_the_data(command, tmp_path) 
     page = tmp_path / "pets.html"
     done = command("show", "pets", "--output", page)
 
-    # then it shows each class with some images, and nothing in it is markup from the data
+    # then it shows each class with some images, names them, and nothing in it is markup from the data
     assert (done.exit_code, done.stdout) == (0, f"{page}\n"), done.stderr
     report = Page(page.read_text())
     pictures = report.all("img")
-    assert len(pictures) == 24
-    assert all(set(each) <= {"src", "alt", "title", "class", "loading"} for each in pictures)
-    assert all(each["src"].startswith("data:image/") for each in pictures)
+    assert len(pictures) == 3
+    allowed = {"src", "alt", "title", "class", "width", "height", "loading"}
+    assert all(set(each) <= allowed for each in pictures)
+    for each in pictures:
+        head, _, data = each["src"].partition(",")
+        assert head == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as drawn:
+            assert drawn.width == 2 * drawn.height  # two rows of four images
+        assert each["title"].count(", ") == 7
     assert report.all("script") == []
+    assert " style=" not in page.read_text()
     assert "{{ 7 * 7 }}" in report.text
     assert hostile in report.text
     # and an existing file is not overwritten without a word

@@ -54,6 +54,13 @@ def list_datasets(connection: Connection) -> list[DatasetVersion]:
     return list(map(_to_version, connection.execute(query.order_by(dataset_versions.c.dataset))))
 
 
+def list_versions(connection: Connection, dataset: str, *, limit: int) -> list[DatasetVersion]:
+    """Return the latest versions of the dataset, newest first."""
+    query = sa.select(dataset_versions).where(dataset_versions.c.dataset == dataset)
+    query = query.order_by(dataset_versions.c.version.desc()).limit(limit)
+    return list(map(_to_version, connection.execute(query)))
+
+
 def manifests_of(connection: Connection, dataset: str) -> list[str]:
     """Return the keys of the manifests of all versions of the dataset."""
     query = sa.select(dataset_versions.c.manifest).where(dataset_versions.c.dataset == dataset)
