@@ -16,13 +16,27 @@ from jobs.settings import Settings
 from labelmill.server.application import create_app
 from labelmill.server.metrics import Measured
 from labelmill.server.problems import PROBLEM_TYPE
-from labelmill.web import datasets, gallery, home, job, jobs, models, new_job, review, runs, sign_in, static
+from labelmill.web import (
+    datasets,
+    gallery,
+    health,
+    home,
+    job,
+    jobs,
+    models,
+    new_job,
+    review,
+    runs,
+    sign_in,
+    static,
+)
+from labelmill.web.health import HealthReadings
 from labelmill.web.rendering import page
 from labelmill.web.sign_in import HOME, SignInNeeded, signed_in
 
 #: The pages that need a key.
 _PAGES: Final = tuple(
-    each.router for each in (home, jobs, new_job, job, gallery, review, models, runs, datasets)
+    each.router for each in (home, jobs, new_job, job, gallery, review, models, runs, datasets, health)
 )
 
 
@@ -37,6 +51,7 @@ def _add_pages(app: FastAPI) -> None:
         pages.include_router(router)
     for each in (static.router, sign_in.router, pages):
         app.include_router(each)
+    app.state.health = HealthReadings.of(app.state.settings, app.state.ledger)
     app.add_middleware(_ForBrowsers)
 
     @app.exception_handler(SignInNeeded)
