@@ -32,7 +32,7 @@ const done = arguments[arguments.length - 1];
   for (let number = 0; number < arguments[0]; number += 1) {
     const name = document.getElementById("name").textContent;
     const began = performance.now();
-    document.dispatchEvent(new KeyboardEvent("keydown", { key: "7", bubbles: true }));
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "7", bubbles: true }));
     const isNext = () => document.getElementById("name").textContent !== name;
     while (!isNext() || !document.getElementById("picture").complete)
       await new Promise(requestAnimationFrame);
@@ -42,6 +42,11 @@ const done = arguments[arguments.length - 1];
   done(taken);
 })();
 """
+
+#: The indices of the images that are in the page now.
+_INDICES: Final = (
+    "return [...document.querySelectorAll('#images [data-index]')].map((each) => each.dataset.index)"
+)
 
 _BATCH_SECONDS: Final = 120.0
 
@@ -105,18 +110,22 @@ def _scroll(browser: Browser, job_id: str, thumbnails: int) -> dict[str, Any]:
     """Scroll through a gallery, and return the memory of its tab."""
     browser.open(f"/jobs/{job_id}/images")
     deadline = time.monotonic() + 10 * _BATCH_SECONDS
-    while (
-        shown := int(browser.script("return document.querySelectorAll('#images img').length"))
-    ) < thumbnails:
+    seen: set[str] = set()
+    while len(seen) < thumbnails:
+        seen.update(browser.script(_INDICES))
         browser.script("document.querySelector('#images li:last-child').scrollIntoView()")
         if time.monotonic() > deadline:
-            raise LabelmillError(f"Only {shown:,} thumbnails were shown.")
+            raise LabelmillError(f"Only {len(seen):,} thumbnails were shown.")
         time.sleep(0.05)
     time.sleep(2)  # until the last images are there
     heap = browser.script("return performance.memory.usedJSHeapSize")
     pids = processes_below(browser.driver.service.process.pid)
     tabs = [pid for pid in pids if b"--type=renderer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return {"thumbnails": shown, "tab_mib": max(map(_memory_mib, tabs)), "heap_mib": round(heap / 2**20, 1)}
+    return {
+        "thumbnails": len(seen),
+        "tab_mib": max(map(_memory_mib, tabs)),
+        "heap_mib": round(heap / 2**20, 1),
+    }
 
 
 def _memory_mib(pid: int) -> float:

@@ -82,9 +82,11 @@ def show_images(
     found = ORDERS[order](ledger, batch.id, batch.job.total, wanted, after=after, limit=_IMAGES)
     with ledger.reading() as connection:
         corrections = find_corrections(connection, batch.id, [each.index for each in found.images])
+    # The next page of a list needs only its images: thousands of whole pages would fill the browser's memory.
+    is_next = after is not None and "hx-request" in request.headers
     return page(
         request,
-        "gallery.html",
+        "gallery_items.html" if is_next else "gallery.html",
         batch=batch,
         job=batch.job,
         model=model,

@@ -1,5 +1,27 @@
-// Select many images, and correct or confirm all of them with one request.
+// Keep a long gallery small, and select many images to correct or confirm all of them with one request.
 "use strict";
+
+// Of thousands of images, only the latest stay in the page: all of them would fill the memory. The URL then says
+// where it begins, so that reloading it or coming back to it shows the same images.
+(() => {
+  const MOST = 900;
+  const KEPT = 600;
+  const gallery = document.getElementById("images");
+  if (!gallery) return;
+  new MutationObserver(() => {
+    if (gallery.children.length <= MOST || gallery.querySelector(".picked")) return;
+    const last = gallery.lastElementChild;
+    const before = last.getBoundingClientRect().top;
+    while (gallery.children.length > KEPT || !("after" in gallery.firstElementChild.dataset)) {
+      gallery.firstElementChild.remove();
+    }
+    scrollBy(0, last.getBoundingClientRect().top - before);
+    const url = new URL(location);
+    url.searchParams.set("after", gallery.firstElementChild.dataset.after);
+    history.replaceState(null, "", url);
+    document.getElementById("earlier").hidden = false;
+  }).observe(gallery, { childList: true });
+})();
 
 (() => {
   const gallery = document.getElementById("images");
