@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import LabelmillError
 from jobs.ledger.api.keys import ApiKey, digest_of
+from jobs.ledger.api.sessions import session_digest
 from jobs.settings import Settings
 from labelmill.server.access import Keys, check_place, csrf_token, session_cookie
 from labelmill.server.connections import HEALTH_PATHS
@@ -207,7 +208,7 @@ class Guard:
         Raises ApiError if the request may come from a page of another site.
         """
         secret = request.cookies.get(session_cookie(request.scope))
-        key = None if not secret else await self._keys.find(digest_of(secret))
+        key = None if not secret else await self._keys.find(session_digest(secret))
         if not secret or key is None:
             return None
         if request.method not in _SAFE_METHODS and not compare_digest(
@@ -219,7 +220,7 @@ class Guard:
                 f"A browser must send the header `{CSRF_HEADER}` of the page: load the page again.",
             )
         check_place(key, address_of(request.scope) or "")
-        request.state.key, request.state.key_digest = key, digest_of(secret)
+        request.state.key, request.state.key_digest = key, session_digest(secret)
         request.state.csrf_token = csrf_token(secret)
         return key
 

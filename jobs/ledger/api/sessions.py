@@ -20,6 +20,11 @@ SESSION_DAYS: Final = 7
 LINK_HOURS: Final = 1
 
 
+def session_digest(secret: str) -> str:
+    """Return the digest of a session's secret: not that of a key, so that neither can stand for the other."""
+    return digest_of(f"session {secret}")
+
+
 def begin_session(connection: Connection, key_id: str) -> str:
     """Begin a session with this key, and return its secret, which is stored nowhere."""
     return _add(connection, key_id, seconds=SESSION_DAYS * 86_400.0, is_link=False)
@@ -37,7 +42,9 @@ def use_link(connection: Connection, secret: str) -> tuple[str, str]:
     """
     link = connection.execute(
         sessions.delete()
-        .where(sessions.c.digest == digest_of(secret), sessions.c.is_link, sessions.c.expires_at > db_now())
+        .where(
+            sessions.c.digest == session_digest(secret), sessions.c.is_link, sessions.c.expires_at > db_now()
+        )
         .returning(sessions.c.key_id)
     ).one_or_none()
     if link is None:
@@ -47,7 +54,7 @@ def use_link(connection: Connection, secret: str) -> tuple[str, str]:
 
 def end_session(connection: Connection, secret: str) -> None:
     """End a session."""
-    connection.execute(sessions.delete().where(sessions.c.digest == digest_of(secret)))
+    connection.execute(sessions.delete().where(sessions.c.digest == session_digest(secret)))
 
 
 def session_keys(connection: Connection) -> dict[str, ApiKey]:
@@ -62,7 +69,7 @@ def _add(connection: Connection, key_id: str, *, seconds: float, is_link: bool) 
     secret = new_secret()
     connection.execute(
         sessions.insert().values(
-            digest=digest_of(secret), key_id=key_id, is_link=is_link, expires_at=db_now(seconds)
+            digest=session_digest(secret), key_id=key_id, is_link=is_link, expires_at=db_now(seconds)
         )
     )
     return secret
