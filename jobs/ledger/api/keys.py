@@ -19,7 +19,7 @@ from jobs.ledger.api.audit import record_action
 from jobs.ledger.api.projects import check_project
 from jobs.limits import MAX_DAYS
 from jobs.options import DEFAULT_PROJECT
-from jobs.schema import api_keys, db_now
+from jobs.schema import api_keys, db_now, sessions
 
 #: Every key begins with this, so that scanners find keys in code and logs.
 PREFIX: Final = "labelmill_"
@@ -133,6 +133,8 @@ def rotate_key(
 ) -> tuple[ApiKey, str]:
     """Give the key a new secret, and return both. The old one works, too, for `overlap_hours`.
 
+    Browsers must sign in again: whoever had the old secret must not stay signed in.
+
     Raises NotFound; Conflict if the key is not valid any more.
     """
     secret = new_secret()
@@ -146,6 +148,7 @@ def rotate_key(
     key = _get(connection, api_keys.c.id == key_id)
     if not rotated.rowcount:
         raise Conflict(f"Key {key_id} is revoked or has expired: create another one.")
+    connection.execute(sessions.delete().where(sessions.c.key_id == key_id))
     record_action(connection, "rotate key", key_id)
     return key, secret
 
