@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -211,9 +212,10 @@ def started_browser() -> Iterator[Browser]:
         if os.geteuid() == 0:
             options.add_argument("--no-sandbox")  # Chromium has none for root
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        options.ignore_local_proxy_environment_variables()
         service = webdriver.ChromeService(driver, env=os.environ | {"HOME": folder})
-        started = webdriver.Chrome(options=options, service=service)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("no_proxy", "localhost")  # where the driver is
+            started = webdriver.Chrome(options=options, service=service)
         try:
             yield Browser(started)
         finally:
