@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import uvicorn
+from fastapi.routing import APIRoute
 from openai import OpenAI
 
 from jobs.ledger import Ledger
@@ -23,8 +24,18 @@ from jobs.ledger.api.keys import Role, create_key
 from jobs.settings import Settings
 from labelmill.server.connections import Connection
 from labelmill.server.serving import listen_on
-from labelmill.web.site import create_site
+from labelmill.web.site import _PAGES, create_site
 from tests.console import Home, until
+
+#: The paths of all pages that need a key, as FastAPI writes them: `/jobs/{job_id}`.
+PAGES: Final = sorted(
+    {route.path for router in _PAGES for route in router.routes if isinstance(route, APIRoute)}
+)
+
+
+def page_paths(**names: str) -> list[str]:
+    """Return the paths of all pages about these things. If a page is about another kind, name one, too."""
+    return [path.format_map(names) for path in PAGES]
 
 
 def lasting(batch: dict[str, Any]) -> dict[str, Any]:

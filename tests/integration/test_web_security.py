@@ -27,19 +27,15 @@ from jobs.schema import db_now, metadata, predictions, sessions, training_runs
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.server.guards import CSRF_HEADER
-from labelmill.web.site import _PAGES
 from tests.console import until
 from tests.evaluations import made_evaluation
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
-from tests.serving import served_locally
+from tests.serving import PAGES, page_paths, served_locally
 from worker.learning.recipes import recipe_for
 
 BROWSER: Final = {"Accept": "text/html,application/xhtml+xml"}
-
-#: The paths of all pages, as FastAPI writes them.
-PATHS: Final = sorted({route.path for router in _PAGES for route in router.routes})  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -105,11 +101,6 @@ def unsafe_operations(browser: httpx.Client, **names: str) -> list[tuple[str, st
         for method, operation in operations.items()
         if method not in ("get", "head")
     ]
-
-
-def page_paths(**names: str) -> list[str]:
-    """Return the paths of all pages about these things. If a page is about another kind, name one, too."""
-    return [path.format_map(names) for path in PATHS]
 
 
 # ---- requests from other sites ------------------------------------------------------------------------
@@ -347,7 +338,7 @@ def test_a_session_sees_nothing_of_another_project(
         return answer.status_code, answer.text.replace(name, "ID")
 
     with signed_in(url, theirs) as stranger, signed_in(url, key) as owner:
-        named = [path for path in PATHS if "{job_id}" in path] + [
+        named = [path for path in PAGES if "{job_id}" in path] + [
             "/jobs/{job_id}/images/99",
             "/review?job={job_id}",
         ]
@@ -362,7 +353,7 @@ def test_a_session_sees_nothing_of_another_project(
         # And no other page says anything about it
         searches = [f"/jobs?q={word}" for word in (job_id, job_id[:8], "monday's", "customer=globex")]
         things = {"model_id": harness.model.id, "run_id": "none", "dataset": "mnist"}
-        pages = [path.format_map(things) for path in PATHS if "{job_id}" not in path]
+        pages = [path.format_map(things) for path in PAGES if "{job_id}" not in path]
         for path in [*pages, *searches, f"/jobs?after={job_id}"]:
             text = stranger.get(path).text.replace(f'value="{job_id}"', "")
             for secret in (job_id, "secret/", "globex", "monday"):
@@ -439,7 +430,7 @@ def test_hostile_names_are_only_text(url: str, store: Store, harness: Harness, l
 
         # When each page is read, filters and problems included
         things = {"job_id": job_id, "model_id": models[0].id, "run_id": run_id, "dataset": "mnist"}
-        pages = [path.format_map(things | {"index": str(n)}) for path in PATHS for n in range(12)]
+        pages = [path.format_map(things | {"index": str(n)}) for path in PAGES for n in range(12)]
         pages += [f"/models/compare?first={models[0].id}&second={models[1].id}"]
         for each in HOSTILE:
             query = httpx.QueryParams({"q": each})

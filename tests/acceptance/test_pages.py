@@ -1,0 +1,211 @@
+"""Pages in a browser: find a job, watch and control it, see each mistake, correct an image; for everybody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from tests.browser import Browser, started_browser
+from tests.console import Home, copy_home, folder_for_sockets, until
+from tests.serving import make_key, page_paths, served
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Browser]:
+    with started_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def up(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, str]]:
+    """Start a stack of these tests' own; return its home, and the URL of its pages."""
+    log = tmp_path_factory.mktemp("up") / "up.log"
+    with folder_for_sockets() as folder:
+        home = Home(folder / "home")
+        copy_home(trained.path, home.path)
+        with home.started("up", log=log):
+            until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
+            found = re.search(r"pages +(http://[^/]+)/", log.read_text())
+            assert found is not None
+            yield home, found[1]
+
+
+@pytest.fixture(scope="module")
+def job(up: tuple[Home, str], digits: Path) -> str:
+    """Return the id of a finished job of 10,000 digits in folders named after their classes."""
+    return up[0].ok("submit", digits, "--key", "digits of May", "--top", "3", "--watch").split()[-1]
+
+
+@pytest.fixture
+def browser(started: Browser, up: tuple[Home, str]) -> Iterator[Browser]:
+    """Return a browser that is signed in."""
+    home, url = up
+    with started.test():
+        started.sign_in(url, (home.path / "api-key").read_text().strip())
+        yield started
+
+
+def shown(browser: Browser) -> list[str]:
+    """Return the text of each image in the gallery."""
+    browser.find("#images li")
+    return [each.text for each in browser.find_all("#images li[data-index]")]
+
+
+def test_a_job_is_controlled_and_watched_to_its_end(
+    started: Browser, new_home: Home, digits: Path, tmp_path: Path
+) -> None:
+    # Given two jobs, and no worker
+    jobs = [new_home.ok("submit", digits, "--key", key).strip() for key in ("one", "two")]
+    with started.test() as browser, served(new_home, tmp_path / "serve.log") as url:
+        browser.sign_in(url, make_key(new_home))
+        assert "No worker runs" in browser.text
+
+        # When a person pauses and resumes the first, then the page says so without being loaded again
+        browser.open(f"/jobs/{jobs[0]}")
+        browser.script("window.isSamePage = true")
+        browser.find("#state .running")
+        browser.click("button", "Pause")
+        browser.find("#state .paused")
+        browser.click("button", "Resume")
+        browser.find("#state .running")
+
+        # When they cancel, and think again, then it runs on; when they mean it, it is cancelled
+        browser.click("button", "Cancel")
+        browser.answer("0 of 10,000 images have an outcome", yes=False)
+        assert new_home.json("status", jobs[0])["state"] == "running"
+        browser.click("button", "Cancel")
+        browser.answer("Cancel this job?")
+        browser.find("#state .cancelled")
+        assert browser.script("return window.isSamePage")
+        assert new_home.json("status", jobs[0])["state"] == "cancelled"
+
+        # When a worker starts, then the page of the second shows its progress, and its end by itself
+        browser.open(f"/jobs/{jobs[1]}")
+        assert browser.find("#done").text == "0"
+        browser.script("window.isSamePage = true")
+        with new_home.started("up", log=tmp_path / "up.log"):
+            browser.until(
+                lambda: browser.find("#done").text not in ("0", "10,000"), "progress is shown", seconds=120
+            )
+            browser.find("#state .running")
+            assert browser.script("return window.isSamePage")
+            browser.until(lambda: browser.find_all("#state .done"), "the end is shown", seconds=120)
+        assert browser.find("#done").text == "10,000"
+        browser.find("a.button", "All images")
+
+
+def test_the_list_finds_a_job_by_id_key_and_metadata(
+    browser: Browser, up: tuple[Home, str], job: str, few_digits: Path
+) -> None:
+    home, url = up
+    headers = {"Authorization": f"Bearer {make_key(home)}"}
+    with httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client:
+        picture = next((few_digits / "7").iterdir()).read_bytes()
+        form = {"data": {"purpose": "batch"}, "files": {"file": ("7.png", picture)}}
+        file_id = client.post("/files", **form).json()["id"]  # type: ignore[arg-type]
+        wanted = {"input_file_id": file_id, "metadata": {"customer": "acme"}}
+        batch = client.post("/batches", json=wanted).json()["id"]
+
+    def search(words: str) -> None:
+        browser.open("/jobs")
+        browser.press("/")  # it needs no mouse
+        browser.press(words, "\n")
+        browser.until(lambda: browser.path != "/jobs", "the search is sent")
+
+    for words in (job, job[:10], "digits of May"):
+        search(words)
+        assert browser.path == f"/jobs/{job}"
+    search("customer=acme")
+    assert [each.text for each in browser.find_all("#list tbody code")] == [batch]
+    search("customer=nobody")
+    assert "No job matches." in browser.text
+    browser.driver.back()  # every state is a URL
+    browser.driver.back()
+    assert parse_qs(urlsplit(browser.path).query) == {"q": ["customer=acme"]}
+
+
+def test_every_mistake_is_one_click_away(browser: Browser, job: str) -> None:
+    # When a person follows the number of mistakes, then all of them are shown as they scroll
+    browser.open(f"/jobs/{job}")
+    wrong = browser.find("a", " wrong")
+    expected = int(wrong.text.split()[0])
+    assert expected > 10
+    browser.click("a", " wrong")
+    browser.until(lambda: "/images?mistakes=true" in browser.path, "the mistakes are shown")
+
+    def scroll() -> bool:
+        browser.script("scrollTo(0, document.body.scrollHeight)")
+        return not browser.find_all("li.more")
+
+    browser.until(scroll, "all mistakes are loaded")
+    assert len(shown(browser)) == expected
+    assert all(", true " in each for each in shown(browser))
+
+    # When they follow a cell of the confusion matrix, then its images are shown, and the filter says so
+    browser.open(f"/jobs/{job}")
+    browser.find("table.matrix")
+    cell = browser.find_all("td.wrong a.cell")[0]
+    count, (truth, label) = (
+        int(cell.text),
+        parse_qs(urlsplit(cell.get_attribute("href") or "").query).values(),
+    )
+    browser.click("td.wrong a.cell")
+    browser.find("#images")
+    assert [each.startswith(f"{label[0]}, true {truth[0]}") for each in shown(browser)] == [True] * count
+    for name, value in (("truth", truth), ("label", label)):
+        assert browser.find(f"select[name={name}]").get_attribute("value") == value[0]
+
+
+def test_one_image_is_corrected_and_the_correction_undone(
+    browser: Browser, up: tuple[Home, str], job: str
+) -> None:
+    browser.open(f"/jobs/{job}/images?mistakes=true")
+    browser.click("#images li a")
+    browser.until(lambda: browser.path.rpartition("/")[2].isdecimal(), "the image is shown")
+    index = int(browser.path.rpartition("/")[2])
+    assert len(browser.find_all("table.bars tbody tr")) == 3
+    browser.choose("select[name=label]", "5")
+    browser.click("button", "Save")
+    browser.find("#said", "Saved for the next training.")
+    browser.find("tr", "correction 5, ")
+    [stored] = up[0].json("correct", "--list")
+    assert (stored["index"], stored["label"]) == (index, "5")
+    browser.click("button", "Undo")
+    browser.find("#said", "The correction is undone.")
+    browser.until(lambda: not browser.find_all("tr", "correction"), "the correction is gone")
+    assert up[0].json("correct", "--list") == []
+
+
+def test_pages_are_for_everybody(browser: Browser, up: tuple[Home, str], job: str) -> None:
+    # Given every page, two models that differ, problems and sign-in included
+    home, _ = up
+    home.run("train", "--architecture", "mlp", "--max-minutes", "0.001")  # which the gate refuses
+    models, [run, *_] = [each["id"] for each in home.json("models", "list")], home.json("runs")
+    assert len(models) == 2
+    paths = page_paths(job_id=job, index="3", model_id=models[0], run_id=run["id"], dataset="mnist")
+    paths += [f"/models/compare?first={models[0]}&second={models[1]}", f"/models/{models[1]}"]
+    paths += [f"/jobs/{job}/images?order=unsure", "/jobs?state=running", f"/review?job={job}&kind=random"]
+    paths += ["/jobs/nothing", "/nothing"]
+    browser.expect_error("status of 404")
+    found: dict[str, list[str]] = {}
+    for path in [*paths, "/sign-in"]:
+        if path == "/sign-in":
+            browser.driver.delete_all_cookies()
+        browser.open(path)
+        browser.until(
+            lambda: not browser.script("return document.querySelector('.htmx-request')"), "all is loaded"
+        )
+        # When people see it in either colour scheme, then axe-core finds nothing that some of them cannot use
+        for colours in ("light", "dark"):
+            browser.show_colours(colours)
+            found[f"{path} {colours}"] = browser.violations()
+        # When its window is as narrow as a telephone, then nothing but a table's own frame scrolls sideways
+        browser.resize(360)
+        found[f"{path} narrow"] = [f"{browser.overflow()} pixels too wide"] if browser.overflow() > 0 else []
+        browser.resize(1280)
+    assert {path: problems for path, problems in found.items() if problems} == {}
