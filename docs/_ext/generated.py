@@ -46,6 +46,7 @@ _API: Final = ("api_hosts", "api_origins", "api_rate", "api_uploads")
 _ELSEWHERE: Final = {
     **dict.fromkeys(("JobState", "DeliveryState"), "[state](sql.md#states)"),
     "Event": "[event](../how-to/webhooks.md#events)",
+    "ReviewKind": "kind",  # described by the field that has it
 }
 
 #: What a string of the HTTP API is, by its format.

@@ -451,7 +451,8 @@ class ReviewWanted(_Wanted):
         default=MNIST, max_length=64, pattern=NO_NUL, description="the dataset of the models"
     )
     kind: Annotated[ReviewKind, Field(strict=False)] = Field(
-        default=ReviewKind.UNSURE, description="which images"
+        default=ReviewKind.UNSURE,
+        description="which images: " + "; ".join(f"`{each}`: {each.meaning}" for each in ReviewKind),
     )
     batch_id: str | None = Field(
         default=None, max_length=64, pattern=NO_NUL, description="only images of this batch"

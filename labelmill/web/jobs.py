@@ -34,7 +34,7 @@ def show_jobs(
 ) -> Response:
     """Show the jobs: all, those in one state, or those that a search finds."""
     q = q.strip()
-    if q and "=" not in q and (job_id := _find_job(session, q)):
+    if q and (job_id := _find_job(session, q)):
         return RedirectResponse(f"/jobs/{job_id}", HTTPStatus.SEE_OTHER)
     pair = q if "=" in q.lstrip("=") else None
     nothing_found = bool(q) and pair is None

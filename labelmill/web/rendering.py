@@ -16,7 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from jobs.ledger.api.keys import ApiKey
-from labelmill.console.terminal import format_duration
+from labelmill.console.terminal import format_duration, pluralize
 from labelmill.reporting.rendering import make_environment
 from labelmill.server.guards import CSRF_HEADER
 from labelmill.web.static import static_url
@@ -95,4 +95,5 @@ def _environment() -> Environment:
     environment = make_environment(Path(__file__).parent)
     environment.globals["static"] = static_url
     environment.filters |= {"number": number, "ago": ago, "query": query_of, "dict_with": dict_with}
+    environment.filters["counted"] = pluralize
     return environment

@@ -38,7 +38,7 @@
     for (const end of ["completed", "failed", "cancelled"]) {
       events.addEventListener(end, () => {
         stop();
-        location.reload();
+        refresh();
       });
     }
   }
