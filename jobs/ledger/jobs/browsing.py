@@ -20,7 +20,7 @@ _SPAN: Final = 5_000
 _SECONDS: Final = 0.05
 
 #: The condition of the index on unsure labels. As text: no database sees that a parameter fulfils it.
-_IS_UNSURE: Final = predictions.c.confidence < sa.literal_column(str(UNSURE))
+IS_UNSURE: Final = predictions.c.confidence < sa.literal_column(str(UNSURE))
 
 
 class ImagePage(NamedTuple):
@@ -79,7 +79,7 @@ def browse_least_sure(
 def least_sure(connection: Connection, job_id: str, wanted: Filter, *, after: str | None) -> sa.Select[Any]:
     """Return the query for these images after a cursor."""
     table = predictions.c
-    query = PREDICTIONS.where(table.job_id == job_id, _IS_UNSURE).order_by(table.confidence, table.index)
+    query = PREDICTIONS.where(table.job_id == job_id, IS_UNSURE).order_by(table.confidence, table.index)
     if after is not None:
         confidence, index = after.split(",")
         # As float32, like the column: PostgreSQL writes it with the fewest digits.

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.described import DescribedEnum
 from jobs.ledger.database import insert_into
+from jobs.ledger.jobs.browsing import IS_UNSURE
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.jobs.shadows import first_disagreements
@@ -87,6 +88,21 @@ def claim_images(
     return found
 
 
+def count_unsure(connection: Connection, *, project: str, dataset: str, most: int) -> int:
+    """Return how many unsure labels of the latest jobs nobody has corrected or confirmed, at most `most`."""
+    table = predictions.c
+    corrected = sa.exists().where(corrections.c.job_id == table.job_id, corrections.c.index == table.index)
+    found = 0
+    for job_id, _ in _latest_jobs(connection, project, dataset, None):
+        # Counted in a subquery with a limit: a job may have millions.
+        query = sa.select(table.index).where(table.job_id == job_id, IS_UNSURE, ~corrected)
+        limited = query.limit(most - found).subquery()
+        found += connection.scalar(sa.select(sa.func.count()).select_from(limited)) or 0
+        if found >= most:
+            break
+    return found
+
+
 def release_images(connection: Connection, holder: str) -> None:
     """Let others have the images that this holder keeps."""
     connection.execute(review_claims.delete().where(review_claims.c.holder == holder))
@@ -127,9 +143,8 @@ def _unsure(connection: Connection, latest: list[tuple[str, int]], _dataset: str
     found: list[tuple[float, str, int]] = []
     for job_id, _ in latest:
         query = sa.select(table.confidence, table.job_id, table.index).where(
-            # As text: no database sees that a parameter fulfils the condition of the index.
             table.job_id == job_id,
-            table.confidence < sa.literal_column(str(UNSURE)),
+            IS_UNSURE,
             _is_free(table.job_id, table.index),
         )
         query = query.order_by(table.confidence, table.index).limit(limit)
