@@ -110,7 +110,7 @@ def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[Corr
     return Listing(data=list(map(CorrectionObject.of, corrections)))
 
 
-@router.post("/review")
+@router.post("/review", responses={HTTPStatus.NOT_FOUND: {}})
 def claim_to_review(wanted: ReviewWanted, request: Request, session: ReviewSession) -> Listing[ReviewObject]:
     """Give the images that are most worth a person's look. For ten minutes, nobody else is given them."""
     if wanted.batch_id is not None:

@@ -122,7 +122,8 @@ def list_results(
     ] = -1,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="a page of this many results")] = None,
     spreadsheet: Annotated[
-        bool, Query(description="CSV, escaped for spreadsheets: names then differ")
+        bool,
+        Query(description="CSV, escaped for spreadsheets: names then differ. Other formats need no escapes"),
     ] = False,
     format: Annotated[  # noqa: A002
         Literal["csv", "jsonl", "parquet"] | None,
@@ -139,9 +140,9 @@ def list_results(
     if format is not None:
         accept = _DOWNLOADS[format]
         headers["Content-Disposition"] = f'attachment; filename="{batch_id}.{format}"'
-    media_type = choose_media_type(accept, csv_only=spreadsheet)
+    media_type = choose_media_type(accept, csv_only=spreadsheet and format is None)
     stream = STREAMS.get(media_type)
-    if spreadsheet:
+    if spreadsheet and media_type == "text/csv":
         stream = partial(stream_csv, escape=spreadsheet_text)
     if stream is None and limit is None:
         limit = _PAGE

@@ -5,6 +5,7 @@ A session can do what its key can, and ends with it. Its secret is a cookie, or 
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
 from sqlalchemy.engine import Connection
@@ -19,6 +20,8 @@ SESSION_DAYS: Final = 7
 #: How long a link for signing in can be used.
 LINK_HOURS: Final = 1
 
+_LINK_BYTES: Final = 16
+
 
 def session_digest(secret: str) -> str:
     """Return the digest of a session's secret: not that of a key, so that neither can stand for the other."""
@@ -27,12 +30,14 @@ def session_digest(secret: str) -> str:
 
 def begin_session(connection: Connection, key_id: str) -> str:
     """Begin a session with this key, and return its secret, which is stored nowhere."""
-    return _add(connection, key_id, seconds=SESSION_DAYS * 86_400.0, is_link=False)
+    return _add(connection, key_id, new_secret(), seconds=SESSION_DAYS * 86_400.0, is_link=False)
 
 
 def make_link(connection: Connection, key_id: str) -> str:
     """Return the secret of a link with which one session can begin, with this key."""
-    return _add(connection, key_id, seconds=LINK_HOURS * 3_600.0, is_link=True)
+    # Short, so that the address fits a line, and still too long to be guessed within an hour.
+    secret = secrets.token_urlsafe(_LINK_BYTES)
+    return _add(connection, key_id, secret, seconds=LINK_HOURS * 3_600.0, is_link=True)
 
 
 def use_link(connection: Connection, secret: str) -> tuple[str, str]:
@@ -64,9 +69,8 @@ def session_keys(connection: Connection) -> dict[str, ApiKey]:
     return {row.digest: to_key(row) for row in connection.execute(query)}
 
 
-def _add(connection: Connection, key_id: str, *, seconds: float, is_link: bool) -> str:
+def _add(connection: Connection, key_id: str, secret: str, *, seconds: float, is_link: bool) -> str:
     connection.execute(sessions.delete().where(sessions.c.expires_at < db_now()))
-    secret = new_secret()
     connection.execute(
         sessions.insert().values(
             digest=session_digest(secret), key_id=key_id, is_link=is_link, expires_at=db_now(seconds)

@@ -11,11 +11,13 @@
   const SAVE_AFTER = 10;
   const SAVE_MS = 1500;
   const RETRY_MS = 2000;
-  const store = `labelmill-answers-${root.dataset.holder}`;
+  // Each tab stores its own, and takes over those of tabs that were closed. Storing an answer twice does no harm.
+  const stores = `labelmill-answers-${root.dataset.holder}-`;
+  const store = stores + [...crypto.getRandomValues(new Uint32Array(2))].join("-");
 
   let queue = []; // images to come; the first is shown
   const history = []; // images that were answered or skipped, for undo
-  let unsaved = JSON.parse(localStorage.getItem(store) ?? "[]"); // changes, oldest first; label null: undo it
+  let unsaved = []; // changes, oldest first; label null: undo it
   let saving = null;
   let loading = null;
   let isExhausted = false;
@@ -136,7 +138,8 @@
   }
 
   function remember() {
-    localStorage.setItem(store, JSON.stringify(unsaved));
+    if (unsaved.length) localStorage.setItem(store, JSON.stringify(unsaved));
+    else localStorage.removeItem(store);
     at("unsaved").textContent = unsaved.length ? `${unsaved.length} not saved yet` : "all saved";
   }
 
@@ -262,8 +265,16 @@
   at("skip").addEventListener("click", skip);
   at("undo").addEventListener("click", undo);
 
+  function takeOver() {
+    const others = Object.keys(localStorage).filter((each) => each.startsWith(stores));
+    unsaved = others.flatMap((each) => JSON.parse(localStorage.getItem(each)));
+    if (unsaved.length) remember();
+    others.forEach((each) => localStorage.removeItem(each));
+  }
+
   (async () => {
-    if (unsaved.length) await save(); // of an earlier visit
+    takeOver();
+    if (unsaved.length) await save();
     await fill();
   })();
 })();
