@@ -230,12 +230,16 @@ class JobMethods(Installation):
         Raises NotFound if the job does not exist; UserError if `label` or `truth` is not a class of the job's
         model; Conflict, at the end, if the job was purged meanwhile and predictions are therefore missing.
         """
+        classes: tuple[str, ...] = ()
+        labels = [each for each in (conditions.get("label"), conditions.get("truth")) if each is not None]
         with self.ledger.reading() as connection:
-            model = get_model(connection, job_status(connection, job_id).model)
-        for name in ("label", "truth"):
-            if (label := conditions.get(name)) is not None:
-                model.check_class(str(label))
-        wanted = Filter(**conditions, classes=tuple(model.classes))
+            status = job_status(connection, job_id)
+            if labels or conditions.get("mistakes"):
+                model = get_model(connection, status.model)
+                for label in labels:
+                    model.check_class(label)
+                classes = model.classes
+        wanted = Filter(**conditions, classes=classes)
         return stream_predictions(self.ledger, job_id, wanted, after=after, limit=limit)
 
     def evaluate_job(

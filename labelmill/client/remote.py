@@ -252,7 +252,8 @@ class RemoteClient(CommonMethods):
         The conditions and errors are those of `Client.predictions`.
         """
         # A flag is sent only if it is set.
-        query = {name: "true" if value is True else value or None for name, value in conditions.items()}
+        shown = {name: value for name, value in conditions.items() if value is not False}
+        query = {name: "true" if value is True else value for name, value in shown.items()}
 
         def page(after: int, left: int | None) -> list[Prediction]:
             size = _PAGE_RESULTS if left is None else min(_PAGE_RESULTS, left)

@@ -205,3 +205,11 @@ def test_an_answer_that_is_not_the_apis_is_explained() -> None:
     for url, key in (("nonsense", "key"), ("https://host", "a key\n")):
         with pytest.raises(labelmill.UserError):
             labelmill.connect(url, key=key)
+
+
+def test_a_condition_of_zero_is_sent(remote: RemoteClient, submitted, worker) -> None:
+    job = submitted(3)
+    worker.work(job.chunks[0])
+    assert len(list(remote.predictions(job.id, errors=False))) == 3
+    assert list(remote.predictions(job.id, below=0.0)) == []
+    assert list(remote.predictions(job.id, errors=True)) == []
