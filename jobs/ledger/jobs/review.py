@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from jobs.ledger.database import Ledger
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import PREDICTIONS, job_status
-from jobs.schema import corrections, predictions
+from jobs.ledger.learning.corrections import is_corrected
+from jobs.schema import predictions
 
 #: How many images one statement reads. The database sorts them, so memory here does not depend on it.
 _PAGE_IMAGES: Final = 100_000
@@ -28,7 +29,7 @@ def least_confident(
     with ledger.reading() as connection:
         total = job_status(connection, job_id).total
     table = predictions.c
-    corrected = sa.exists().where(corrections.c.job_id == job_id, corrections.c.index == table.index)
+    corrected = is_corrected(job_id, table.index)
     query = PREDICTIONS.where(table.job_id == job_id, table.confidence.is_not(None), ~corrected)
     query = query.order_by(table.confidence, table.index).limit(limit)
     found: list[Prediction] = []

@@ -18,11 +18,11 @@ from jobs.ledger.jobs.browsing import IS_UNSURE
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.jobs.shadows import first_disagreements
+from jobs.ledger.learning.corrections import is_corrected
 from jobs.ledger.learning.models import SHADOW, find_alias, find_champion
 from jobs.schema import (
     UNSURE,
     JobState,
-    corrections,
     db_now,
     jobs,
     models,
@@ -91,11 +91,12 @@ def claim_images(
 def count_unsure(connection: Connection, *, project: str, dataset: str, most: int) -> int:
     """Return how many unsure labels of the latest jobs nobody has corrected or confirmed, at most `most`."""
     table = predictions.c
-    corrected = sa.exists().where(corrections.c.job_id == table.job_id, corrections.c.index == table.index)
     found = 0
     for job_id, _ in _latest_jobs(connection, project, dataset, None):
         # Counted in a subquery with a limit: a job may have millions.
-        query = sa.select(table.index).where(table.job_id == job_id, IS_UNSURE, ~corrected)
+        query = sa.select(table.index).where(
+            table.job_id == job_id, IS_UNSURE, ~is_corrected(job_id, table.index)
+        )
         limited = query.limit(most - found).subquery()
         found += connection.scalar(sa.select(sa.func.count()).select_from(limited)) or 0
         if found >= most:
@@ -133,9 +134,8 @@ def _latest_jobs(
 
 def _is_free(job: Any, index: Any) -> sa.ColumnElement[bool]:
     """Return the condition that nobody has corrected this image, nor keeps it."""
-    corrected = sa.exists().where(corrections.c.job_id == job, corrections.c.index == index)
     claimed = sa.exists().where(review_claims.c.job_id == job, review_claims.c.index == index)
-    return sa.and_(~corrected, ~claimed)
+    return sa.and_(~is_corrected(job, index), ~claimed)
 
 
 def _unsure(connection: Connection, latest: list[tuple[str, int]], _dataset: str, limit: int) -> list[Place]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -107,6 +107,11 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
         rows = [Correction(**row._mapping) for row in connection.execute(query)]
         found |= {row.index: row for row in rows}
     return {index: found[index] for index in indices if index in found}
+
+
+def is_corrected(job_id: Any, index: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that this image has a correction."""
+    return sa.exists().where(corrections.c.job_id == job_id, corrections.c.index == index)
 
 
 def corrected_labels(connection: Connection, job_id: str) -> dict[int, str]:
