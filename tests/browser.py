@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -74,6 +75,15 @@ class Browser:
         self.find("#key").send_keys(key)
         self.click("button", "Sign in")
         self.until(lambda: self.path == "/home", "signed in")
+
+    def open_printed(self, log: Path) -> None:
+        """Open the address that `labelmill up` prints, which signs in once."""
+        until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
+        found = re.search(r"pages +((http://[^/]+)/\S+)", log.read_text())
+        assert found is not None
+        self.url = found[2]
+        self.driver.get(found[1])
+        self.until(lambda: self.path == "/home", "the address signs in")
 
     def open(self, path: str) -> None:
         """Open a page of the server."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from jobs.settings import Settings
 from tests.browser import Browser, Keys, started_browser
-from tests.console import Home, until, wait_for_broker, write_digits
+from tests.console import Home, wait_for_broker, write_digits
 from tests.digits import read_digits
 
 #: Pixels of a page, and maximum bytes of a picture.
@@ -31,12 +30,8 @@ def main(folder: Path) -> None:
         log = Path(temporary) / "up.log"
         with home.started("up", log=log):
             wait_for_broker(home)
-            until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
-            found = re.search(r"pages +((http://[^/]+)/\S+)", log.read_text())
-            assert found is not None
-            browser.url = found[2]
             browser.resize(_WIDTH, _HEIGHT)
-            browser.driver.get(found[1])
+            browser.open_printed(log)
             job = home.ok("submit", Path(temporary) / "digits", "--top", "3", "--watch").split()[-1]
             # Not `ok`: on a busy machine, the gate refuses the model because it is slow.
             home.run("retrain", "--wait", "--architecture", "cnn", "--max-minutes", "1")

@@ -33,7 +33,7 @@ router = APIRouter(tags=["images and labels"])
 #: Pixels of the longer side of a thumbnail.
 _SIDES: Final = {"small": 128, "large": 1024}
 
-#: An image of a batch never changes. Only the person who has read it may keep it, for this session.
+#: An image of a batch never changes. Only the browser may cache it, for this session.
 _CACHED: Final = {"Cache-Control": "private, max-age=3600, immutable", "Vary": "Authorization, Cookie"}
 
 #: Images are decoded one at a time, because this takes the most memory and time.

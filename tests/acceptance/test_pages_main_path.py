@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -53,12 +52,7 @@ def opened(browser: Browser, home: Home, log: Path) -> Iterator[int]:
     """Start the stack, and open the address that it prints. Yield its process id."""
     with home.started("up", log=log) as up, browser.test():
         wait_for_broker(home)
-        until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
-        found = re.search(r"pages +((http://[^/]+)/\S+)", log.read_text())
-        assert found is not None
-        browser.url = found[2]
-        browser.driver.get(found[1])
-        browser.until(lambda: browser.path == "/home", "the address signs in")
+        browser.open_printed(log)
         yield up.pid
 
 

@@ -133,7 +133,7 @@ def rotate_key(
 ) -> tuple[ApiKey, str]:
     """Give the key a new secret, and return both. The old one works, too, for `overlap_hours`.
 
-    Browsers must sign in again: whoever had the old secret must not stay signed in.
+    Browsers must sign in again: with the old secret, nobody stays signed in.
 
     Raises NotFound; Conflict if the key is not valid any more.
     """
