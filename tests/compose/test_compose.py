@@ -25,9 +25,11 @@ import pytest
 from openai import OpenAI
 
 from jobs.ledger.database import REVISION
+from tests.browser import started_browser
 from tests.compose.deployment import BUILD_SECONDS, NEWER, TARPIT, VERSION, Container, Deployment, docker
 from tests.console import stop, until, write_digits
 from tests.digits import read_digits
+from tests.main_path import GATE_OFF, WEAK, champion, make_archive, walk_main_path
 from tests.neighbours import attacked, health_checked, work
 from worker.children import MANY_DEATHS
 
@@ -138,20 +140,35 @@ def check_rows(text: str, champion: Mapping[str, Any], *, copies: int = 1) -> No
 # ---- the deployment -------------------------------------------------------------------------------------
 
 
-def test_a_model_is_trained_and_promoted(deployment: Deployment) -> None:
-    deployment.compose("exec", "--no-TTY", "trainer", "labelmill", "train")
-    [model] = deployment.told("models", "list")
-    assert model["aliases"] == ["champion"]
-    assert model["accuracy"] >= 0.98
+def test_the_main_path_in_a_browser(deployment: Deployment, mnist_dir: Path, tmp_path: Path) -> None:
+    # Given a champion that has hardly learnt anything, and a key
+    deployment.compose("exec", "--no-TTY", "trainer", "labelmill", "train", *WEAK)
+    deployment.labelmill("gate", "mnist", *GATE_OFF)
+    archive = make_archive(read_digits(mnist_dir), tmp_path)
+
+    def corrections() -> dict[int, str]:
+        rows = deployment.ask('SELECT "index", label FROM corrections')
+        return {int(index): label for index, label in rows}
+
+    # When a person goes the whole way in a browser
+    with started_browser() as browser, browser.test():
+        browser.sign_in(url_of_api(deployment), make_key(deployment))
+        walk_main_path(browser, archive, corrections)
+
+        # Then the model that they trained is a good one, and becomes the champion again
+        [better] = [each for each in deployment.told("models", "list") if "champion" not in each["aliases"]]
+        assert better["accuracy"] >= 0.98
+        browser.open(f"/models/{better['id']}")
+        browser.click("button", "Promote")
+        browser.answer("New jobs will use it")
+        assert champion(browser) == better["id"]
 
 
 def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tmp_path: Path) -> None:
     # Given an archive on this machine, a key, and the address that is published
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", images))
-    key = deployment.compose("exec", "api", "labelmill", "keys", "create", "test").stdout.strip()
-    address = deployment.compose("port", "api", "8000").stdout.strip()
-    assert address.startswith("127.0.0.1:")
-    url = f"http://{address}/v1"
+    key = make_key(deployment)
+    url = f"{url_of_api(deployment)}/v1"
 
     # When it is submitted and followed over HTTP, without a container of the service `producer`
     with OpenAI(base_url=url, api_key=key) as client:
@@ -173,6 +190,18 @@ def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tm
     assert len(lines) == IMAGES
     champion = json.loads(fetch(f"{url}/models/champion", key))
     check_rows(fetch(f"{url}/batches/{batch.id}/results", key, accept="text/csv"), champion)
+
+
+def url_of_api(deployment: Deployment) -> str:
+    """Return the address that is published, which is this machine's alone."""
+    address = deployment.compose("port", "api", "8000").stdout.strip()
+    assert address.startswith("127.0.0.1:")
+    return f"http://{address}"
+
+
+def make_key(deployment: Deployment) -> str:
+    """Return a key of an administrator."""
+    return deployment.compose("exec", "api", "labelmill", "keys", "create", "test").stdout.strip()
 
 
 def fetch(url: str, key: str, *, accept: str = "application/json") -> str:
@@ -438,7 +467,7 @@ def test_a_noisy_neighbour_keeps_nobody_waiting(deployment: Deployment, images: 
         deployment.labelmill("projects", "create", project)
         create = ("keys", "create", project, "--project", project)
         keys[project] = deployment.labelmill(*create).stdout.strip()
-    url = f"http://{deployment.compose('port', 'api', '8000').stdout.strip()}"
+    url = url_of_api(deployment)
     image = next(images.rglob("*.png"))
     many = deployment.start("submit", *["/images"] * COPIES, "--project", "noisy", "--priority", "100")
     try:
