@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 from html.parser import HTMLParser
+from io import BytesIO
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
 import sqlalchemy as sa
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.PngImagePlugin import PngInfo
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -482,3 +486,52 @@ def hostile_job(harness: Harness, model: Model, classes: tuple[str, ...]) -> str
         metadata = {"customer": HOSTILE[1], HOSTILE[2][:64]: HOSTILE[3]}
         add_batch(connection, job_id, request={"metadata": metadata}, file_id=None, state="done")
     return job_id
+
+
+def test_hostile_text_in_images_never_runs(url: str, key: str, harness: Harness) -> None:
+    # Given pictures with hostile metadata, the same with a page after their end, and pages without a picture
+    hostile = "".join(HOSTILE)
+    described = described_pictures(hostile)
+    pictures = [*described, *(each + hostile.encode() for each in described)]
+    pages = [f'<svg xmlns="http://www.w3.org/2000/svg">{hostile}</svg>'.encode(), f"<html>{hostile}".encode()]
+    job_id = harness.submit([*pictures, *pages])
+    harness.classify_all()
+    with signed_in(url, key) as browser:
+        for index, submitted in enumerate([*pictures, *pages]):
+            path = f"/v1/batches/{job_id}/images/{index}"
+            # When they are shown, then only their pixels are
+            for size in ("small", "large"):
+                answer = browser.get(f"{path}/thumbnail?size={size}")
+                if index < len(pictures):
+                    assert answer.headers["content-type"] == "image/webp"
+                    with Image.open(BytesIO(answer.content), formats=["WEBP"]) as shown:
+                        assert set(shown.info) <= {"loop", "background", "timestamp", "duration"}
+                        assert not shown.getexif()
+                else:
+                    assert answer.status_code == 404
+                assert b"alert(1)" not in answer.content
+            tags = Tags()
+            tags.feed(browser.get(f"/jobs/{job_id}/images/{index}").text)
+            assert not tags.found
+            # When they are downloaded, then no browser shows them
+            answer = browser.get(path)
+            assert answer.content == submitted
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert answer.headers["content-disposition"] == "attachment"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def described_pictures(text: str) -> list[bytes]:
+    """Return a JPEG file and a PNG file with the text wherever a description may be."""
+    picture = Image.new("RGB", (28, 28), "white")
+    exif = Image.Exif()
+    for tag in (Base.ImageDescription, Base.Artist, Base.UserComment):
+        exif[tag] = text
+    words = PngInfo()
+    words.add_text("Comment", text)
+    words.add_itxt("XML:com.adobe.xmp", text, zip=True)
+    found = BytesIO(), BytesIO()
+    picture.save(found[0], "JPEG", exif=exif, comment=text, icc_profile=text.encode())
+    picture.save(found[1], "PNG", exif=exif, pnginfo=words, icc_profile=text.encode())
+    return [each.getvalue() for each in found]
