@@ -152,7 +152,7 @@ def test_the_main_path_in_a_browser(deployment: Deployment, mnist_dir: Path, tmp
 
     # When a person goes the whole way in a browser
     with started_browser() as browser, browser.test():
-        browser.sign_in(url_of_api(deployment), make_key(deployment))
+        browser.sign_in(url_of_api(deployment), make_key(deployment, "admin"))
         walk_main_path(browser, archive, corrections)
 
         # Then the model that they trained is a good one, and becomes the champion again
@@ -161,6 +161,7 @@ def test_the_main_path_in_a_browser(deployment: Deployment, mnist_dir: Path, tmp
         browser.open(f"/models/{better['id']}")
         browser.click("button", "Promote")
         browser.answer("New jobs will use it")
+        browser.until(lambda: not browser.find_all("button", "Promote"), "it is the champion")
         assert champion(browser) == better["id"]
 
 
@@ -199,9 +200,10 @@ def url_of_api(deployment: Deployment) -> str:
     return f"http://{address}"
 
 
-def make_key(deployment: Deployment) -> str:
-    """Return a key of an administrator."""
-    return deployment.compose("exec", "api", "labelmill", "keys", "create", "test").stdout.strip()
+def make_key(deployment: Deployment, role: str = "submit") -> str:
+    """Return a new key with this role."""
+    create = ("labelmill", "keys", "create", role, "--role", role)
+    return deployment.compose("exec", "api", *create).stdout.strip()
 
 
 def fetch(url: str, key: str, *, accept: str = "application/json") -> str:
