@@ -23,6 +23,11 @@ CLASSES = ("circle", "square", "triangle")
 #: A reader has a minute for each training, this test some seconds.
 SHORTER = ("--max-minutes 1 ", "--max-minutes 0.1 ")
 
+#: What a reader does in the browser: each image gets the class that its folder is named after.
+CORRECT_ALL = """labelmill predictions $JOB --output all.csv
+sed -i.bak -E 's#^([0-9]+),([^,]*)/([a-z]+)/([^,]*),[a-z]*,#\\1,\\2/\\3/\\4,\\3,#' all.csv
+labelmill correct $JOB --from all.csv"""
+
 #: What depends on chance if the training is that short: whether the gate promotes.
 VERDICT = re.compile(r" +(yes|NO) |promoted: ")
 
@@ -45,7 +50,13 @@ def home(short_folder: Path) -> Iterator[Home]:
 
 
 def test_the_tutorial_runs(home: Home, folder: Path) -> None:
-    for example in console_examples(TUTORIAL):
+    before, heading, after = TUTORIAL.partition("## 5. Train again")
+    assert heading
+    for example in console_examples(before):
+        follow(example, home, folder)
+    done = run_as_typed(CORRECT_ALL, folder, home.environment | PROGRAMS)
+    assert "300 corrections stored" in done.stdout
+    for example in console_examples(after):
         follow(example, home, folder)
 
     # Then there are two versions, the models of two training runs, and a schedule.
