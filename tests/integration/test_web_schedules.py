@@ -135,7 +135,7 @@ def test_a_schedule_is_shown_with_the_runs_that_it_started(
     exact = f'title="{datetime.fromtimestamp(following["next_at"], UTC):%Y-%m-%d %H:%M:%S} UTC">in '
     assert exact in shown
     told = text(shown)
-    assert f"pets at {SUNDAYS} , next in " in told
+    assert f"pets at {SUNDAYS} (UTC), next in " in told
     assert "also after 500 corrections, of which 0 are new" in told
     assert "just now : done refused: it is worse" in told
     assert "just now , after corrections: cancelled" in told
