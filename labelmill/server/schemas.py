@@ -580,7 +580,7 @@ class ScheduleWanted(_Wanted):
         description="five cron fields, in UTC: minute, hour, day of the month, month and day of the week. "
         "Default: at no fixed time",
     )
-    after_corrections: Annotated[int, Field(ge=0, le=1_000_000_000), WHOLE] | None = Field(
+    after_corrections: Annotated[int, Field(ge=0, le=999_999), WHOLE] | None = Field(
         default=None,
         description="as soon as this many corrections are new since the latest run. Default: never for that "
         "reason",
@@ -602,7 +602,7 @@ class ScheduleObject(BaseModel):
     training: TrainingOptions = Field(description="how to train")
     next_at: int | None = Field(description="the next time; null without one")
     new_corrections: int = Field(description="corrections since the latest run was requested")
-    changed_at: int | None = Field(description="when it was last changed")
+    changed_at: int = Field(description="when it was last changed")
 
     @classmethod
     def of(cls, found: ScheduleStatus) -> Self:
@@ -615,7 +615,7 @@ class ScheduleObject(BaseModel):
             training=TrainingOptions(**schedule.request),
             next_at=seconds(found.next_slot),
             new_corrections=found.new_corrections,
-            changed_at=seconds(schedule.changed_at),
+            changed_at=int(schedule.changed_at.timestamp()),
         )
 
 
