@@ -38,16 +38,12 @@ WHOLE: Final = BeforeValidator(_to_whole)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class TrainingRequest:
-    """What to train, and how. What is None is chosen from the data."""
+class TrainingOptions:
+    """How to train. What is None is chosen from the data."""
 
-    #: The options that say how to train, in the order in which they are shown.
+    #: The options in the order in which they are shown.
     HOW: ClassVar = ("architecture", "profile", "start", "size", "augment", "max_minutes")
 
-    dataset: Annotated[
-        str,
-        Field(max_length=MAX_NAME, pattern=_NO_NUL, description="The dataset; its latest version is used."),
-    ] = MNIST
     architecture: Annotated[
         Architecture | None,
         Field(
@@ -97,6 +93,22 @@ class TrainingRequest:
             "long as it takes, but 10 if a command of the local stack requests it without a profile.",
         ),
     ] = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Return the options that say how to train, without those that are None."""
+        given = asdict(self)
+        return {name: given[name] for name in self.HOW if given[name] is not None}
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TrainingRequest(TrainingOptions):
+    """What to train, and how. What is None is chosen from the data."""
+
+    dataset: Annotated[
+        str,
+        Field(max_length=MAX_NAME, pattern=_NO_NUL, description="The dataset; its latest version is used."),
+    ] = MNIST
     seed: Annotated[
         int | None,
         Field(
@@ -120,12 +132,6 @@ class TrainingRequest:
             problem = error.errors()[0]
             name = str(problem["loc"][0]).replace("_", " ")
             raise UserError(f"{name}: {problem['msg']}, got {problem['input']!r}.") from None
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """Return the options that say how to train, without those that are None."""
-        given = asdict(self)
-        return {name: given[name] for name in self.HOW if given[name] is not None}
 
     def with_defaults(self, how: dict[str, Any]) -> Self:
         """Return the request with these options where it has none.

@@ -33,18 +33,18 @@ class ScheduleMethods(TrainingMethods):
 
     def schedules(self) -> list[ScheduleStatus]:
         """Return the schedules of all datasets that have one, by name."""
+        with self.ledger.reading() as connection:
+            found = list_schedules(connection)
+        return list(map(self.schedule_status, found))
+
+    def schedule_status(self, schedule: Schedule) -> ScheduleStatus:
+        """Return a schedule with its next time, and how many corrections of its dataset are new."""
         from worker.schedule import next_slot, parse_cron
 
-        now = datetime.now(UTC)
         with self.ledger.reading() as connection:
-            return [
-                ScheduleStatus(
-                    schedule,
-                    next_slot(parse_cron(schedule.cron), now) if schedule.cron else None,
-                    new_corrections(connection, schedule.dataset)[0],
-                )
-                for schedule in list_schedules(connection)
-            ]
+            corrections, _ = new_corrections(connection, schedule.dataset)
+        slot = next_slot(parse_cron(schedule.cron), datetime.now(UTC)) if schedule.cron else None
+        return ScheduleStatus(schedule, slot, corrections)
 
     @accept_numpy_numbers
     def schedule(
@@ -87,6 +87,7 @@ class ScheduleMethods(TrainingMethods):
             if present is None or how != present.request or not is_off:
                 self.check_request(connection, TrainingRequest.of(dataset=dataset, **how))
         with self.ledger.transaction() as connection:
+            self.on_change(connection, "set schedule", dataset)
             return set_schedule(
                 connection,
                 dataset,

@@ -56,6 +56,15 @@ _OPTIONS: Final = {
     "completion_window": "24h",
 }
 
+_TRAINING: Final = {
+    "architecture": "finetune",
+    "profile": "quick",
+    "start": MODEL_ID,
+    "size": 96,
+    "augment": "photos",
+    "max_minutes": 30.0,
+}
+
 _COUNTS: Final = {"total": 3, "completed": 2, "failed": 1}
 
 _JOB: Final = {
@@ -296,14 +305,23 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
     "TrainingRequest": [
         {
             "dataset": DATASET,
-            "architecture": "finetune",
-            "profile": "quick",
-            "start": MODEL_ID,
-            "size": 96,
-            "augment": "photos",
-            "max_minutes": 30.0,
+            **_TRAINING,
             "seed": 1,
             "force": False,
+        }
+    ],
+    "TrainingOptions": [_TRAINING],
+    "ScheduleWanted": [{"cron": "0 3 * * 0", "after_corrections": 500, "training": _TRAINING}],
+    "ScheduleObject": [
+        {
+            "object": "schedule",
+            "dataset": DATASET,
+            "cron": "0 3 * * 0",
+            "after_corrections": 500,
+            "training": _TRAINING,
+            "next_at": _ENDED,
+            "new_corrections": 12,
+            "changed_at": _CREATED,
         }
     ],
     "ReviewWanted": [

@@ -1,4 +1,4 @@
-"""`/v1/models`, `/v1/runs`, `/v1/datasets` and `/v1/workers`: read, promote, roll back and train."""
+"""`/v1/models`, `/v1/runs`, `/v1/schedules`, `/v1/datasets` and `/v1/workers`: read, promote, and train."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jobs.errors import NotFound
 from jobs.ids import is_id
 from jobs.models.training_request import TrainingRequest
 from labelmill.server.access import AdminSession, Session, SubmitSession
+from labelmill.server.datasets import DatasetPath
 from labelmill.server.problems import conflicts
 from labelmill.server.schemas import (
     NO_NUL,
@@ -22,6 +23,8 @@ from labelmill.server.schemas import (
     PromotionWanted,
     RollbackWanted,
     RunObject,
+    ScheduleObject,
+    ScheduleWanted,
     WorkerObject,
 )
 
@@ -114,6 +117,23 @@ def request_run(wanted: TrainingRequest, session: AdminSession) -> RunObject:
 def cancel_run(run_id: str, session: AdminSession) -> RunObject:
     """Stop a training run. A cancelled run changes nothing."""
     return RunObject.of(session.client.cancel_run(_run_id(session, run_id)))
+
+
+@router.get("/schedules")
+def list_schedules(session: SubmitSession) -> Listing[ScheduleObject]:
+    """List the schedules of all datasets that have one, by name."""
+    return Listing(data=list(map(ScheduleObject.of, session.client.schedules())))
+
+
+@router.put("/schedules/{dataset}", responses={HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}})
+def set_schedule(dataset: DatasetPath, wanted: ScheduleWanted, session: AdminSession) -> ScheduleObject:
+    """Set when a dataset's model is trained. A time that you leave out is switched off."""
+    training = wanted.training.how if wanted.training is not None else {}
+    with conflicts():
+        schedule = session.client.schedule(
+            dataset, cron=wanted.cron or "never", after_corrections=wanted.after_corrections or 0, **training
+        )
+    return ScheduleObject.of(session.client.schedule_status(schedule))
 
 
 @router.get("/datasets")

@@ -16,9 +16,10 @@ from jobs.ledger.jobs.review_queue import ReviewKind
 from jobs.ledger.learning.runs import Run
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST
-from jobs.models.training_request import WHOLE
+from jobs.models.training_request import WHOLE, TrainingOptions
 from jobs.network.webhooks import Event
 from jobs.schema import DeliveryState
+from labelmill.client.schedules import ScheduleStatus
 
 T = TypeVar("T")
 
@@ -569,6 +570,53 @@ class RunObject(BaseModel):
     def of(cls, run: Run) -> Self:
         """Return a training run."""
         return cls(**describe_run(run))
+
+
+class ScheduleWanted(_Wanted):
+    """When a dataset's model is trained, and how."""
+
+    cron: Text | None = Field(
+        default=None,
+        description="five cron fields, in UTC: minute, hour, day of the month, month and day of the week. "
+        "Default: at no fixed time",
+    )
+    after_corrections: Annotated[int, Field(ge=0, le=999_999), WHOLE] | None = Field(
+        default=None,
+        description="as soon as this many corrections are new since the latest run. Default: never for that "
+        "reason",
+    )
+    training: TrainingOptions | None = Field(
+        default=None, description="how to train: replaces all earlier options. Default: as before"
+    )
+
+
+class ScheduleObject(BaseModel):
+    """When a dataset's model is trained, and how."""
+
+    object: Literal["schedule"] = "schedule"
+    dataset: str = Field(description="the dataset's name")
+    cron: str | None = Field(description="five cron fields, in UTC; null: at no fixed time")
+    after_corrections: int | None = Field(
+        description="a run starts when this many corrections are new; null: never for that reason"
+    )
+    training: TrainingOptions = Field(description="how to train")
+    next_at: int | None = Field(description="the next time; null without one")
+    new_corrections: int = Field(description="corrections since the latest run was requested")
+    changed_at: int = Field(description="when it was last changed")
+
+    @classmethod
+    def of(cls, found: ScheduleStatus) -> Self:
+        """Return a schedule."""
+        schedule = found.schedule
+        return cls(
+            dataset=schedule.dataset,
+            cron=schedule.cron,
+            after_corrections=schedule.after_corrections,
+            training=TrainingOptions(**schedule.request),
+            next_at=seconds(found.next_slot),
+            new_corrections=found.new_corrections,
+            changed_at=int(schedule.changed_at.timestamp()),
+        )
 
 
 class DatasetObject(_Described):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
@@ -30,8 +30,8 @@ _POLICY: Final = (
 #: With `no-referrer`, browsers would not say which site sends the form with the key.
 _HEADERS: Final = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "same-origin"}
 
-#: A time that is longer ago is shown as a date.
-_OLD_SECONDS: Final = 7 * 86_400
+#: A time that is further away is shown as a date.
+_FAR_SECONDS: Final = 7 * 86_400
 
 
 def page(request: Request, template: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
@@ -59,16 +59,24 @@ def number(value: float | None) -> str:
 
 
 def ago(when: datetime | None) -> Markup:
-    """Return a time as people say it, and the exact one as the title; a dash if it is None."""
+    """Return a past time as people say it, and the exact one as the title; a dash if it is None."""
+    return _said(when, lambda seconds: "just now" if seconds < 5 else f"{_duration(seconds)} ago")
+
+
+def ahead(when: datetime | None) -> Markup:
+    """Return a time to come as people say it, and the exact one as the title; a dash if it is None."""
+    return _said(when, lambda seconds: f"in {_duration(max(0.0, -seconds))}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 86_400:.0f} days" if seconds > 2 * 86_400 else format_duration(seconds)
+
+
+def _said(when: datetime | None, in_words: Callable[[float], str]) -> Markup:
     if when is None:
         return Markup("–")
     seconds = (datetime.now(UTC) - when).total_seconds()
-    if seconds > _OLD_SECONDS:
-        words = f"{when:%Y-%m-%d}"
-    elif seconds < 5:
-        words = "just now"
-    else:
-        words = f"{format_duration(seconds)} ago"
+    words = f"{when:%Y-%m-%d}" if abs(seconds) > _FAR_SECONDS else in_words(seconds)
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         when.isoformat(timespec="seconds"), f"{when:%Y-%m-%d %H:%M:%S} UTC", words
     )
@@ -95,5 +103,5 @@ def _environment() -> Environment:
     environment = make_environment(Path(__file__).parent)
     environment.globals["static"] = static_url
     environment.filters |= {"number": number, "ago": ago, "query": query_of, "dict_with": dict_with}
-    environment.filters["counted"] = pluralize
+    environment.filters |= {"ahead": ahead, "counted": pluralize}
     return environment

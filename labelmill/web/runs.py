@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final, get_args
+from typing import Final, NamedTuple, get_args
 
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import NotFound
 from jobs.ids import is_id
-from jobs.ledger.learning.runs import epochs_of, verdict_on
+from jobs.ledger.learning.runs import Run, epochs_of, latest_scheduled_runs, verdict_on
 from jobs.models.dataset import describe_version
 from jobs.models.training_request import Architecture
+from labelmill.client import Client
+from labelmill.client.schedules import ScheduleStatus
 from labelmill.reporting.model_page import learning_curves
 from labelmill.server.access import SubmitSession
 from labelmill.web.rendering import page
@@ -19,17 +21,29 @@ router = APIRouter(prefix="/runs")
 
 _RUNS: Final = 50
 
+#: Runs of each schedule.
+_SCHEDULED: Final = 5
+
+
+class DatasetSchedule(NamedTuple):
+    """A dataset's schedule, and the latest runs that it requested."""
+
+    dataset: str
+    status: ScheduleStatus | None  # None if it never had a schedule
+    runs: list[Run]
+
 
 @router.get("")
 def show_runs(request: Request, session: SubmitSession) -> Response:
     """Show the latest training runs and the schedules, and a form to start one."""
     client = session.client
+    datasets = [each.dataset for each in client.datasets()]
     return page(
         request,
         "runs.html",
         runs=client.runs(limit=_RUNS),
-        schedules=client.schedules(),
-        datasets=[each.dataset for each in client.datasets()],
+        schedules=_schedules_of(client, datasets),
+        datasets=datasets,
         architectures=get_args(Architecture),
         has_trainer=client.trainer_is_running(),
     )
@@ -55,3 +69,14 @@ def show_run(run_id: str, request: Request, session: SubmitSession) -> Response:
         recipe=run.recipe,
         **learning_curves(run, epochs),
     )
+
+
+def _schedules_of(client: Client, datasets: list[str]) -> list[DatasetSchedule]:
+    """Return each of the datasets with its schedule, those with one first."""
+    with client.ledger.reading() as connection:
+        runs = latest_scheduled_runs(connection, limit=_SCHEDULED)
+    found = {each.schedule.dataset: each for each in client.schedules()}
+    return [
+        DatasetSchedule(name, found.get(name), [run for run in runs if run.dataset == name])
+        for name in sorted(datasets, key=lambda name: name not in found)
+    ]

@@ -185,6 +185,33 @@ def test_one_image_is_corrected_and_the_correction_undone(
     assert up[0].json("correct", "--list") == []
 
 
+def test_a_schedule_is_changed_and_switched_off(browser: Browser, up: tuple[Home, str]) -> None:
+    def save(cron: str) -> None:
+        field = browser.find("#schedule-mnist input[name=cron]")
+        field.clear()
+        field.send_keys(cron, "\n")
+
+    # When a person writes down no proper times, then the page says so, and keeps what they have typed
+    browser.open("/runs")
+    browser.find("#schedule-mnist", "0 3 * * 0 (UTC), next in ")
+    browser.click("#schedule-mnist summary")
+    browser.expect_error("status of 409")
+    save("0 3 * *")
+    browser.find("#said", "'0 3 * *' has 4 fields, but a cron line has five")
+    save("0 4 1 * *")
+    browser.find("#schedule-mnist", "0 4 1 * * (UTC), next ")
+    [schedule] = up[0].json("schedule")
+    assert schedule["cron"] == "0 4 1 * *"
+
+    # When they switch it off, then nothing is trained by itself
+    browser.click("#schedule-mnist summary")
+    browser.click("#schedule-mnist button", "Switch off")
+    browser.answer("Switch the schedule of mnist off?")
+    browser.find("#schedule-mnist", "is trained only when somebody starts it")
+    [schedule] = up[0].json("schedule")
+    assert (schedule["cron"], schedule["after_corrections"]) == (None, None)
+
+
 def test_pages_are_for_everybody(browser: Browser, up: tuple[Home, str], job: str) -> None:
     # Given every page, two models that differ, problems and sign-in included
     home, _ = up

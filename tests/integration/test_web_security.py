@@ -94,7 +94,7 @@ def contents(ledger: Ledger) -> dict[str, list[Any]]:
 def unsafe_operations(browser: httpx.Client, **names: str) -> list[tuple[str, str, set[str]]]:
     """Return method, path and roles of all operations of the API that change something."""
     ids = {"batch_id": new_id(), "file_id": new_id(), "webhook_id": new_id(), "run_id": new_id()}
-    ids |= {"model_id": CHAMPION, "index": "0"} | names
+    ids |= {"model_id": CHAMPION, "index": "0", "dataset": "nothing"} | names
     return [
         (
             method.upper(),

@@ -433,6 +433,18 @@ def latest_runs(connection: Connection, *, limit: int) -> list[Run]:
     return [_to_run(row) for row in connection.execute(query)]
 
 
+def latest_scheduled_runs(connection: Connection, *, limit: int) -> list[Run]:
+    """Return the latest runs that the schedules requested, newest first: of each dataset at most `limit`."""
+    place = sa.func.row_number().over(
+        partition_by=training_runs.c.dataset, order_by=training_runs.c.id.desc()
+    )
+    is_scheduled = sa.or_(training_runs.c.slot.is_not(None), training_runs.c.corrections_seen.is_not(None))
+    found = sa.select(training_runs.c.id, place.label("place")).where(is_scheduled).subquery()
+    latest = training_runs.c.id.in_(sa.select(found.c.id).where(found.c.place <= limit))
+    query = _RUNS.where(latest).order_by(training_runs.c.id.desc())
+    return [_to_run(row) for row in connection.execute(query)]
+
+
 def epochs_of(connection: Connection, run_id: str) -> list[Row[Any]]:
     """Return a run's epochs, in order."""
     query = sa.select(training_epochs).where(training_epochs.c.run_id == run_id)
