@@ -125,7 +125,7 @@ def test_the_list_finds_a_job_by_id_key_and_metadata(
         search(words)
         assert browser.path == f"/jobs/{job}"
     search("customer=acme")
-    assert [each.text for each in browser.find_all("#list tbody code")] == [batch]
+    assert [each.text for each in browser.find_all("#list tbody th code")] == [batch]
     search("customer=nobody")
     assert "No job matches." in browser.text
     browser.driver.back()  # every state is a URL
