@@ -164,6 +164,12 @@ def test_every_mistake_is_one_click_away(browser: Browser, job: str) -> None:
     for name, value in (("truth", truth), ("label", label)):
         assert browser.find(f"select[name={name}]").get_attribute("value") == value[0]
 
+    # When they drag over bars of the histogram, then the images of all of them are shown
+    browser.open(f"/jobs/{job}")
+    browser.drag(*(browser.find("#histogram tr", bar) for bar in ("0.8 to 0.9", "0.5 to 0.6")))
+    browser.until(lambda: "/images?" in browser.path, "the images of these bars are shown")
+    assert parse_qs(urlsplit(browser.path).query) == {"at_least": ["0.5"], "below": ["0.9"]}
+
 
 def test_one_image_is_corrected_and_the_correction_undone(
     browser: Browser, up: tuple[Home, str], job: str
