@@ -567,6 +567,7 @@ batches = Table(
     _project(in_index=True),
     Column("request", _Json, nullable=False, doc="the request as JSON, with a hash instead of `urls`"),
     Column("file_id", _Id, doc="the uploaded file with the images; it may be deleted later"),
+    Column("key_id", ForeignKey("api_keys.id"), doc="the key that submitted it; null: a command"),
     Column("state", String(16), nullable=False, doc="`pending`, `claimed` or `done`"),
     Column("attempts", Integer, nullable=False, server_default="0", doc="claims since the latest progress"),
     Column(

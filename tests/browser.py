@@ -140,6 +140,11 @@ class Browser:
 
         self.until(click, f"{css!r} with the text {text!r} is clicked")
 
+    def drag(self, first: WebElement, last: WebElement) -> None:
+        """Drag the mouse from one element to another."""
+        self.script("arguments[0].scrollIntoView({block: 'center'})", first)
+        ActionChains(self.driver).click_and_hold(first).move_to_element(last).release().perform()
+
     def choose(self, css: str, option: str) -> None:
         """Choose an option of a list."""
         Select(self.find(css)).select_by_visible_text(option)

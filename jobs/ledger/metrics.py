@@ -1,9 +1,10 @@
-"""Metrics: the backlog, for `labelmill metrics`, and the checks of `labelmill doctor`. Reads only."""
+"""Metrics: the backlog, what was done, and what the checks of `labelmill doctor` need. Reads only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -105,6 +106,21 @@ def _oldest_pending_seconds(connection: Connection) -> float:
         .subquery()
     )
     return _seconds_since(connection, sa.select(sa.func.min(of_each.c.created_at))) or 0.0
+
+
+def count_by_day(connection: Connection, days: Sequence[date]) -> dict[tuple[str, date], int]:
+    """Return how many images have an outcome, by project and by the day (UTC) on which their job was created.
+
+    Only jobs of these days are read, and none of their images.
+    """
+    found: dict[tuple[str, date], int] = {}
+    for day in days:
+        begin = datetime.combine(day, time(), UTC)
+        images = sa.func.sum(jobs.c.succeeded + jobs.c.failed)
+        query = sa.select(jobs.c.project, images).group_by(jobs.c.project)
+        query = query.where(jobs.c.created_at >= begin, jobs.c.created_at < begin + timedelta(days=1))
+        found |= {(project, day): int(count) for project, count in connection.execute(query)}
+    return found
 
 
 def last_run_seconds(connection: Connection) -> dict[str, float]:

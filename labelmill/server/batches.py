@@ -238,7 +238,9 @@ def _retried(session: Session, batch_id: str, key: str | None, *, failed_only: b
     retry_id = new_id()
     with session.client.ledger.transaction() as connection:
         _check_backlog(connection)
-        if not add_retry(connection, batch_id, retry_id, key=key, failed_only=failed_only):
+        if not add_retry(
+            connection, batch_id, retry_id, key=key, failed_only=failed_only, key_id=session.key.id
+        ):
             detail = f"Batch {batch_id} has no image to submit again: all that were asked for have labels."
             raise ApiError(HTTPStatus.CONFLICT, ProblemCode.NOTHING_TO_RETRY, detail)
         session.record(connection, "retry job", batch_id)
@@ -299,7 +301,9 @@ def _created(session: Session, wanted: NewBatch, key: str | None, body: dict[str
         else:
             model = model_or_champion(connection, None, wanted.dataset or MNIST)
         open_job(connection, batch_id, options, model_id=model.id)
-        add_batch(connection, batch_id, request=body | digest, file_id=file_id, urls=wanted.urls)
+        request = body | digest
+        key_id = session.key.id
+        add_batch(connection, batch_id, request=request, file_id=file_id, urls=wanted.urls, key_id=key_id)
         session.record(connection, "create batch", batch_id)
     return batch_id
 
@@ -408,5 +412,6 @@ def _to_object(status: JobStatus, batch: Batch | None) -> BatchObject:
         eta_seconds=status.eta_seconds,
         paused=status.paused,
         retry_of=status.retry_of,
+        submitted_by=batch.submitted_by if batch is not None else None,
         job=status,
     )

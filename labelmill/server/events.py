@@ -28,6 +28,10 @@ router = APIRouter(prefix="/batches", tags=["batches"])
 #: Seconds between two readings of a batch, however many clients follow it.
 _POLL_SECONDS: Final = 1.0
 
+#: For how many seconds a stream takes its key to be valid: longer than a request, because open streams would
+#: have the keys read every second.
+_KEY_SECONDS: Final = 2.0
+
 #: Seconds without an event after which a comment is sent, so that no proxy ends the stream.
 _SILENT_SECONDS: Final = 15.0
 
@@ -131,7 +135,9 @@ async def follow_batch(
 
     async def goes_on() -> bool:
         """Return whether the server still serves this client."""
-        return not state.is_stopping() and await state.keys.find(request.state.key_digest) is not None
+        if state.is_stopping():
+            return False
+        return await state.keys.find(request.state.key_digest, max_age=_KEY_SECONDS) is not None
 
     found = _events(reading, last_event_id, goes_on)
     # Without this header, nginx would hold events back.

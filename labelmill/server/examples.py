@@ -125,6 +125,7 @@ _BATCH: Final = {
     "completion_window": "24h",
     "paused": False,
     "retry_of": None,
+    "submitted_by": "photo album",
     "job": _JOB,
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import anyio.to_thread
@@ -47,3 +48,17 @@ class Reading(Generic[T]):
         if isinstance(latest, LabelmillError):
             raise latest
         return latest
+
+    def known(self, max_age: float) -> T | None:
+        """Return the value that was read last, or None, without waiting.
+
+        If it is older than `max_age` seconds, begin to read it.
+        """
+        if self._began_at < time.monotonic() - max_age and not self._lock.locked():
+            self._refreshing = asyncio.create_task(self._refresh())
+        latest = getattr(self, "_latest", None)
+        return None if isinstance(latest, LabelmillError) else latest
+
+    async def _refresh(self) -> None:
+        with suppress(LabelmillError):  # whoever waits for the value is told
+            await self.latest()

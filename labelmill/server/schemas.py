@@ -344,6 +344,9 @@ class BatchObject(BaseModel):
     completion_window: str = Field(description="what the request gave")
     paused: bool = Field(description="whether it is paused")
     retry_of: str | None = Field(description="the batch whose images it retries")
+    submitted_by: str | None = Field(
+        description="the name of the API key that submitted it; null for jobs submitted with the command"
+    )
     job: JobStatus = Field(
         description="the job with exact times, as `labelmill status` prints it with --json"
     )

@@ -135,7 +135,7 @@ def show_keys(request: Request, session: AdminSession) -> Response:
     """Show the keys of the project, without their secrets, and what the project has stored."""
     with session.client.ledger.reading() as connection:
         keys: list[ApiKey] = list_keys(connection, project=session.project)
-        [project] = [each for each in list_projects(connection) if each.name == session.project]
+        [project] = list_projects(connection, name=session.project)
     now = datetime.now(UTC)
     return page(request, "health_keys.html", keys=keys, project=project, now=now)
 

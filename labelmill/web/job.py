@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import read_batch
 from labelmill.server.events import reading_of
 from labelmill.server.schemas import BatchObject
+from labelmill.web.bars import bars_of
 from labelmill.web.rendering import page, query_of
 
 router = APIRouter(prefix="/jobs")
@@ -26,15 +27,6 @@ _MAX_COMPARED: Final = 1_000_000
 
 #: Labels and errors that are listed.
 _MAX_LABELS: Final = 40
-
-
-class Bar(NamedTuple):
-    """A bar of a chart in a table: what it counts, and the query of the gallery that shows it."""
-
-    name: str
-    images: int
-    share: float  # of the longest bar
-    filter: dict[str, Any]
 
 
 @router.get("/{job_id}")
@@ -84,23 +76,22 @@ def _summary(session: Session, batch: BatchObject) -> dict[str, Any]:
         model = get_model(connection, batch.model)
         mix = mix_of_job(connection, batch.id, batch.job.total)
         errors = count_errors(connection, batch.id) if batch.job.failed else []
-    edges = list(pairwise(CONFIDENCE_EDGES))
+
+    def images(**wanted: Any) -> str:
+        return f"/jobs/{batch.id}/images?{query_of(wanted)}"
+
+    counts = [mix.confidences[place] for place in range(len(CONFIDENCE_EDGES) - 1)]
+    labels = [(each, count, images(label=each)) for each, count in mix.labels.most_common(_MAX_LABELS)]
     confidences = [
-        (f"{low:g} to {high:g}", mix.confidences[place], {"at_least": low, "below": high})
-        for place, (low, high) in enumerate(edges)
+        # The last bin holds its upper edge.
+        (f"{low:g} to {high:g}", count, images(at_least=low, below=high if high < 1 else None))
+        for (low, high), count in zip(pairwise(CONFIDENCE_EDGES), counts, strict=True)
     ]
-    confidences[-1][2].pop("below")  # the last bin holds its upper edge
-    labels = [(label, count, {"label": label}) for label, count in mix.labels.most_common(_MAX_LABELS)]
     return {
         "model": model,
-        "labels": _bars(labels),
+        "labels": bars_of(labels),
         "other_labels": max(0, len(mix.labels) - _MAX_LABELS),
-        "confidences": _bars(confidences),
+        "confidences": bars_of(confidences),
         "errors": errors[:_MAX_LABELS],
         "counted": mix.labels.total() if batch.job.total > SAMPLE_IMAGES else None,
     }
-
-
-def _bars(found: list[tuple[str, int, dict[str, Any]]]) -> list[Bar]:
-    longest = max((count for _, count, _ in found), default=0) or 1
-    return [Bar(name, count, count / longest, wanted) for name, count, wanted in found]

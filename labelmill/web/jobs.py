@@ -12,6 +12,7 @@ from jobs.errors import LabelmillError
 from jobs.ids import is_id
 from jobs.ledger.jobs.queries import full_id
 from jobs.ledger.jobs.submission import find_key
+from jobs.ledger.learning.models import datasets_of
 from jobs.schema import JobState
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import list_batches
@@ -38,10 +39,21 @@ def show_jobs(
         return RedirectResponse(f"/jobs/{job_id}", HTTPStatus.SEE_OTHER)
     pair = q if "=" in q.lstrip("=") else None
     nothing_found = bool(q) and pair is None
-    found = None
+    found, datasets = None, {}
     if not nothing_found:
         found = list_batches(session, limit=_JOBS, after=after, state=state, metadata=pair)
-    return page(request, "jobs.html", q=q, state=state, states=list(JobState), found=found, after=after)
+        with session.client.ledger.reading() as connection:
+            datasets = datasets_of(connection, {each.model for each in found.data})
+    return page(
+        request,
+        "jobs.html",
+        q=q,
+        state=state,
+        states=list(JobState),
+        found=found,
+        datasets=datasets,
+        after=after,
+    )
 
 
 def _find_job(session: Session, typed: str) -> str | None:

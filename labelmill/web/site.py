@@ -52,6 +52,7 @@ def _add_pages(app: FastAPI) -> None:
     for each in (static.router, sign_in.router, pages):
         app.include_router(each)
     app.state.health = HealthReadings.of(app.state.settings, app.state.ledger)
+    app.state.volume = home.volume_of(app.state.ledger)
     app.add_middleware(_ForBrowsers)
 
     @app.exception_handler(SignInNeeded)

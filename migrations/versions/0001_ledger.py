@@ -324,11 +324,31 @@ def upgrade() -> None:
     )
     op.create_index("ix_files_project_id", "files", ["project", "id"])
     op.create_table(
+        "api_keys",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("project", sa.String(64), server_default="default", nullable=False),
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("old_digest", sa.String(64)),
+        sa.Column("old_until", MOMENT),
+        sa.Column("only_local", sa.Boolean(), nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.Column("expires_at", MOMENT),
+        sa.Column("revoked_at", MOMENT),
+        sa.Column("last_used_at", MOMENT),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_api_keys_project"),
+        sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
+        sa.UniqueConstraint("digest", name="uq_api_keys_digest"),
+        sa.UniqueConstraint("old_digest", name="uq_api_keys_old_digest"),
+    )
+    op.create_table(
         "batches",
         sa.Column("job_id", ID, nullable=False),
         sa.Column("project", sa.String(64), server_default="default", nullable=False),
         sa.Column("request", DOCUMENT, nullable=False),
         sa.Column("file_id", ID),
+        sa.Column("key_id", ID),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
         sa.Column("releases", sa.Integer(), server_default="0", nullable=False),
@@ -339,6 +359,7 @@ def upgrade() -> None:
         sa.Column("not_before", MOMENT),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_batches_job_id", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name="fk_batches_key_id"),
         sa.PrimaryKeyConstraint("job_id", name="pk_batches"),
     )
     op.create_index(
@@ -370,25 +391,6 @@ def upgrade() -> None:
         "ix_batch_metadata_project_name_value_job_id",
         "batch_metadata",
         ["project", "name", "value", "job_id"],
-    )
-    op.create_table(
-        "api_keys",
-        sa.Column("id", ID, nullable=False),
-        sa.Column("project", sa.String(64), server_default="default", nullable=False),
-        sa.Column("name", sa.String(64), nullable=False),
-        sa.Column("role", sa.String(16), nullable=False),
-        sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("old_digest", sa.String(64)),
-        sa.Column("old_until", MOMENT),
-        sa.Column("only_local", sa.Boolean(), nullable=False),
-        sa.Column("created_at", MOMENT, nullable=False),
-        sa.Column("expires_at", MOMENT),
-        sa.Column("revoked_at", MOMENT),
-        sa.Column("last_used_at", MOMENT),
-        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_api_keys_project"),
-        sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
-        sa.UniqueConstraint("digest", name="uq_api_keys_digest"),
-        sa.UniqueConstraint("old_digest", name="uq_api_keys_old_digest"),
     )
     op.create_table(
         "review_claims",

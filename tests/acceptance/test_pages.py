@@ -125,7 +125,7 @@ def test_the_list_finds_a_job_by_id_key_and_metadata(
         search(words)
         assert browser.path == f"/jobs/{job}"
     search("customer=acme")
-    assert [each.text for each in browser.find_all("#list tbody code")] == [batch]
+    assert [each.text for each in browser.find_all("#list tbody th code")] == [batch]
     search("customer=nobody")
     assert "No job matches." in browser.text
     browser.driver.back()  # every state is a URL
@@ -163,6 +163,12 @@ def test_every_mistake_is_one_click_away(browser: Browser, job: str) -> None:
     assert [each.startswith(f"{label[0]}, true {truth[0]}") for each in shown(browser)] == [True] * count
     for name, value in (("truth", truth), ("label", label)):
         assert browser.find(f"select[name={name}]").get_attribute("value") == value[0]
+
+    # When they drag over bars of the histogram, then the images of all of them are shown
+    browser.open(f"/jobs/{job}")
+    browser.drag(*(browser.find("#histogram tr", bar) for bar in ("0.8 to 0.9", "0.5 to 0.6")))
+    browser.until(lambda: "/images?" in browser.path, "the images of these bars are shown")
+    assert parse_qs(urlsplit(browser.path).query) == {"at_least": ["0.5"], "below": ["0.9"]}
 
 
 def test_one_image_is_corrected_and_the_correction_undone(

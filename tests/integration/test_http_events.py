@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
@@ -22,7 +23,7 @@ from jobs.ledger.jobs.submission import open_job
 from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs
 from jobs.settings import Settings
-from labelmill.server import batches, events
+from labelmill.server import access, batches, events
 from labelmill.server.events import Readings
 from labelmill.server.reading import Reading
 from labelmill.server.schemas import BatchObject
@@ -136,13 +137,19 @@ def test_many_streams_are_one_question_a_second(
 ) -> None:
     # Given as many streams as may be open, of one batch
     read_at: list[float] = []
-    read_batch = batches.read_batch
+    keys_read_at: list[float] = []
+    read_batch, valid_keys = batches.read_batch, access.valid_keys
+
+    def counted_keys(connection: Connection) -> dict[str, ApiKey]:
+        keys_read_at.append(time.monotonic())
+        return valid_keys(connection)
 
     def counted(*arguments: Any) -> Any:
         read_at.append(time.monotonic())
         return read_batch(*arguments)
 
     monkeypatch.setattr(batches, "read_batch", counted)
+    monkeypatch.setattr(access, "valid_keys", counted_keys)
     monkeypatch.setattr(events, "_SILENT_SECONDS", 2.0)
     with ExitStack() as stack:
         client = httpx.Client(
@@ -160,12 +167,17 @@ def test_many_streams_are_one_question_a_second(
         # Then no other one may be opened, but other requests are answered
         assert client.get(url).status_code == 503
         assert client.get("/batches").status_code == 200
+        keys_read_at.clear()
+        since = time.monotonic()
 
         # And each is kept open by comments, while the batch is read once a second
         assert {tuple(next(stream)) for stream in streams} == {("",)}
         pauses = [after - before for before, after in pairwise(read_at)]
         assert len(pauses) >= 2
         assert min(pauses) > 0.9
+        # And the keys less often
+        seconds = time.monotonic() - since
+        assert len(keys_read_at) <= 1 + seconds / events._KEY_SECONDS
 
     # And when they are closed, there is room again
     def has_room() -> bool:

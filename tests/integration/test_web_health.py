@@ -122,13 +122,17 @@ def test_webhooks_are_shown_with_their_last_answers(url: str, ledger: Ledger, se
         assert "example.org" not in read(browser).text
 
 
-def test_keys_are_shown_to_admins_of_their_project_alone(url: str, ledger: Ledger) -> None:
+def test_keys_are_shown_to_admins_of_their_project_alone(
+    url: str, ledger: Ledger, make_job: JobMaker
+) -> None:
     with ledger.transaction() as connection:
         create_project(connection, "birds")
         _, secret = create_key(connection, HOSTILE, Role.SUBMIT)
         revoked, _ = create_key(connection, "old", Role.REVIEW)
         revoke_key(connection, revoked.id)
         create_key(connection, "short", Role.SUBMIT, days=0)
+    for project, sizes in (("default", [3, 4]), ("birds", [5])):
+        make_job(sizes, project=project)
 
     # An admin sees each key of the project with its state, and no secret
     with signed_in(url, ledger) as browser:
@@ -136,12 +140,14 @@ def test_keys_are_shown_to_admins_of_their_project_alone(url: str, ledger: Ledge
         assert HOSTILE in page.text
         assert f"old {revoked.id} review revoked" in page.text
         assert "submit expired" in page.text
+        assert "1 job with 7 images, 7 of them waiting" in page.text
         assert secret not in browser.get("/health/keys").text
 
     # An admin of another project sees only its own, and not what the doctor says about all projects
     with signed_in(url, ledger, project="birds") as browser:
         text = read(browser, "/health/keys").text
         assert "key of birds" in text
+        assert "1 job with 5 images" in text
         assert HOSTILE not in text
         assert DEFAULT_PROJECT not in text
         assert "/health/doctor" not in browser.get("/health").text

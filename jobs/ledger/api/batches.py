@@ -24,7 +24,17 @@ from jobs.ledger.jobs.control import end_job
 from jobs.ledger.jobs.queries import JobStatus, check_retry
 from jobs.ledger.jobs.submission import DEFAULT_PRIORITY, open_job
 from jobs.options import JobOptions
-from jobs.schema import JobState, batch_metadata, batch_urls, batches, chunks, db_now, jobs, projects
+from jobs.schema import (
+    JobState,
+    api_keys,
+    batch_metadata,
+    batch_urls,
+    batches,
+    chunks,
+    db_now,
+    jobs,
+    projects,
+)
 
 #: A claim expires after so many seconds, unless it is renewed.
 INTAKE_LEASE_SECONDS: Final = 60.0
@@ -43,7 +53,9 @@ MAX_WAITING_BATCHES: Final = 100_000
 #: The name of a retry's own option in its request: leave out images that never got an outcome.
 FAILED_ONLY: Final = "failed_only"
 
-_BATCHES: Final = sa.select(batches.c.job_id, batches.c.request, batches.c.file_id)
+_BATCHES: Final = sa.select(
+    *batches.c["job_id", "request", "file_id"], api_keys.c.name.label("submitted_by")
+).outerjoin_from(batches, api_keys)
 
 #: Composed once, because it is read all the time.
 _BATCH_OF: Final = _BATCHES.where(batches.c.job_id == sa.bindparam("job_id"))
@@ -71,6 +83,7 @@ class Batch:
     job_id: str
     request: dict[str, Any]
     file_id: str | None
+    submitted_by: str | None = None  # the name of the API key; None: a command
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +119,22 @@ def add_batch(
     file_id: str | None,
     urls: Sequence[str] | None = None,
     state: str = "pending",
+    key_id: str | None = None,
 ) -> None:
-    """Add the batch of a job that was opened in the same transaction. `urls` are kept until they are read."""
+    """Add the batch of a job that was opened in the same transaction. `urls` are kept until they are read.
+
+    `key_id` is the API key that submits it.
+    """
     project = sa.select(jobs.c.project).where(jobs.c.id == job_id).scalar_subquery()
     connection.execute(
         batches.insert().values(
-            job_id=job_id, project=project, request=request, file_id=file_id, state=state, created_at=db_now()
+            job_id=job_id,
+            project=project,
+            request=request,
+            file_id=file_id,
+            key_id=key_id,
+            state=state,
+            created_at=db_now(),
         )
     )
     if urls is not None:
@@ -134,7 +157,13 @@ def repeat_batch(connection: Connection, job_id: str, retry_id: str) -> None:
 
 
 def add_retry(
-    connection: Connection, job_id: str, retry_id: str, *, key: str | None, failed_only: bool
+    connection: Connection,
+    job_id: str,
+    retry_id: str,
+    *,
+    key: str | None,
+    failed_only: bool,
+    key_id: str | None = None,
 ) -> bool:
     """Add a batch of a finished job's images without a label, which an intake process copies later.
 
@@ -150,7 +179,8 @@ def add_retry(
     open_job(connection, retry_id, options, model_id=status.model, retry_of=job_id)
     batch = find_batch(connection, job_id)
     request = (batch.request if batch is not None else {}) | {FAILED_ONLY: failed_only}
-    add_batch(connection, retry_id, request=request, file_id=unread.file_id if unread is not None else None)
+    file_id = unread.file_id if unread is not None else None
+    add_batch(connection, retry_id, request=request, file_id=file_id, key_id=key_id)
     return True
 
 

@@ -51,8 +51,8 @@ def check_project(connection: Connection, name: str | None) -> None:
         raise NotFound(f"There is no project {name!r}: `labelmill projects create {name}` makes it.")
 
 
-def list_projects(connection: Connection) -> list[Project]:
-    """Return all projects by name, with what each has running and stored."""
+def list_projects(connection: Connection, *, name: str | None = None) -> list[Project]:
+    """Return all projects by name, or only the one with this name, with what each has running and stored."""
     is_open = jobs.c.state.in_(UNFINISHED)
     of_jobs = (
         sa.select(
@@ -63,6 +63,7 @@ def list_projects(connection: Connection) -> list[Project]:
             sa.func.count().label("jobs"),
             sa.func.sum(jobs.c.total).label("images"),
         )
+        .where(_is(jobs.c.project, name))
         .group_by(jobs.c.project)
         .subquery()
     )
@@ -79,7 +80,7 @@ def list_projects(connection: Connection) -> list[Project]:
             *of_jobs.c["validating", "running", "waiting", "jobs", "images"],
         )
         .outerjoin(of_jobs, of_jobs.c.project == projects.c.name)
-        .where(projects.c.name != SHADOWS)
+        .where(projects.c.name != SHADOWS, _is(projects.c.name, name))
         .order_by(projects.c.name)
     )
     counts = ("keys", "validating", "running", "waiting", "jobs", "images", "file_bytes")
@@ -87,3 +88,7 @@ def list_projects(connection: Connection) -> list[Project]:
         Project(row.name, row.created_at, **{name: int(row._mapping[name] or 0) for name in counts})
         for row in connection.execute(query)
     ]
+
+
+def _is(column: sa.ColumnElement[str], name: str | None) -> sa.ColumnElement[bool]:
+    return sa.true() if name is None else column == name

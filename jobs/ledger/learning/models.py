@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -109,6 +110,12 @@ def get_model(connection: Connection, model_id: str) -> Model:
     if row is None:
         raise NotFound(f"There is no model {model_id!r}: `labelmill models list` shows them.")
     return _to_model(row, _aliases(connection))
+
+
+def datasets_of(connection: Connection, model_ids: Collection[str]) -> dict[str, str]:
+    """Return the datasets of these models, by their ids."""
+    query = sa.select(models.c.id, models.c.dataset).where(models.c.id.in_(model_ids))
+    return {row.id: row.dataset for row in connection.execute(query)}
 
 
 def has_file(connection: Connection, sha256: str) -> bool:

@@ -51,3 +51,35 @@
   document.addEventListener("visibilitychange", () => (document.hidden ? stop() : follow()));
   follow();
 })();
+
+// Drag over the bars of the histogram to see the images of all of them. Each bar is a link, too.
+(() => {
+  let first = null; // the row where the mouse went down
+  const rowAt = (event) => event.target.closest?.("#histogram tr") ?? null;
+
+  /** Mark the rows from the first to this one, or none without it, and return them. */
+  function mark(last) {
+    const rows = [...document.querySelectorAll("#histogram tr")];
+    const [from, to] = [rows.indexOf(first), rows.indexOf(last)].sort((a, b) => a - b);
+    rows.forEach((row, place) => row.classList.toggle("picked", from >= 0 && place >= from && place <= to));
+    return rows.slice(Math.max(0, from), to + 1);
+  }
+
+  document.addEventListener("mousedown", (event) => {
+    first = event.button === 0 ? rowAt(event) : null;
+    if (first) event.preventDefault(); // otherwise the text or the link is dragged
+  });
+  document.addEventListener("mouseover", (event) => { if (first) mark(rowAt(event)); });
+  document.addEventListener("mouseup", (event) => {
+    const last = first && rowAt(event);
+    if (last && last !== first) {
+      const [low, high] = [mark(last)[0], mark(last).at(-1)].map((row) => new URL(row.querySelector("a").href));
+      const below = high.searchParams.get("below"); // the last bar has none
+      if (below) low.searchParams.set("below", below);
+      else low.searchParams.delete("below");
+      location.assign(low);
+    }
+    first = null;
+    if (!last) mark(null);
+  });
+})();
