@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from typing import Any
 
 from jobs.models.evaluation import Mistake
 from labelmill.labels.labelled_jobs import LabelledEvaluation
@@ -13,7 +14,6 @@ from labelmill.reporting.rendering import render_template
 
 def render_labelled(job_id: str, found: LabelledEvaluation, thumbnails: Mapping[int, bytes]) -> str:
     """Return the page as HTML. `thumbnails` are PNG files of the mistakes that could be read, by index."""
-    figures = found.figures
     pictures = [
         tables.ShownMistake(
             Mistake(
@@ -32,11 +32,19 @@ def render_labelled(job_id: str, found: LabelledEvaluation, thumbnails: Mapping[
     return render_template(
         "labelled.html",
         job=job_id,
-        found=found,
-        evaluation=figures,
-        theirs=None,
-        matrix=tables.confusion_matrix(figures) if len(figures.classes) <= tables.MAX_CLASSES else None,
-        confused=tables.most_confused(figures),
-        classes=tables.by_class(figures, None),
         shown=pictures,
+        **accuracy_values(found),
     )
+
+
+def accuracy_values(found: LabelledEvaluation) -> dict[str, Any]:
+    """Return what the template of a job's accuracy needs."""
+    figures = found.figures
+    return {
+        "found": found,
+        "evaluation": figures,
+        "theirs": None,
+        "matrix": tables.confusion_matrix(figures) if len(figures.classes) <= tables.MAX_CLASSES else None,
+        "confused": tables.most_confused(figures),
+        "classes": tables.by_class(figures, None),
+    }
