@@ -209,6 +209,7 @@
         const [first] = narrow();
         if (first) mark(first.dataset.label);
         find.value = "";
+        if (grid && chosen) focusTile(chosen); // where the arrow keys go on
       } else return;
       event.preventDefault();
       narrow();
