@@ -74,7 +74,7 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.choose("#picked-class", "3")
     browser.click("#picked button", "Correct")
     total = len(before.keys() | picked)
-    browser.find("#changed", f"15 corrected: 3. The next training of mnist uses {total} corrections (about")
+    browser.find("#changed", f"15 corrected: 3. mnist has {total} corrections for its next training (about")
     stored = corrections()
     assert [stored[index] for index in picked] == ["3"] * 15
 

@@ -1,4 +1,4 @@
-"""What corrections change: how many of them the next training of a dataset uses."""
+"""What corrections change: how many of them there are for the next training of a dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from labelmill.console.terminal import pluralize
 
 
 class NextTraining(NamedTuple):
-    """The corrections that the next training of a dataset uses."""
+    """The corrections that there are for the next training of a dataset."""
 
     dataset: str
     corrections: int
@@ -21,14 +21,16 @@ class NextTraining(NamedTuple):
 
     def __str__(self) -> str:
         """Return it as a sentence."""
-        used = f"The next training of {self.dataset} uses {pluralize(self.corrections, 'correction')}"
+        # What it cannot use is known only to the training: images of the evaluation set, or other classes.
+        count = pluralize(self.corrections, "correction")
+        words = f"{self.dataset} has {count} for its next training"
         if self.missing:
-            return f"{used} (about {self.missing:,} more until it is judged by them)."
-        return f"{used}." if self.missing is None else f"{used}, and is judged by a part of them."
+            return f"{words} (about {self.missing:,} more until it is judged by them)."
+        return f"{words}." if self.missing is None else f"{words}, which is judged by a part of them."
 
 
 def next_training(connection: Connection, dataset: str, live_share: float) -> NextTraining:
-    """Return what the next training uses if this share of the corrections, 0 to 1, is kept to judge it."""
+    """Return what there is. `live_share`, 0 to 1, of the corrections is kept to judge models."""
     corrections = count_corrections(connection, dataset)
     needed = math.ceil(MIN_LIVE_IMAGES / live_share) if live_share else None
     return NextTraining(dataset, corrections, None if needed is None else max(0, needed - corrections))

@@ -198,7 +198,7 @@ _CORRECTION: Final = {
     "created_at": _ENDED,
 }
 _EFFECT: Final = (
-    f"The next training of {DATASET} uses 21 corrections (about 179 more until it is judged by them)."
+    f"{DATASET} has 21 corrections for its next training (about 179 more until it is judged by them)."
 )
 
 _PROBLEM: Final[dict[str, Any]] = {

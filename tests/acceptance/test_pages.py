@@ -181,12 +181,12 @@ def test_one_image_is_corrected_and_the_correction_undone(
     assert len(browser.find_all("table.bars tbody tr")) == 3
     browser.choose("select[name=label]", "5")
     browser.click("button", "Save")
-    browser.find("#said", "Saved. The next training of mnist uses 1 correction (about ")
+    browser.find("#said", "Saved. mnist has 1 correction for its next training (about ")
     browser.find("tr", "correction 5, ")
     [stored] = up[0].json("correct", "--list")
     assert (stored["index"], stored["label"]) == (index, "5")
     browser.click("button", "Undo")
-    browser.find("#said", "The correction is undone. The next training of mnist uses 0 corrections")
+    browser.find("#said", "The correction is undone. mnist has 0 corrections for its next training")
     browser.until(lambda: not browser.find_all("tr", "correction"), "the correction is gone")
     assert up[0].json("correct", "--list") == []
 
@@ -251,7 +251,7 @@ def test_review_needs_only_the_keyboard(browser: Browser, up: tuple[Home, str], 
     for place in (2, 1):
         browser.press(Keys.BACK_SPACE)
         assert name() == names[place]
-    browser.find("#unsaved", "all saved. The next training of mnist uses 1 correction ")
+    browser.find("#unsaved", "all saved. mnist has 1 correction ")
     assert len(stored()) == 1
 
     # When they open the image and come back, then it is still to be reviewed

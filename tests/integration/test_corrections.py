@@ -384,7 +384,7 @@ def test_labels_are_stored_and_removed_together_over_http(
 
     # then the answer has what is stored, and says what it changes
     assert [(each["index"], each["label"]) for each in found["data"]] == [(1, "2")]
-    said = "The next training of mnist uses 1 correction (about 199 more until it is judged by them)."
+    said = "mnist has 1 correction for its next training (about 199 more until it is judged by them)."
     assert found["effect"] == said
     assert [each.index for each in client.corrections()] == [1]
     assert copies(store) == {sha256(b"pixels 1")}
@@ -395,16 +395,16 @@ def test_labels_are_stored_and_removed_together_over_http(
 
     # and a correction of one image says it, too
     url = f"/batches/{job.id}/images/3/label"
-    assert "uses 2 corrections" in api.put(url, json={"label": "5"}).json()["effect"]
-    assert "uses 1 correction " in api.delete(url).json()["effect"]
+    assert "has 2 corrections" in api.put(url, json={"label": "5"}).json()["effect"]
+    assert "has 1 correction " in api.delete(url).json()["effect"]
 
 
 @pytest.mark.fast
-def test_what_the_next_training_uses_is_one_sentence() -> None:
+def test_what_there_is_for_the_next_training_is_one_sentence() -> None:
     assert str(NextTraining("mnist", 240, 0)) == (
-        "The next training of mnist uses 240 corrections, and is judged by a part of them."
+        "mnist has 240 corrections for its next training, which is judged by a part of them."
     )
-    assert str(NextTraining("mnist", 1, None)) == "The next training of mnist uses 1 correction."
+    assert str(NextTraining("mnist", 1, None)) == "mnist has 1 correction for its next training."
 
 
 def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
