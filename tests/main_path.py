@@ -70,14 +70,21 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.click("#images li:nth-child(15) input", hold=Keys.SHIFT)
     assert browser.find("#picked-count").text == "15 selected"
     picked = [int(each.get_attribute("data-index") or "") for each in browser.find_all("#images .picked")]
+    before = corrections()
     browser.choose("#picked-class", "3")
     browser.click("#picked button", "Correct")
-    browser.find("#said", "15 corrected")
+    total = len(before.keys() | picked)
+    browser.find("#changed", f"15 corrected: 3. mnist has {total} corrections for its next training (about")
     stored = corrections()
     assert [stored[index] for index in picked] == ["3"] * 15
 
+    # When they undo it, then the images have the corrections that they had before, or none
+    browser.click("#changed button", "Undo")
+    browser.find("#changed", "Undone: 15 are as before.")
+    assert corrections() == before
+
     # When they start a training, then its curves move, and its model becomes the champion
-    before = champion(browser)
+    weak = champion(browser)
     browser.open("/runs")
     browser.choose("select[name=architecture]", "mlp")
     browser.click("button", "Start a training")
@@ -85,7 +92,7 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.find(".chart")
     browser.until(lambda: browser.find_all(".state", "done"), "the training has ended", seconds=300)
     browser.find("#verdict", "promoted")
-    assert champion(browser) != before
+    assert champion(browser) != weak
 
     # When they compare both models, then they see which images flip
     browser.click("button", "Compare two")
@@ -96,7 +103,7 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.click("button", "Roll back")
     browser.answer("Make the previous champion of mnist the champion again?")
     browser.find("#said", "is the champion again")
-    assert champion(browser) == before
+    assert champion(browser) == weak
 
 
 def champion(browser: Browser) -> str:

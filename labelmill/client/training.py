@@ -209,6 +209,10 @@ class TrainingMethods(Installation):
         """Remove the correction of an image, and return the removed correction. Raises NotFound."""
         return self._corrector().undo(job_id, index)
 
+    def undo_corrections(self, images: Iterable[tuple[str, int]]) -> list[Correction]:
+        """Remove the corrections that these images have, each by its job and index, and return them."""
+        return self._corrector().undo_all(images)
+
     @accept_numpy_numbers
     def review(
         self,

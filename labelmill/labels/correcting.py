@@ -127,27 +127,43 @@ class Corrector:
         """
         if not is_id(job_id):
             raise no_job(job_id)
-        found = None
-        if 0 <= index <= MAX_INDEX:
-            with self._ledger.transaction() as connection:
-                found = remove_correction(connection, job_id, index)
-                if found is not None:
-                    self._on_change(connection, "undo correction", f"{job_id}/{index}")
-        if found is None:
+        removed = self._remove([(job_id, index)])
+        if not removed:
             with self._ledger.reading() as connection:
                 # A job that was purged as a whole still has its corrections.
                 if not any_correction(connection, job_id):
                     job_status(connection, job_id)
             raise NotFound(f"Image {index} of job {job_id!r} has no correction: `labelmill correct --list`.")
         try:
-            remove_copies(self._ledger, self._store, [found.image_sha256])
+            remove_copies(self._ledger, self._store, [removed[0].image_sha256])
         except Unavailable as error:
             # Running it again would not help: the correction is gone already.
             raise Unavailable(
                 f"Image {index} of job {job_id} no longer has a correction, but its copy stays until "
                 f"`labelmill purge` removes it. {error}"
             ) from None
-        return found
+        return removed[0]
+
+    def undo_all(self, images: Iterable[tuple[str, int]]) -> list[Correction]:
+        """Remove the corrections that these images have, each by its job and index, and return them.
+
+        Raises Unavailable, also if only a copy could not be removed: `labelmill purge` removes it.
+        """
+        removed = self._remove(images)
+        remove_copies(self._ledger, self._store, [each.image_sha256 for each in removed])
+        return removed
+
+    def _remove(self, images: Iterable[tuple[str, int]]) -> list[Correction]:
+        """Remove the corrections that these images have, and return them."""
+        removed: list[Correction] = []
+        with self._ledger.transaction() as connection:
+            # In key order, so that two people who undo the same corrections do not deadlock.
+            for job_id, index in sorted(images):
+                found = remove_correction(connection, job_id, index) if 0 <= index <= MAX_INDEX else None
+                if found is not None:
+                    self._on_change(connection, "undo correction", f"{job_id}/{index}")
+                    removed.append(found)
+        return removed
 
     @contextmanager
     def _batch(self) -> Iterator[_Batch]:

@@ -5,6 +5,7 @@ Jinja escapes everything that comes from the data. `page.css` is the style of al
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from datetime import datetime
@@ -40,6 +41,7 @@ def make_environment(*folders: Path) -> Environment:
         "setting": setting,
         "p_value": p_value,
         "step": step,
+        "png_url": png_url,
     }
     return environment
 
@@ -91,3 +93,8 @@ def p_value(p: float) -> str:
 def step(share: float) -> int:
     """Return the step of a shade, from 0 to 10, for a share from 0 to 1. `page.css` has a class for each."""
     return round(10 * share)
+
+
+def png_url(content: bytes) -> str:
+    """Return a URL that contains this PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

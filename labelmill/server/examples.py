@@ -185,6 +185,21 @@ _NO_RESULT: Final = _RESULT | {
 }
 
 _NEW_CORRECTION: Final = {"batch_id": BATCH_ID, "index": 0, "label": "fox", "line": 1}
+_CORRECTION: Final = {
+    "object": "correction",
+    "batch_id": BATCH_ID,
+    "index": 0,
+    "name": "cats/1.jpg",
+    "label": "fox",
+    "predicted": "cat",
+    "confidence": 0.98,
+    "model": MODEL_ID,
+    "image_sha256": _SHA256,
+    "created_at": _ENDED,
+}
+_EFFECT: Final = (
+    f"{DATASET} has 21 corrections for its next training (about 179 more until it is judged by them)."
+)
 
 _PROBLEM: Final[dict[str, Any]] = {
     "type": "about:blank",
@@ -248,20 +263,9 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
     "NewLabel": [{"label": "fox"}],
     "NewCorrection": [_NEW_CORRECTION],
     "NewCorrections": [{"corrections": [_NEW_CORRECTION]}],
-    "CorrectionObject": [
-        {
-            "object": "correction",
-            "batch_id": BATCH_ID,
-            "index": 0,
-            "name": "cats/1.jpg",
-            "label": "fox",
-            "predicted": "cat",
-            "confidence": 0.98,
-            "model": MODEL_ID,
-            "image_sha256": _SHA256,
-            "created_at": _ENDED,
-        }
-    ],
+    "CorrectionObject": [_CORRECTION],
+    "ChangedCorrection": [_CORRECTION | {"effect": _EFFECT}],
+    "ChangedCorrections": [{"object": "list", "data": [_CORRECTION], "effect": _EFFECT}],
     "ModelObject": [
         {
             "id": MODEL_ID,

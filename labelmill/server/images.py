@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Final, Literal
 
@@ -11,14 +12,19 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from jobs.errors import ErrorCode, ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.jobs.review_queue import claim_images, release_images
+from jobs.ledger.learning.corrections import Correction
+from jobs.ledger.learning.models import get_model
 from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import LatestPayload, read_images
+from labelmill.labels.next_training import next_training
 from labelmill.server.access import ReviewSession, Session, SubmitSession
 from labelmill.server.batches import found_id
 from labelmill.server.problems import ApiError, conflicts
 from labelmill.server.schemas import (
     BINARY,
     MAX_NUMBER,
+    ChangedCorrection,
+    ChangedCorrections,
     CorrectionObject,
     Listing,
     NewCorrections,
@@ -82,32 +88,41 @@ async def read_thumbnail(
 
 
 @router.put("/batches/{batch_id}/images/{index}/label")
-def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSession) -> CorrectionObject:
+def put_label(batch_id: str, index: Index, wanted: NewLabel, session: ReviewSession) -> ChangedCorrection:
     """Store the true label of an image, for the next training run."""
     with conflicts():
         correction = session.client.correct(found_id(session, batch_id), index, wanted.label)
-    return CorrectionObject.of(correction)
+    return _changed(session, correction)
 
 
 @router.delete("/batches/{batch_id}/images/{index}/label")
-def delete_label(batch_id: str, index: Index, session: ReviewSession) -> CorrectionObject:
+def delete_label(batch_id: str, index: Index, session: ReviewSession) -> ChangedCorrection:
     """Remove the correction of an image, and return what it was."""
     correction = session.client.undo_correction(found_id(session, batch_id), index)
-    return CorrectionObject.of(correction)
+    return _changed(session, correction)
 
 
 @router.post("/corrections", responses={HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}})
-def correct_many(wanted: NewCorrections, session: ReviewSession) -> Listing[CorrectionObject]:
-    """Store the true labels of many images: all of them, or none if one cannot be stored."""
+def correct_many(wanted: NewCorrections, session: ReviewSession) -> ChangedCorrections:
+    """Store the true labels of many images: all of them, or none if one cannot be stored.
+
+    A label that is null removes the image's correction, if it has one.
+    """
     for batch_id in {each.batch_id for each in wanted.corrections}:
         found_id(session, batch_id)
     requests = [
         CorrectionRequest(each.batch_id, each.index, each.label, each.line or number)
         for number, each in enumerate(wanted.corrections, 1)
+        if each.label is not None
     ]
     with conflicts():
-        corrections = session.client.correct_all(requests)
-    return Listing(data=list(map(CorrectionObject.of, corrections)))
+        stored = session.client.correct_all(requests)
+    removed = session.client.undo_corrections(
+        (each.batch_id, each.index) for each in wanted.corrections if each.label is None
+    )
+    return ChangedCorrections(
+        data=list(map(CorrectionObject.of, stored)), effect=_effect(session, [*stored, *removed])
+    )
 
 
 @router.post("/review", responses={HTTPStatus.NOT_FOUND: {}})
@@ -140,6 +155,20 @@ def claim_to_review(wanted: ReviewWanted, request: Request, session: ReviewSessi
             for each in found
         ]
     )
+
+
+def _changed(session: Session, correction: Correction) -> ChangedCorrection:
+    return ChangedCorrection.model_validate(asdict(correction) | {"effect": _effect(session, [correction])})
+
+
+def _effect(session: Session, changed: list[Correction]) -> str:
+    """Return what the next training makes of corrections that were stored or removed, in sentences."""
+    client = session.client
+    with client.ledger.reading() as connection:
+        models = {each.model_id for each in changed}
+        datasets = sorted({get_model(connection, model).dataset for model in models})
+        found = [next_training(connection, each, client.settings.live_share) for each in datasets]
+    return " ".join(map(str, found))
 
 
 def _thumbnail(session: Session, batch_id: str, index: int, side: int) -> bytes:

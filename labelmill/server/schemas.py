@@ -420,20 +420,25 @@ class Classification(BaseModel):
 # ---- images and labels --------------------------------------------------------------------------------
 
 
+#: A class, as people give it.
+Label = Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)]
+
+
 class NewLabel(_Wanted):
     """The true label of an image."""
 
-    label: Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)] = Field(
-        description="the true label: a class of the model"
-    )
+    label: Label = Field(description="the true label: a class of the model")
 
 
-class NewCorrection(NewLabel):
+class NewCorrection(_Wanted):
     """The true label of an image of a batch."""
 
     batch_id: Name = Field(description="the image's batch")
     index: Annotated[int, Field(ge=0, le=MAX_NUMBER), WHOLE] = Field(
         description="the image's index in the batch"
+    )
+    label: Label | None = Field(
+        description="the true label: a class of the model; null removes the image's correction"
     )
     line: Annotated[int, Field(ge=1, le=MAX_NUMBER), WHOLE] | None = Field(
         default=None, description="its number in your file, which messages then name"
@@ -478,6 +483,9 @@ class ReviewObject(BaseModel):
     confidence: float = Field(description="its probability, 0 to 1")
 
 
+_EFFECT: Final = "what the next training makes of the change, in a sentence for each dataset"
+
+
 class CorrectionObject(_Described):
     """The true label of an image, given by a person."""
 
@@ -491,6 +499,18 @@ class CorrectionObject(_Described):
     model: str = Field(validation_alias="model_id", description="the model that predicted")
     image_sha256: str = Field(description="SHA-256 of the image, which names its copy in the store")
     created_at: Seconds = Field(description="when it was stored")
+
+
+class ChangedCorrection(CorrectionObject):
+    """A correction that was stored or removed."""
+
+    effect: str = Field(description=_EFFECT)
+
+
+class ChangedCorrections(Listing[CorrectionObject]):
+    """The corrections that were stored. Those that were removed are not listed."""
+
+    effect: str = Field(description=_EFFECT)
 
 
 # ---- models and training ------------------------------------------------------------------------------

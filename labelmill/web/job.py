@@ -8,11 +8,13 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from jobs.ledger.jobs.browsing import count_confusions, count_errors
+from jobs.ledger.jobs.browsing import Confusions, count_confusions, count_errors
 from jobs.ledger.learning.health import SAMPLE_IMAGES, mix_of_job
 from jobs.ledger.learning.models import get_model
 from jobs.models.evaluation import CONFIDENCE_EDGES, Figures
-from labelmill.reporting import report_rows as tables
+from jobs.models.model import Model
+from labelmill.labels.labelled_jobs import LabelledEvaluation
+from labelmill.reporting.labelled_job_page import accuracy_values
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import read_batch
 from labelmill.server.events import reading_of
@@ -41,33 +43,41 @@ async def show_job(job_id: str, request: Request, session: SubmitSession) -> Res
 def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Response:
     """Show how well the labels agree with the names of the images' folders, and with corrections."""
     batch = read_batch(session.client.ledger, session.project, job_id)
-    figures, is_too_large = None, batch.job.total > _MAX_COMPARED
-    with session.client.ledger.reading() as connection:
-        model = get_model(connection, batch.model)
-        if not is_too_large:
-            confusion = count_confusions(connection, batch.id, tuple(model.classes))
-            if any(map(any, confusion)):
-                figures = Figures.from_confusion(model.classes, confusion)
-    values = {} if figures is None else _accuracy(batch.id, figures)
+    found, is_too_large = None, batch.job.total > _MAX_COMPARED
+    if not is_too_large:
+        with session.client.ledger.reading() as connection:
+            model = get_model(connection, batch.model)
+            counted = count_confusions(connection, batch.id, tuple(model.classes))
+        found = _evaluation(batch, model, counted)
+
+    def gallery_url(**chosen: Any) -> str:
+        return f"/jobs/{batch.id}/images?{query_of(chosen)}"
+
     return page(
-        request, "accuracy.html", batch=batch, evaluation=figures, is_too_large=is_too_large, **values
+        request,
+        "accuracy.html",
+        batch=batch,
+        is_too_large=is_too_large,
+        mistakes_url=gallery_url(mistakes=True),
+        cell_url=lambda truth, label: gallery_url(truth=truth, label=label, errors=label is None),
+        **(accuracy_values(found) if found else {"found": None}),
     )
 
 
-def _accuracy(job_id: str, figures: Figures) -> dict[str, Any]:
-    """Return what the templates of a confusion matrix and of the figures by class need."""
-
-    def cell_url(truth: str, label: str | None) -> str:
-        return f"/jobs/{job_id}/images?{query_of({'truth': truth, 'label': label, 'errors': label is None})}"
-
-    has_matrix = len(figures.classes) <= tables.MAX_CLASSES
-    return {
-        "matrix": tables.confusion_matrix(figures) if has_matrix else None,
-        "confused": tables.most_confused(figures),
-        "classes": tables.by_class(figures, None),
-        "theirs": None,
-        "cell_url": cell_url,
-    }
+def _evaluation(batch: BatchObject, model: Model, counted: Confusions) -> LabelledEvaluation | None:
+    """Return what the counted labels say; None if no image is in a folder named after a class."""
+    if not any(map(any, counted.confusion)):
+        return None
+    figures = Figures.from_confusion(tuple(model.classes), counted.confusion)
+    return LabelledEvaluation(
+        model=model.id,
+        figures=figures,
+        errors=sum(row[-1] for row in counted.confusion),
+        corrected=counted.corrected,
+        unlabelled=batch.job.done - figures.total,
+        unlabelled_folders=(),
+        mistakes=(),  # the gallery shows them all
+    )
 
 
 def _summary(session: Session, batch: BatchObject) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy.engine import Connection
 
 from jobs.errors import NotFound
 from jobs.ledger.jobs.review_queue import ReviewKind
-from jobs.ledger.learning.corrections import count_corrections, live_accuracy
+from jobs.ledger.learning.corrections import live_accuracy
 from jobs.ledger.learning.models import champions, get_model
 from jobs.models.dataset import MNIST
 from jobs.models.model import Model
-from jobs.models.promotion import MIN_LIVE_IMAGES
+from labelmill.labels.next_training import next_training
 from labelmill.server.access import ReviewSession
 from labelmill.server.batches import read_batch
 from labelmill.server.schemas import NO_NUL
@@ -30,13 +28,18 @@ def show_review(
     dataset: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
     job: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
     kind: Annotated[ReviewKind, Query()] = ReviewKind.UNSURE,
+    view: Literal["card", "grid"] = "card",
 ) -> Response:
-    """Show the queue of images to review: those of a dataset's latest jobs, or of one job."""
+    """Show the queue of images to review: those of a dataset's latest jobs, or of one job.
+
+    A grid shows the suggested labels, so random images, whose suggestion is hidden, have none.
+    """
     batch = None if job is None else read_batch(session.client.ledger, session.project, job)
     with session.client.ledger.reading() as connection:
         models = champions(connection)
         model = get_model(connection, batch.model) if batch else _champion(models, dataset)
-        figures = {} if model is None else _figures(connection, model, session.client.settings.live_share)
+        live = model and live_accuracy(connection, model.id)
+        training = model and next_training(connection, model.dataset, session.client.settings.live_share)
     return page(
         request,
         "review.html",
@@ -45,7 +48,9 @@ def show_review(
         datasets=[each.dataset for each in models],
         kind=kind,
         kinds=list(ReviewKind),
-        **figures,
+        view="card" if kind == ReviewKind.RANDOM else view,
+        live=live,
+        training=training,
     )
 
 
@@ -55,14 +60,3 @@ def _champion(models: list[Model], dataset: str | None) -> Model | None:
     if dataset is not None and dataset not in found:
         raise NotFound(f"Dataset {dataset!r} has no champion, so none of its images has a label to review.")
     return found.get(dataset or MNIST) or next(iter(models), None)
-
-
-def _figures(connection: Connection, model: Model, live_share: float) -> dict[str, Any]:
-    """Return how often the model was right, and how many answers a training needs to be judged by them."""
-    answers = count_corrections(connection, model.dataset)
-    needed = math.ceil(MIN_LIVE_IMAGES / live_share) if live_share else None
-    return {
-        "live": live_accuracy(connection, model.id),
-        "answers": answers,
-        "missing": None if needed is None else max(0, needed - answers),
-    }

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from tests.browser import Browser, started_browser
+from tests.browser import Browser, Keys, started_browser
 from tests.conftest import Worker
 from tests.console import Home, copy_home, folder_for_sockets, until
 from tests.serving import make_key, page_paths, served
@@ -181,12 +181,12 @@ def test_one_image_is_corrected_and_the_correction_undone(
     assert len(browser.find_all("table.bars tbody tr")) == 3
     browser.choose("select[name=label]", "5")
     browser.click("button", "Save")
-    browser.find("#said", "Saved for the next training.")
+    browser.find("#said", "Saved. mnist has 1 correction for its next training (about ")
     browser.find("tr", "correction 5, ")
     [stored] = up[0].json("correct", "--list")
     assert (stored["index"], stored["label"]) == (index, "5")
     browser.click("button", "Undo")
-    browser.find("#said", "The correction is undone.")
+    browser.find("#said", "The correction is undone. mnist has 0 corrections for its next training")
     browser.until(lambda: not browser.find_all("tr", "correction"), "the correction is gone")
     assert up[0].json("correct", "--list") == []
 
@@ -216,6 +216,79 @@ def test_a_schedule_is_changed_and_switched_off(browser: Browser, up: tuple[Home
     browser.find("#schedule-mnist", "is trained only when somebody starts it")
     [schedule] = up[0].json("schedule")
     assert (schedule["cron"], schedule["after_corrections"]) == (None, None)
+
+
+def test_review_needs_only_the_keyboard(browser: Browser, up: tuple[Home, str], job: str) -> None:
+    def tab_to(css: str) -> None:
+        """Press Tab until this element has the focus."""
+        wanted = browser.find(css)
+        for _ in range(40):
+            if browser.driver.switch_to.active_element == wanted:
+                return
+            browser.press(Keys.TAB)
+        pytest.fail(f"Tab does not lead to {css}")
+
+    def stored() -> dict[int, str]:
+        return {each["index"]: each["label"] for each in up[0].json("correct", "--list")}
+
+    def name() -> str:
+        return browser.find("#name").text
+
+    # Given a page whose address a person has typed, when they go to the queue, then the first image is shown
+    browser.open("/home")
+    tab_to("nav a[href='/review']")
+    browser.press(Keys.ENTER)
+    browser.find("#suggested", "")
+    names = [name()]
+
+    # When they accept one, correct one and skip one, then another one is shown each time
+    for key in (Keys.ENTER, "7", Keys.SPACE):
+        browser.press(key)
+        names.append(name())
+    assert len(set(names)) == 4
+
+    # When they undo the last two, then these are shown again, and only the first answer is stored
+    for place in (2, 1):
+        browser.press(Keys.BACK_SPACE)
+        assert name() == names[place]
+    browser.find("#unsaved", "all saved. mnist has 1 correction ")
+    assert len(stored()) == 1
+
+    # When they open the image and come back, then it is still to be reviewed
+    tab_to("#open")
+    browser.press(Keys.ENTER)
+    browser.until(lambda: browser.path.startswith(f"/jobs/{job}/images/"), "the image is shown")
+    assert browser.find("table.facts td").text == names[1]
+    browser.driver.back()
+    browser.find("#name", names[1])
+
+    # When they mark two in the grid, and answer all of them, then all but the skipped one are stored
+    tab_to("a[href$='view=grid']")
+    browser.press(Keys.ENTER)
+    browser.find("#accept-text", "all 20 of these are right")
+    assert (
+        browser.find_all("#tiles li")[0].find_element("tag name", "button").get_attribute("title") == names[1]
+    )
+    wrong = browser.find_all("#tiles li")[1].find_element("tag name", "b").text
+    true = "7" if wrong != "7" else "1"
+    browser.press(Keys.ARROW_RIGHT, true, Keys.ARROW_DOWN, Keys.SPACE)
+    browser.find("#accept-text", "save: 1 corrected, 1 skipped, the rest right")
+    for colours in ("dark", "light"):
+        browser.show_colours(colours)
+        assert browser.violations() == []
+    browser.resize(360)
+    assert browser.overflow() <= 0
+    browser.resize(1280)
+    browser.press(Keys.ENTER)
+    browser.find("#accept-text", "all 20 of these are right")
+    browser.find("#unsaved", "all saved")
+    assert len(stored()) == 20
+
+    # When they undo it, then the same page is shown as it was marked, and its answers are gone
+    browser.press(Keys.BACK_SPACE)
+    browser.find("#accept-text", "save: 1 corrected, 1 skipped, the rest right")
+    browser.find("#unsaved", "all saved")
+    assert len(stored()) == 1
 
 
 def test_pages_are_for_everybody(browser: Browser, up: tuple[Home, str], job: str) -> None:

@@ -92,13 +92,16 @@ def test_a_correction_is_the_true_class(client: Client, ledger: Ledger, job: Job
     assert found(ledger, job, mistakes=True, classes=CLASSES) == [7, 8, 9]
 
 
-def test_labels_are_counted_by_true_class(ledger: Ledger, job: Job) -> None:
+def test_labels_are_counted_by_true_class(client: Client, ledger: Ledger, job: Job) -> None:
+    # Given corrections of an image in a class's folder, and of one that is in none: only the first counts
+    client.correct(job.id, 2, "8")
+    client.correct(job.id, 7, "2")
     with ledger.reading() as connection:
-        confusion = count_confusions(connection, job.id, CLASSES)
+        confusion, corrected = count_confusions(connection, job.id, CLASSES)
         assert [tuple(each) for each in count_errors(connection, job.id)] == [("corrupt", 1, 6)]
     counted = {(truth, place) for truth, row in enumerate(confusion) for place in range(11) if row[place]}
-    assert counted == {(0, 0), (3, 3), (3, 5), (3, 8), (4, 9), (8, 8), (8, 10)}  # 10: no label
-    assert sum(map(sum, confusion)) == 7
+    assert counted == {(0, 0), (3, 3), (3, 5), (4, 9), (8, 8), (8, 10)}  # 10: no label
+    assert (sum(map(sum, confusion)), confusion[8][8], corrected) == (7, 2, 1)
 
 
 @pytest.mark.fast

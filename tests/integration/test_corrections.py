@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -41,6 +42,7 @@ from labelmill.labels import correcting
 from labelmill.labels import image_copies as removing
 from labelmill.labels.correcting import Corrector
 from labelmill.labels.correction_files import CorrectionRequest
+from labelmill.labels.next_training import NextTraining
 from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
@@ -364,6 +366,45 @@ def age(store: Store, name: str, days: float = 2) -> None:
     assert store.folder is not None
     then = time.time() - days * 24 * 3600
     os.utime(store.folder / correction_key(name), (then, then))
+
+
+def test_labels_are_stored_and_removed_together_over_http(
+    api: httpx.Client, client: Client, store: Store, finished
+) -> None:
+    # given a corrected image
+    job = finished(4)
+    client.correct(job.id, 0, "1")
+
+    def change(*changes: tuple[int, str | None]) -> httpx.Response:
+        rows = [{"batch_id": job.id, "index": index, "label": label} for index, label in changes]
+        return api.post("/corrections", json={"corrections": rows})
+
+    # when one request removes its correction, adds one, and removes one that was never there
+    found = change((0, None), (1, "2"), (2, None)).json()
+
+    # then the answer has what is stored, and says what it changes
+    assert [(each["index"], each["label"]) for each in found["data"]] == [(1, "2")]
+    said = "mnist has 1 correction for its next training (about 199 more until it is judged by them)."
+    assert found["effect"] == said
+    assert [each.index for each in client.corrections()] == [1]
+    assert copies(store) == {sha256(b"pixels 1")}
+
+    # and if one label is wrong, nothing is changed
+    assert change((1, None), (3, "cat")).status_code == 409
+    assert [each.index for each in client.corrections()] == [1]
+
+    # and a correction of one image says it, too
+    url = f"/batches/{job.id}/images/3/label"
+    assert "has 2 corrections" in api.put(url, json={"label": "5"}).json()["effect"]
+    assert "has 1 correction " in api.delete(url).json()["effect"]
+
+
+@pytest.mark.fast
+def test_what_there_is_for_the_next_training_is_one_sentence() -> None:
+    assert str(NextTraining("mnist", 240, 0)) == (
+        "mnist has 240 corrections for its next training, which is judged by a part of them."
+    )
+    assert str(NextTraining("mnist", 1, None)) == "mnist has 1 correction for its next training."
 
 
 def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(

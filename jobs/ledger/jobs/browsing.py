@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.database import Ledger
-from jobs.ledger.jobs.filters import Filter, true_class
+from jobs.ledger.jobs.filters import Filter, corrected_class, folder
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import PREDICTIONS
 from jobs.schema import UNSURE, predictions
@@ -102,17 +102,27 @@ def count_errors(connection: Connection, job_id: str) -> list[ErrorCount]:
     ]
 
 
-def count_confusions(connection: Connection, job_id: str, classes: tuple[str, ...]) -> list[list[int]]:
-    """Return how many images of each true class got each label; the last column counts those without a label.
+class Confusions(NamedTuple):
+    """How many images of each true class got each label; the last column counts those without a label."""
 
-    Only images whose true class is one of `classes` count. Reads all images of the job.
-    """
-    counted: sa.Select[Any] = sa.select(true_class().label("truth"), predictions.c.label.label("label"))
-    counted_rows = counted.where(predictions.c.job_id == job_id).subquery()
-    truth, label = counted_rows.c.truth, counted_rows.c.label
-    query = sa.select(truth, label, sa.func.count()).where(truth.in_(classes)).group_by(truth, label)
+    confusion: list[list[int]]
+    corrected: int  # images whose true class is their correction
+
+
+def count_confusions(connection: Connection, job_id: str, classes: tuple[str, ...]) -> Confusions:
+    """Count the labels of the images whose folder is one of `classes`. Reads all images of the job."""
+    table = predictions.c
+    counted: sa.Select[Any] = sa.select(
+        folder().label("folder"), corrected_class().label("corrected"), table.label.label("label")
+    )
+    rows = counted.where(table.job_id == job_id).subquery().c
+    truth = sa.func.coalesce(rows.corrected, rows.folder)
+    query = sa.select(truth, rows.label, sa.func.count(), sa.func.count(rows.corrected))
+    query = query.where(rows.folder.in_(classes)).group_by(truth, rows.label)
     places = {name: place for place, name in enumerate(classes)}
     confusion = [[0] * (len(classes) + 1) for _ in classes]
-    for true, predicted, images in connection.execute(query):
+    all_corrected = 0
+    for true, predicted, images, corrected in connection.execute(query):
         confusion[places[true]][places.get(predicted, len(classes))] += images
-    return confusion
+        all_corrected += corrected
+    return Confusions(confusion, all_corrected)

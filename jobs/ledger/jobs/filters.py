@@ -74,13 +74,20 @@ class Filter:
 
 def true_class() -> sa.ColumnElement[str]:
     """Return the true class of a prediction's image: its correction, otherwise the folder that it is in."""
-    table = predictions.c
-    corrected = (
-        sa.select(corrections.c.label)
-        .where(corrections.c.job_id == table.job_id, corrections.c.index == table.index)
-        .scalar_subquery()
-    )
-    return sa.func.coalesce(corrected, _last_part(sa.func.rtrim(_until_last_slash(table.name), "/")))
+    return sa.func.coalesce(corrected_class(), folder())
+
+
+def corrected_class() -> sa.ScalarSelect[str]:
+    """Return the label of the correction of a prediction's image; NULL if it has none."""
+    table, query = predictions.c, sa.select(corrections.c.label)
+    return query.where(
+        corrections.c.job_id == table.job_id, corrections.c.index == table.index
+    ).scalar_subquery()
+
+
+def folder() -> sa.ColumnElement[str]:
+    """Return the name of the folder that directly contains a prediction's image; empty if there is none."""
+    return _last_part(sa.func.rtrim(_until_last_slash(predictions.c.name), "/"))
 
 
 def _last_part(path: sa.ColumnElement[str]) -> sa.ColumnElement[str]:

@@ -70,35 +70,72 @@
   });
   document.addEventListener("pointerup", () => { dragging = false; });
 
-  async function save(labelOf, done) {
-    const images = picked();
+  // ---- corrections ----------------------------------------------------------------------------------
+
+  const changed = document.getElementById("changed");
+  let change = null; // the last one: images with their corrections and captions before it
+
+  /** Save the images' corrections; null removes one. Return whether it worked, and say what came of it. */
+  async function save(images, labelOf, done) {
     const corrections = images.map((image) => (
       { batch_id: gallery.dataset.job, index: Number(image.dataset.index), label: labelOf(image) }
     ));
     try {
-      await send("POST", "/v1/corrections", { corrections });
+      const found = await send("POST", "/v1/corrections", { corrections });
+      changed.hidden = false;
+      changed.querySelector("span").textContent = outcomeOf(done, found);
+      return true;
     } catch (error) {
       say(error.message);
-      return;
+      return false;
     }
-    say(done(images.length));
+  }
+
+  async function correct(labelOf, done) {
+    const images = picked();
+    const before = images.map((image) => (
+      { image, label: image.dataset.corrected ?? null, caption: image.querySelector(".caption") }
+    ));
+    if (!await save(images, labelOf, done(images.length))) return;
+    change = before;
+    changed.querySelector("button").hidden = false;
     images.forEach((image) => {
       image.querySelector("input").checked = false;
-      const label = labelOf(image);
-      const shown = image.querySelector("b");
-      shown.textContent = label === image.dataset.label ? `${label} ✓` : label;
-      shown.className = label === image.dataset.label ? "" : "truth";
+      image.dataset.corrected = labelOf(image);
+      image.querySelector(".caption").replaceWith(captionOf(image));
     });
     update();
+    images[0].querySelector("input").focus({ preventScroll: true });
+  }
+
+  /** Return the caption of a corrected image, as the server writes it. */
+  function captionOf(image) {
+    const { label, corrected } = image.dataset;
+    const caption = image.querySelector(".caption").cloneNode();
+    const part = (text, name) => Object.assign(document.createElement("b"), { textContent: text, className: name });
+    if (label === corrected) caption.append(part(label, ""), " ✓");
+    else caption.append(part(label, "was"), " ", part(corrected, "truth"));
+    return caption;
   }
 
   bar.addEventListener("submit", (event) => {
     event.preventDefault();
     const label = document.getElementById("picked-class").value;
-    save(() => label, (count) => `${count} corrected: ${label}.`);
+    correct(() => label, (count) => `${count} corrected: ${label}.`);
   });
   document.getElementById("confirm-picked").addEventListener("click", () => {
-    save((image) => image.dataset.label, (count) => `${count} confirmed.`);
+    correct((image) => image.dataset.label, (count) => `${count} confirmed.`);
+  });
+  changed.querySelector("button").addEventListener("click", async (event) => {
+    const labels = new Map(change.map(({ image, label }) => [image, label]));
+    if (!await save([...labels.keys()], (image) => labels.get(image), `Undone: ${labels.size} are as before.`)) return;
+    event.target.hidden = true;
+    change.forEach(({ image, label, caption }) => {
+      if (label === null) delete image.dataset.corrected;
+      else image.dataset.corrected = label;
+      image.querySelector(".caption").replaceWith(caption);
+    });
+    change[0].image.querySelector("input").focus({ preventScroll: true });
   });
   document.getElementById("clear-picked").addEventListener("click", () => {
     boxes().forEach((box) => { box.checked = false; });

@@ -29,6 +29,11 @@ function problemIn(text, status) {
   }
 }
 
+/** Return what was done, and what the API says about it: the gate's sentence, or what a correction changes. */
+function outcomeOf(done, found) {
+  return [done, found?.reason, found?.effect].filter(Boolean).join(" ");
+}
+
 /** Replace the live part of the page by the one that the server has now. */
 function refresh() {
   document.querySelectorAll("[data-live]").forEach((part) => htmx.trigger(part, "refresh"));
@@ -55,11 +60,11 @@ document.addEventListener("htmx:finally:request", (event) => {
     return;
   }
   const found = text ? JSON.parse(text) : {};
-  if (found.reason) say(found.reason); // the gate's sentence
+  const words = outcomeOf(sourceElement.dataset.done, found);
+  if (words) say(words);
   if (sourceElement.dataset.then && found.promoted !== false) {
     location.assign(sourceElement.dataset.then.replace("{id}", encodeURIComponent(found.id ?? "")));
   } else {
-    if (sourceElement.dataset.done) say(sourceElement.dataset.done);
     refresh();
   }
 });
@@ -80,7 +85,7 @@ document.addEventListener("submit", async (event) => {
   try {
     const found = await send(said("method") ?? "POST", said("send"), body);
     if (said("then")) location.assign(said("then").replace("{id}", encodeURIComponent(found.id)));
-    if (said("done")) say(said("done"));
+    if (said("done")) say(outcomeOf(said("done"), found));
     refresh();
   } catch (error) {
     say(error.message);

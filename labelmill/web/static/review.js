@@ -1,32 +1,30 @@
-// Review by keys. The next images are loaded ahead, and answers are saved in batches; until the server has stored
-// them, they are kept in the browser, so that a closed tab or a server that restarts loses none.
+// Review by keys: one image at a time, or a page of them. The next images are loaded ahead.
 "use strict";
 
 (() => {
   const root = document.getElementById("review");
   if (!root) return;
   const at = (id) => document.getElementById(id);
+  const grid = at("tiles"); // null: one image is shown
   const isBlind = root.dataset.kind === "random";
+  const PAGE = grid ? 20 : 1;
   const AHEAD = 20;
-  const SAVE_AFTER = 10;
-  const SAVE_MS = 1500;
   const RETRY_MS = 2000;
-  // Each tab stores its own, and takes over those of tabs that were closed. Storing an answer twice does no harm.
-  const stores = `labelmill-answers-${root.dataset.holder}-`;
-  const store = stores + [...crypto.getRandomValues(new Uint32Array(2))].join("-");
+  const answers = answersOf(root.dataset.holder, (text) => { at("unsaved").textContent = text; });
 
-  let queue = []; // images to come; the first is shown
-  const history = []; // images that were answered or skipped, for undo
-  let unsaved = []; // changes, oldest first; label null: undo it
-  let saving = null;
-  let loading = null;
+  // An image has a `mark` if its label is not taken as it is: the right class, or null if it is skipped.
+  let queue = []; // images to come; the first page of them is shown
+  let chosen = null; // the image that a key is for
+  const history = []; // pages that were answered or skipped, for undo
+  let isLoading = false;
   let isExhausted = false;
   let isFirst = true;
   const blind = { right: 0, all: 0 };
 
-  // ---- images ---------------------------------------------------------------------------------------
+  const shown = () => queue.slice(0, PAGE);
+  const labelOf = (image) => image.mark ?? image.label;
 
-  const imageUrl = (image) => `/v1/batches/${image.batch_id}/images/${image.index}/thumbnail?size=large`;
+  // ---- images ---------------------------------------------------------------------------------------
 
   async function load() {
     const wanted = { dataset: root.dataset.dataset, kind: root.dataset.kind, limit: AHEAD, again: isFirst };
@@ -35,172 +33,149 @@
     isFirst = false;
     isExhausted = found.length === 0;
     for (const image of found) {
+      const size = grid ? "small" : "large";
+      image.url = `/v1/batches/${image.batch_id}/images/${image.index}/thumbnail?size=${size}`;
       image.picture = new Image();
-      image.picture.src = imageUrl(image);
+      image.picture.src = image.url;
       queue.push(image);
     }
   }
 
   async function fill() {
-    if (loading || isExhausted || queue.length > AHEAD / 2) return;
-    loading = load();
+    if (isLoading || isExhausted || queue.length >= PAGE + AHEAD / 2) return;
+    isLoading = true;
     try {
-      await loading;
+      await load();
     } catch (error) {
       say(error.message);
       setTimeout(fill, RETRY_MS);
     }
-    loading = null;
+    isLoading = false;
     show();
   }
 
+  const share = (image) => `${(100 * image.confidence).toFixed(1)} %`;
+
   function show() {
-    const image = queue[0];
-    at("nothing").hidden = Boolean(image) || !isExhausted;
-    root.classList.toggle("waiting", !image);
-    if (!image) return;
-    if (at("picture").dataset.url === imageUrl(image)) return;
-    at("picture").dataset.url = imageUrl(image);
-    at("picture").src = imageUrl(image);
-    at("picture").alt = `Image ${image.index}: ${image.name}`;
-    at("open").href = `/jobs/${image.batch_id}/images/${image.index}`;
-    at("suggested").textContent = isBlind ? "?" : image.label;
-    at("confidence").textContent = isBlind ? "" : `${(100 * image.confidence).toFixed(1)} %`;
-    at("name").textContent = image.name;
-    buttons.forEach((button) => button.classList.toggle("suggested", !isBlind && button.dataset.label === image.label));
+    const page = shown();
+    if (!page.includes(chosen)) [chosen = null] = page;
+    at("nothing").hidden = page.length > 0 || !isExhausted;
+    root.classList.toggle("waiting", !page.length);
+    if (!chosen) return;
+    at("open").href = `/jobs/${chosen.batch_id}/images/${chosen.index}`;
+    buttons.forEach((button) => button.classList.toggle("suggested", !isBlind && button.dataset.label === labelOf(chosen)));
+    if (grid) showPage(page);
+    else showCard();
+  }
+
+  function showCard() {
+    if (at("picture").dataset.url === chosen.url) return;
+    at("picture").dataset.url = chosen.url;
+    at("picture").src = chosen.url;
+    at("picture").alt = `Image ${chosen.index}: ${chosen.name}`;
+    at("suggested").textContent = isBlind ? "?" : chosen.label;
+    at("confidence").textContent = isBlind ? "" : share(chosen);
+    at("name").textContent = chosen.name;
+  }
+
+  function showPage(page) {
+    const tiles = page.map((image) => image.tile ?? makeTile(image));
+    const hadFocus = grid.contains(document.activeElement);
+    if (tiles.length !== grid.children.length || tiles.some((tile, place) => tile !== grid.children[place])) {
+      grid.replaceChildren(...tiles);
+      if (hadFocus) focusTile(chosen);
+    }
+    page.forEach(showTile);
+    const corrected = page.filter((image) => image.mark).length;
+    const skipped = page.filter((image) => image.mark === null).length;
+    const parts = [corrected && `${corrected} corrected`, skipped && `${skipped} skipped`].filter(Boolean);
+    at("accept-text").textContent = parts.length
+      ? `save: ${parts.join(", ")}, the rest right`
+      : `all ${page.length} of these are right`;
+  }
+
+  function makeTile(image) {
+    image.tile = at("tile").content.firstElementChild.cloneNode(true);
+    const button = image.tile.querySelector("button");
+    button.title = image.name;
+    button.addEventListener("focus", () => {
+      chosen = image;
+      show();
+    });
+    button.addEventListener("click", () => button.focus()); // not every browser does
+    const picture = image.tile.querySelector("img");
+    picture.src = image.url;
+    picture.alt = `Image ${image.index}`;
+    return image.tile;
+  }
+
+  function showTile(image) {
+    image.tile.classList.toggle("picked", image === chosen);
+    image.tile.classList.toggle("skipped", image.mark === null);
+    const [label, note] = image.tile.querySelectorAll("b, i");
+    label.textContent = image.label;
+    label.className = image.mark ? "was" : "";
+    note.textContent = image.mark === null ? "skipped" : image.mark ? `→ ${image.mark}` : share(image);
+    note.className = image.mark ? "truth" : "share quiet";
+  }
+
+  const focusTile = (image) => image.tile.querySelector("button").focus();
+
+  /** Choose the next or another image of the page with the arrow keys. */
+  function move(key) {
+    const page = shown();
+    const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+    const to = page[page.indexOf(chosen) + step];
+    focusTile(to ?? chosen);
   }
 
   // ---- answers --------------------------------------------------------------------------------------
 
-  function next(image) {
-    queue.shift();
-    history.push(image);
+  function mark(label) {
+    if (!chosen) return;
+    chosen.mark = label === chosen.label || label === chosen.mark ? undefined : label;
+    if (grid) show();
+    else finish();
+  }
+
+  /** Answer all that is shown: the labels are right, except those of marked images. */
+  function finish() {
+    const page = queue.splice(0, PAGE);
+    if (!page.length) return;
+    history.push(page);
+    const answered = page.filter((image) => image.mark !== null);
+    answers.add(answered.map((image) => ({ ...image, label: labelOf(image) })));
+    count(answered, 1);
     show();
     fill();
   }
 
-  function answer(label) {
-    const image = queue[0];
-    if (!image) return;
-    image.answer = label;
-    keep({ batch_id: image.batch_id, index: image.index, label });
-    if (isBlind) {
-      blind.all += 1;
-      blind.right += label === image.label;
-      image.counted = true;
-    }
-    next(image);
-    count(1);
-  }
-
-  function skip() {
-    if (queue[0]) next(queue[0]);
-  }
-
   function undo() {
-    const image = history.pop();
-    if (!image) return;
-    queue.unshift(image);
-    if (image.answer !== undefined) {
-      const place = unsaved.findLastIndex((each) => each.batch_id === image.batch_id && each.index === image.index);
-      // What is being sent cannot be taken back: it is undone by a later change.
-      if (place >= (saving ? saving.count : 0)) unsaved.splice(place, 1);
-      else keep({ batch_id: image.batch_id, index: image.index, label: null });
-      if (image.counted) {
-        blind.all -= 1;
-        blind.right -= image.answer === image.label;
-      }
-      delete image.answer;
-      remember();
-      count(-1);
-    }
+    const page = history.pop();
+    if (!page) return;
+    queue.unshift(...page);
+    const answered = page.filter((image) => image.mark !== null);
+    answers.takeBack(answered);
+    count(answered, -1);
+    if (!grid) page.forEach((image) => { delete image.mark; });
+    [chosen] = page;
     show();
   }
 
-  function count(change) {
-    for (const [id, sign] of [["answered", 1], ["missing", -1]]) {
+  function count(answered, sign) {
+    const change = sign * answered.length;
+    for (const [id, more] of [["answered", change], ["missing", -change]]) {
       const element = at(id);
       if (!element) continue;
-      element.dataset.count = Math.max(0, Number(element.dataset.count) + sign * change);
+      element.dataset.count = Math.max(0, Number(element.dataset.count) + more);
       element.textContent = Number(element.dataset.count).toLocaleString("en");
     }
-    if (at("blind")) at("blind").textContent = blind.all ? `${blind.right} of ${blind.all}` : "–";
+    if (!isBlind) return;
+    blind.all += change;
+    blind.right += sign * answered.filter((image) => labelOf(image) === image.label).length;
+    at("blind").textContent = blind.all ? `${blind.right} of ${blind.all}` : "–";
   }
-
-  // ---- saving ---------------------------------------------------------------------------------------
-
-  function keep(change) {
-    unsaved.push(change);
-    remember();
-    clearTimeout(keep.timer);
-    if (unsaved.length >= SAVE_AFTER) save();
-    else keep.timer = setTimeout(save, SAVE_MS);
-  }
-
-  function remember() {
-    if (unsaved.length) localStorage.setItem(store, JSON.stringify(unsaved));
-    else localStorage.removeItem(store);
-    at("unsaved").textContent = unsaved.length ? `${unsaved.length} not saved yet` : "all saved";
-  }
-
-  /** Send the oldest changes: the answers up to the first undo together, or one undo. */
-  async function save() {
-    if (saving || !unsaved.length) return;
-    const firstUndo = unsaved.findIndex((each) => each.label === null);
-    const part = unsaved.slice(0, firstUndo === -1 ? 500 : Math.max(1, firstUndo));
-    saving = { count: part.length };
-    try {
-      await (part[0].label === null ? removeOne(part[0]) : saveAll(part));
-      unsaved = unsaved.slice(part.length);
-      saving = null;
-      remember();
-      save();
-    } catch (error) {
-      saving = null;
-      if (error.status >= 400 && error.status < 500 && error.status !== 401 && error.status !== 429) {
-        await saveEach(part);
-      } else {
-        at("unsaved").textContent = `${unsaved.length} not saved: ${error.message} They are sent again.`;
-        setTimeout(save, RETRY_MS);
-      }
-    }
-  }
-
-  const saveAll = (corrections) => send("POST", "/v1/corrections", { corrections: lastOfEach(corrections) });
-
-  const labelUrl = (change) => `/v1/batches/${change.batch_id}/images/${change.index}/label`;
-
-  async function removeOne(change) {
-    try {
-      await send("DELETE", labelUrl(change));
-    } catch (error) {
-      if (error.status !== 404) throw error; // it is gone already
-    }
-  }
-
-  /** One answer was refused, so none of its batch is stored: send them one by one, and drop what is refused. */
-  async function saveEach(part) {
-    for (const change of part) {
-      try {
-        await (change.label === null ? removeOne(change) : send("PUT", labelUrl(change), { label: change.label }));
-      } catch (error) {
-        say(`Image ${change.index}: ${error.message}`);
-      }
-      unsaved.shift();
-      remember();
-    }
-    save();
-  }
-
-  function lastOfEach(changes) {
-    const found = new Map();
-    for (const each of changes) found.set(`${each.batch_id}/${each.index}`, each);
-    return [...found.values()];
-  }
-
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) save();
-  });
 
   // ---- keys -----------------------------------------------------------------------------------------
 
@@ -232,21 +207,23 @@
       if (event.key === "Escape") find.value = "";
       else if (event.key === "Enter") {
         const [first] = narrow();
-        if (first) answer(first.dataset.label);
+        if (first) mark(first.dataset.label);
         find.value = "";
+        if (grid && chosen) focusTile(chosen); // where the arrow keys go on
       } else return;
       event.preventDefault();
       narrow();
       return;
     }
     if (event.target.closest("a") && event.key === "Enter") return;
-    const isButton = event.target.closest("button");
+    const isButton = event.target.closest("button") && !grid?.contains(event.target);
     if (isButton && (event.key === "Enter" || event.key === " ")) return; // the button's own
     if (event.key === "Enter") {
-      if (!isBlind && queue[0]) answer(queue[0].label);
-    } else if (event.key === " ") skip();
+      if (!isBlind && !(grid && event.repeat)) finish();
+    } else if (event.key === " ") mark(null);
     else if (event.key === "Backspace") undo();
-    else if (keys.has(event.key.toLowerCase())) answer(keys.get(event.key.toLowerCase()));
+    else if (grid && chosen && event.key.startsWith("Arrow") && event.target !== find) move(event.key);
+    else if (keys.has(event.key.toLowerCase())) mark(keys.get(event.key.toLowerCase()));
     else {
       if (!find.hidden && event.key.length === 1) find.focus();
       return;
@@ -257,24 +234,13 @@
   at("classes").addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    answer(button.dataset.label);
+    mark(button.dataset.label);
     if (event.detail) button.blur(); // with the mouse: Enter must accept the next image, not press this again
   });
-  at("accept").addEventListener("click", () => { if (queue[0]) answer(queue[0].label); });
+  at("accept").addEventListener("click", finish);
   at("accept").hidden = isBlind;
-  at("skip").addEventListener("click", skip);
+  at("skip").addEventListener("click", () => mark(null));
   at("undo").addEventListener("click", undo);
 
-  function takeOver() {
-    const others = Object.keys(localStorage).filter((each) => each.startsWith(stores));
-    unsaved = others.flatMap((each) => JSON.parse(localStorage.getItem(each)));
-    if (unsaved.length) remember();
-    others.forEach((each) => localStorage.removeItem(each));
-  }
-
-  (async () => {
-    takeOver();
-    if (unsaved.length) await save();
-    await fill();
-  })();
+  answers.resume().then(fill);
 })();
