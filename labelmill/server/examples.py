@@ -307,12 +307,13 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
     "PromotionWanted": [{"force": False}],
     "Decision": [{"model": MODEL_ID, "promoted": True, "reason": "0.93 on the test set, the champion 0.91"}],
     "RollbackWanted": [{"dataset": DATASET}],
-    "TrainingRequest": [
+    "RunWanted": [
         {
             "dataset": DATASET,
             **_TRAINING,
             "seed": 1,
             "force": False,
+            "input_file_id": FILE_ID,
         }
     ],
     "TrainingOptions": [_TRAINING],

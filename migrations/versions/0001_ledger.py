@@ -112,6 +112,7 @@ def upgrade() -> None:
         sa.Column("data", DOCUMENT),
         sa.Column("slot", MOMENT),
         sa.Column("corrections_seen", MOMENT),
+        sa.Column("input_file_id", ID),
         sa.Column("active", sa.Integer()),
         sa.Column("token", ID),
         sa.Column("owner", sa.Text()),
