@@ -55,6 +55,7 @@ class TrainingMethods(Installation):
         keep_champion: bool = False,
         default_minutes: float | None = None,
         input_file_id: str | None = None,
+        delete_input: bool = False,
         on_wait: Callable[[Run], None] = lambda _run: None,
         **options: Any,
     ) -> str:
@@ -68,6 +69,7 @@ class TrainingMethods(Installation):
           how long.
         - `input_file_id`: an uploaded archive. The run first adds its images to the dataset, which need not
           exist.
+        - `delete_input`: delete the archive when its images have been read.
         - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
           some seconds for one.
 
@@ -91,6 +93,7 @@ class TrainingMethods(Installation):
                 recipe=recipe.to_json(),
                 dataset=request.dataset,
                 input_file_id=input_file_id,
+                delete_input=delete_input,
             )
             self.on_change(connection, "request run", run_id)
         self.wake_trainer(run_id)

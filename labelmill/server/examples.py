@@ -314,6 +314,7 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
             "seed": 1,
             "force": False,
             "input_file_id": FILE_ID,
+            "delete_input": True,
         }
     ],
     "TrainingOptions": [_TRAINING],

@@ -117,7 +117,7 @@ def request_run(wanted: RunWanted, session: AdminSession) -> RunObject:
     """
     file_id = _archive_id(session, wanted.input_file_id) if wanted.input_file_id is not None else None
     with conflicts():
-        run_id = session.client.retrain(wanted, input_file_id=file_id)
+        run_id = session.client.retrain(wanted, input_file_id=file_id, delete_input=wanted.delete_input)
     return RunObject.of(session.client.run(run_id))
 
 

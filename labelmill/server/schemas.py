@@ -584,6 +584,9 @@ class RunWanted(TrainingRequest):
             "images to the dataset, and creates the dataset if needed."
         ),
     ] = None
+    delete_input: Annotated[
+        bool, Field(strict=True, description="Delete the archive when its images have been read.")
+    ] = False
 
 
 class RunObject(BaseModel):

@@ -113,6 +113,7 @@ def upgrade() -> None:
         sa.Column("slot", MOMENT),
         sa.Column("corrections_seen", MOMENT),
         sa.Column("input_file_id", ID),
+        sa.Column("delete_input", sa.Boolean()),
         sa.Column("active", sa.Integer()),
         sa.Column("token", ID),
         sa.Column("owner", sa.Text()),

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from jobs.errors import DataUnavailable, NotFound
+from jobs.errors import DataUnavailable, NotFound, Unavailable
+from jobs.ledger.api.batches import delete_unused
 from jobs.ledger.api.files import File, get_file
 from worker.learning.trainer import Trainer
 
@@ -49,8 +50,27 @@ def add_images(trainer: Trainer) -> None:
         # A fixed name, because that of an uploaded file may be anything.
         archive = folder / ("images.zip" if file.name.lower().endswith(".zip") else "images.tar")
         archive.symlink_to(copy)
-        _run_command(trainer, archive)
+        try:
+            _run_command(trainer, archive)
+        except DataUnavailable:
+            _delete_input(trainer, file)
+            raise
+    _delete_input(trainer, file)
     logger.info("training run %s: added images to %s", trainer.claim.run_id, trainer.claim.dataset)
+
+
+def _delete_input(trainer: Trainer, file: File) -> None:
+    """Delete the archive if that was requested, and no batch reads it. A purge removes bytes that remain."""
+    if not trainer.claim.delete_input:
+        return
+
+    def delete() -> bool:
+        with trainer.ledger.transaction() as connection:
+            return delete_unused(connection, file.id)
+
+    with suppress(Unavailable):
+        if trainer.retry(delete):
+            trainer.store.remove(file.key)
 
 
 def _run_command(trainer: Trainer, archive: Path) -> None:

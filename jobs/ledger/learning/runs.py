@@ -88,6 +88,7 @@ class RunClaim:
     recipe: dict[str, Any]
     dataset: str = MNIST
     input_file_id: str | None = None  # the uploaded archive whose images it adds first
+    delete_input: bool | None = None  # once they have been read
 
 
 # ---- requesting a run ---------------------------------------------------------------------------------
@@ -102,6 +103,7 @@ def request_run(
     slot: datetime | None = None,
     corrections_seen: datetime | None = None,
     input_file_id: str | None = None,
+    delete_input: bool = False,
 ) -> RunState | None:
     """Add a run that waits for a trainer. Return its state, or None if nothing was stored.
 
@@ -118,6 +120,7 @@ def request_run(
         "slot": slot,
         "corrections_seen": corrections_seen,
         "input_file_id": input_file_id,
+        "delete_input": delete_input,
         "data_source": "",
         "data_fingerprint": "",
         "requested_at": db_now(),
@@ -200,7 +203,7 @@ def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | 
             lease_until=db_now(RUN_LEASE_SECONDS),
             started_at=db_now(),
         )
-        .returning(*training_runs.c["recipe", "dataset", "input_file_id"])
+        .returning(*training_runs.c["recipe", "dataset", "input_file_id", "delete_input"])
     ).one_or_none()
     return None if claimed is None else RunClaim(run_id, token, *claimed)
 

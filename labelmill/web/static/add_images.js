@@ -7,7 +7,7 @@
   uploadForm(form, async ({ sendOnce }) => {
     const { value: dataset } = document.getElementById("dataset");
     const { value: minutes } = document.getElementById("max_minutes");
-    const wanted = { dataset, input_file_id: await sendOnce() };
+    const wanted = { dataset, input_file_id: await sendOnce(), delete_input: true };
     if (minutes) wanted.max_minutes = Number(minutes);
     const run = await send("POST", "/v1/runs", wanted);
     return `/runs/${run.id}`;
