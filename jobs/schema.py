@@ -265,6 +265,9 @@ training_runs = Table(
     Column("data", _Json, doc="the number of images of each kind, including corrections, as JSON"),
     Column("slot", UtcTime, doc="its scheduled time; null if a person requested it"),
     Column("corrections_seen", UtcTime, doc="when the newest of the corrections that triggered it was made"),
+    # Not a foreign key: the file may be deleted, and the run stays.
+    Column("input_file_id", _Id, doc="the uploaded archive whose images it adds first; null: it adds none"),
+    Column("delete_input", Boolean, doc="whether it deletes that file once its images have been read"),
     Column("active", Integer, doc="1 while it waits or runs, otherwise null: each dataset has one such run"),
     Column("token", _Id, doc="fencing token of the trainer that claimed it"),
     Column("owner", Text, doc="host and process id of the trainer that claimed it"),

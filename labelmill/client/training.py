@@ -30,7 +30,7 @@ from jobs.ledger.learning.runs import (
 from jobs.ledger.learning.schedules import find_schedule
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
-from jobs.models.dataset import MNIST
+from jobs.models.dataset import MNIST, check_name
 from jobs.models.training_request import TrainingRequest
 from labelmill.client.installation import Installation, accept_numpy_numbers
 from worker.learning.recipes import Recipe, recipe_of
@@ -54,6 +54,8 @@ class TrainingMethods(Installation):
         *,
         keep_champion: bool = False,
         default_minutes: float | None = None,
+        input_file_id: str | None = None,
+        delete_input: bool = False,
         on_wait: Callable[[Run], None] = lambda _run: None,
         **options: Any,
     ) -> str:
@@ -65,6 +67,9 @@ class TrainingMethods(Installation):
         - `keep_champion`: promote the new model only if there is no champion.
         - `default_minutes`: train for at most this time unless the request, the schedule or a profile says
           how long.
+        - `input_file_id`: an uploaded archive. The run first adds its images to the dataset, which need not
+          exist.
+        - `delete_input`: delete the archive when its images have been read.
         - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
           some seconds for one.
 
@@ -74,30 +79,46 @@ class TrainingMethods(Installation):
             run_id = client.retrain(dataset="birds", architecture="cnn", max_minutes=10)
         """
         request = request or TrainingRequest.of(**options)
-        recipe = replace(self._recipe_of(request), keep_champion=keep_champion)
+        recipe = replace(
+            self._recipe_of(request, adds_images=input_file_id is not None), keep_champion=keep_champion
+        )
         if recipe.max_minutes is None and recipe.is_adaptive:
             recipe = replace(recipe, max_minutes=default_minutes)
         run_id = new_id()
         clear_expired_run(self.ledger, request.dataset, on_wait=on_wait)
         with self.ledger.transaction() as connection:
-            request_run(connection, run_id, recipe=recipe.to_json(), dataset=request.dataset)
+            request_run(
+                connection,
+                run_id,
+                recipe=recipe.to_json(),
+                dataset=request.dataset,
+                input_file_id=input_file_id,
+                delete_input=delete_input,
+            )
             self.on_change(connection, "request run", run_id)
         self.wake_trainer(run_id)
         return run_id
 
-    def _recipe_of(self, request: TrainingRequest) -> Recipe:
+    def _recipe_of(self, request: TrainingRequest, *, adds_images: bool) -> Recipe:
         with self.ledger.reading() as connection:
             schedule = find_schedule(connection, request.dataset)
             return self.check_request(
-                connection, request.with_defaults(schedule.request) if schedule else request
+                connection,
+                request.with_defaults(schedule.request) if schedule else request,
+                adds_images=adds_images,
             )
 
-    def check_request(self, connection: Connection, request: TrainingRequest) -> Recipe:
-        """Return the recipe for a request.
+    def check_request(
+        self, connection: Connection, request: TrainingRequest, *, adds_images: bool = False
+    ) -> Recipe:
+        """Return the recipe for a request. A run that adds images needs no dataset, only a name for it.
 
         Raises UserError if its options do not fit together, NotFound if there is no such dataset or model.
         """
-        get_version(connection, request.dataset)
+        if adds_images:
+            check_name(request.dataset)
+        else:
+            get_version(connection, request.dataset)
         recipe = recipe_of(request)
         if recipe.start is not None:
             recipe = replace(recipe, start=full_id(connection, "model", recipe.start))

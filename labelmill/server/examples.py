@@ -307,12 +307,14 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
     "PromotionWanted": [{"force": False}],
     "Decision": [{"model": MODEL_ID, "promoted": True, "reason": "0.93 on the test set, the champion 0.91"}],
     "RollbackWanted": [{"dataset": DATASET}],
-    "TrainingRequest": [
+    "RunWanted": [
         {
             "dataset": DATASET,
             **_TRAINING,
             "seed": 1,
             "force": False,
+            "input_file_id": FILE_ID,
+            "delete_input": True,
         }
     ],
     "TrainingOptions": [_TRAINING],

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Query
 
 from jobs.errors import NotFound
 from jobs.ids import is_id
-from jobs.models.training_request import TrainingRequest
+from jobs.ledger.api.files import get_file
 from labelmill.server.access import AdminSession, Session, SubmitSession
 from labelmill.server.datasets import DatasetPath
-from labelmill.server.problems import conflicts
+from labelmill.server.files import id_in
+from labelmill.server.problems import ApiError, ProblemCode, conflicts
 from labelmill.server.schemas import (
     NO_NUL,
     DatasetObject,
@@ -23,10 +24,12 @@ from labelmill.server.schemas import (
     PromotionWanted,
     RollbackWanted,
     RunObject,
+    RunWanted,
     ScheduleObject,
     ScheduleWanted,
     WorkerObject,
 )
+from producer.sources.archives import archive_format
 
 router = APIRouter(tags=["models and training"])
 
@@ -106,10 +109,15 @@ def show_run(run_id: str, session: SubmitSession) -> RunObject:
     status_code=HTTPStatus.ACCEPTED,
     responses={HTTPStatus.NOT_FOUND: {}, HTTPStatus.CONFLICT: {}},
 )
-def request_run(wanted: TrainingRequest, session: AdminSession) -> RunObject:
-    """Request a training run; its model becomes the champion if it passes the gate."""
+def request_run(wanted: RunWanted, session: AdminSession) -> RunObject:
+    """Request a training run; its model becomes the champion if it passes the gate.
+
+    With `input_file_id`, the run first adds the archive's images to the dataset. If that fails, nothing is
+    trained; images that were added stay, whatever becomes of the training.
+    """
+    file_id = _archive_id(session, wanted.input_file_id) if wanted.input_file_id is not None else None
     with conflicts():
-        run_id = session.client.retrain(wanted)
+        run_id = session.client.retrain(wanted, input_file_id=file_id, delete_input=wanted.delete_input)
     return RunObject.of(session.client.run(run_id))
 
 
@@ -146,6 +154,23 @@ def list_datasets(session: SubmitSession) -> Listing[DatasetObject]:
 def list_workers(session: SubmitSession) -> Listing[WorkerObject]:
     """List the workers and trainers that were seen in the last 24 hours."""
     return Listing(data=list(map(WorkerObject.of, session.client.workers())))
+
+
+def _archive_id(session: Session, typed: str) -> str:
+    """Return the id of an uploaded archive in the ledger. Raises NotFound; ApiError if it is no archive.
+
+    A manifest is none: its rows could name files of the server and addresses in its network.
+    """
+    with session.client.ledger.reading() as connection:
+        file = get_file(connection, id_in(typed), project=session.project)
+    if archive_format(file.name, file.name, b"") is None:  # by its name alone
+        raise ApiError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            ProblemCode.INVALID,
+            f"input_file_id: {file.name} is not an archive by its name: upload a ZIP or TAR archive with one "
+            "subfolder per class.",
+        )
+    return file.id
 
 
 def _run_id(session: Session, typed: str) -> str:

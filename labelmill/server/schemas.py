@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from jobs.ledger.api_objects import describe_run, seconds
 from jobs.ledger.jobs.outcomes import Prediction, as_json
@@ -16,7 +17,7 @@ from jobs.ledger.jobs.review_queue import ReviewKind
 from jobs.ledger.learning.runs import Run
 from jobs.limits import MAX_PRIORITY, MAX_TOP_K
 from jobs.models.dataset import MNIST
-from jobs.models.training_request import WHOLE, TrainingOptions
+from jobs.models.training_request import WHOLE, TrainingOptions, TrainingRequest
 from jobs.network.webhooks import Event
 from jobs.schema import DeliveryState
 from labelmill.client.schedules import ScheduleStatus
@@ -570,6 +571,22 @@ class RollbackWanted(_Wanted):
     """The dataset whose champion is rolled back."""
 
     dataset: Name = Field(default=MNIST, description="the dataset whose champion is rolled back")
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class RunWanted(TrainingRequest):
+    """What to train, and how. What is None is chosen from the data."""
+
+    input_file_id: Annotated[
+        Name | None,
+        Field(
+            description="An uploaded ZIP or TAR archive with one subfolder per class. The run first adds its "
+            "images to the dataset, and creates the dataset if needed."
+        ),
+    ] = None
+    delete_input: Annotated[
+        bool, Field(strict=True, description="Delete the archive when its images have been read.")
+    ] = False
 
 
 class RunObject(BaseModel):

@@ -12,7 +12,6 @@ from jobs.models.dataset import MNIST
 from jobs.models.model import Model
 from labelmill.server.access import SubmitSession
 from labelmill.web.rendering import page
-from producer.sources.image import IMAGE_EXTENSIONS
 
 router = APIRouter(prefix="/new")
 
@@ -35,7 +34,6 @@ def show_new_job(request: Request, session: SubmitSession) -> Response:
         champions={each.dataset: each for each in used_first},
         models={dataset: found[:_MODELS] for dataset, found in others.items()},
         digits=MNIST,
-        endings=sorted(IMAGE_EXTENSIONS),
         max_top_k=MAX_TOP_K,
         max_priority=MAX_PRIORITY,
     )

@@ -20,6 +20,7 @@ from labelmill.console.terminal import format_duration, pluralize
 from labelmill.reporting.rendering import make_environment
 from labelmill.server.guards import CSRF_HEADER
 from labelmill.web.static import static_url
+from producer.sources.image import IMAGE_EXTENSIONS
 
 #: What a browser may do with a page: nothing that does not come from this server.
 _POLICY: Final = (
@@ -101,7 +102,7 @@ def dict_with(values: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 @cache
 def _environment() -> Environment:
     environment = make_environment(Path(__file__).parent)
-    environment.globals["static"] = static_url
+    environment.globals |= {"static": static_url, "image_endings": sorted(IMAGE_EXTENSIONS)}
     environment.filters |= {"number": number, "ago": ago, "query": query_of, "dict_with": dict_with}
     environment.filters |= {"ahead": ahead, "counted": pluralize}
     return environment

@@ -112,6 +112,8 @@ def upgrade() -> None:
         sa.Column("data", DOCUMENT),
         sa.Column("slot", MOMENT),
         sa.Column("corrections_seen", MOMENT),
+        sa.Column("input_file_id", ID),
+        sa.Column("delete_input", sa.Boolean()),
         sa.Column("active", sa.Integer()),
         sa.Column("token", ID),
         sa.Column("owner", sa.Text()),

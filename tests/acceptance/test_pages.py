@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +15,7 @@ import pytest
 from tests.browser import Browser, Keys, started_browser
 from tests.conftest import Worker
 from tests.console import Home, copy_home, folder_for_sockets, until
+from tests.labelled import write_classes
 from tests.serving import make_key, page_paths, served
 
 
@@ -289,6 +291,30 @@ def test_review_needs_only_the_keyboard(browser: Browser, up: tuple[Home, str], 
     browser.find("#accept-text", "save: 1 corrected, 1 skipped, the rest right")
     browser.find("#unsaved", "all saved")
     assert len(stored()) == 1
+
+
+def test_an_archive_becomes_a_dataset_and_is_trained_on(browser: Browser, tmp_path: Path) -> None:
+    # When a person chooses an archive of labelled images, and names a dataset that does not exist
+    folder = write_classes(tmp_path / "pets")
+    archive = shutil.make_archive(str(folder), "zip", tmp_path, folder.name)
+    browser.open("/datasets")
+    browser.driver.find_element("id", "files").send_keys(archive)
+    browser.find("#chosen", "pets.zip, ")
+    browser.find("#dataset").send_keys("pets")
+    browser.click("button", "Add and train")
+
+    # Then the page of the run says that it adds them, and the dataset is there before the training ends
+    browser.until(lambda: browser.path.startswith("/runs/"), "the run is shown")
+    browser.find("#run", "adding images")
+    browser.until(lambda: "adding images" not in browser.text, "they are added", seconds=120)
+    browser.click("button", "Cancel")
+    browser.answer("Cancel this training?")
+    browser.find(".state", "cancelled")
+    browser.open("/datasets/pets")
+    browser.find("h1", "Dataset pets, version 1")
+    browser.click("summary", "Add images")
+    assert browser.find("#dataset").get_attribute("value") == "pets"
+    assert browser.violations() == []
 
 
 def test_pages_are_for_everybody(browser: Browser, up: tuple[Home, str], job: str) -> None:

@@ -47,7 +47,9 @@ def read(browser: httpx.Client, path: str) -> Page:
 
 
 def test_without_datasets_the_page_says_what_to_type(browser: httpx.Client) -> None:
-    assert "labelmill datasets add NAME FOLDER" in read(browser, "/datasets").text
+    told = read(browser, "/datasets").text
+    assert "labelmill datasets add NAME FOLDER" in told
+    assert "Add and train" not in told  # only an administrator can
     assert browser.get("/datasets/pets").status_code == 404
 
 

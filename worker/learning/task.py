@@ -1,4 +1,4 @@
-"""A training run, top to bottom: claim it, then prepare, fit, judge and record."""
+"""A training run, top to bottom: claim it, add images, then prepare, fit, judge and record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jobs.ledger.workers import owner_name
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.storage.store import Store
+from worker.learning.add_images import add_images
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.trainer import Trainer
 from worker.message_filter import log_dropped
@@ -33,6 +34,7 @@ def execute_run(run_id: str, settings: Settings) -> None:
         if claim is None:
             return
         with _kept(settings, ledger, claim) as trainer:
+            add_images(trainer)
             # Imported here, because they import TensorFlow.
             from worker.learning.fit import fit
             from worker.learning.judge import judge

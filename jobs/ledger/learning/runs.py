@@ -71,6 +71,7 @@ class Run:
     silent_since: datetime | None = None  # its trainer's last heartbeat, if the lease has expired
     dataset: str = MNIST
     dataset_version: int | None = None  # None until the data is loaded
+    input_file_id: str | None = None  # the uploaded archive whose images it adds first
 
     @property
     def finished(self) -> bool:
@@ -86,6 +87,8 @@ class RunClaim:
     token: str
     recipe: dict[str, Any]
     dataset: str = MNIST
+    input_file_id: str | None = None  # the uploaded archive whose images it adds first
+    delete_input: bool | None = None  # once they have been read
 
 
 # ---- requesting a run ---------------------------------------------------------------------------------
@@ -99,6 +102,8 @@ def request_run(
     dataset: str = MNIST,
     slot: datetime | None = None,
     corrections_seen: datetime | None = None,
+    input_file_id: str | None = None,
+    delete_input: bool = False,
 ) -> RunState | None:
     """Add a run that waits for a trainer. Return its state, or None if nothing was stored.
 
@@ -114,6 +119,8 @@ def request_run(
         "recipe": recipe,
         "slot": slot,
         "corrections_seen": corrections_seen,
+        "input_file_id": input_file_id,
+        "delete_input": delete_input,
         "data_source": "",
         "data_fingerprint": "",
         "requested_at": db_now(),
@@ -196,9 +203,9 @@ def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | 
             lease_until=db_now(RUN_LEASE_SECONDS),
             started_at=db_now(),
         )
-        .returning(training_runs.c.recipe, training_runs.c.dataset)
+        .returning(*training_runs.c["recipe", "dataset", "input_file_id", "delete_input"])
     ).one_or_none()
-    return None if claimed is None else RunClaim(run_id, token, claimed.recipe, claimed.dataset)
+    return None if claimed is None else RunClaim(run_id, token, *claimed)
 
 
 def renew_run(connection: Connection, claim: RunClaim) -> None:
@@ -381,7 +388,7 @@ STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an h
 _RUNS: Final[sa.Select[Any]] = sa.select(
     *(training_runs.c.id, training_runs.c.state, training_runs.c.recipe, training_runs.c.slot),
     *(training_runs.c.data_source, training_runs.c.data_fingerprint, training_runs.c.data),
-    *(training_runs.c.dataset, training_runs.c.dataset_version),
+    *training_runs.c["dataset", "dataset_version", "input_file_id"],
     *(training_runs.c.owner, training_runs.c.requested_at),
     *training_runs.c["started_at", "expected_at", "finished_at"],
     *(training_runs.c.model_id, training_runs.c.verdict, training_runs.c.error, models.c.accuracy),
