@@ -164,6 +164,18 @@ def test_the_main_path_in_a_browser(deployment: Deployment, mnist_dir: Path, tmp
         browser.until(lambda: not browser.find_all("button", "Promote"), "it is the champion")
         assert champion(browser) == better["id"]
 
+        # When they add labelled images to a new dataset, then the trainer stores them before it trains
+        browser.open("/datasets")
+        browser.driver.find_element("id", "files").send_keys(str(archive))
+        browser.find("#dataset").send_keys("own")
+        browser.click("button", "Add and train")
+        browser.until(lambda: browser.path.startswith("/runs/"), "the run is shown")
+        query = "SELECT version FROM dataset_versions WHERE dataset = 'own'"
+        browser.until(lambda: deployment.ask(query) == [["1"]], "they are added", seconds=120)
+        browser.click("button", "Cancel")
+        browser.answer("Cancel this training?")
+        browser.find(".state", "cancelled")
+
 
 def test_a_batch_is_submitted_over_http(deployment: Deployment, images: Path, tmp_path: Path) -> None:
     # Given an archive on this machine, a key, and the address that is published
