@@ -70,6 +70,10 @@ def ahead(when: datetime | None) -> Markup:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3_600:
+        return f"{seconds / 60:.0f} min"
     return f"{seconds / 86_400:.0f} days" if seconds > 2 * 86_400 else format_duration(seconds)
 
 
