@@ -256,6 +256,17 @@ def test_review_needs_only_the_keyboard(browser: Browser, up: tuple[Home, str], 
     browser.find("#unsaved", "all saved. mnist has 1 correction ")
     assert len(stored()) == 1
 
+    # When they switch shortcuts off, then the key of a class does nothing, until they are on again
+    for _ in range(2):
+        tab_to("#shortcuts")
+        browser.press(Keys.SPACE)
+        tab_to("#open")
+        browser.press("7")
+        is_on = browser.find("#shortcuts").is_selected()
+        assert (name() == names[1]) is not is_on
+    browser.press(Keys.BACK_SPACE)
+    browser.find("#unsaved", "all saved. mnist has 1 correction ")
+
     # When they open the image and come back, then it is still to be reviewed
     tab_to("#open")
     browser.press(Keys.ENTER)

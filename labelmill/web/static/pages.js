@@ -105,9 +105,17 @@ setInterval(() => {
   });
 }, 500);
 
+// Who speaks to the computer types single keys by accident, so these can be switched off.
+const shortcuts = document.getElementById("shortcuts");
+const SHORTCUTS = "labelmill-shortcuts";
+if (shortcuts) {
+  shortcuts.checked = localStorage.getItem(SHORTCUTS) !== "off";
+  shortcuts.addEventListener("change", () => localStorage.setItem(SHORTCUTS, shortcuts.checked ? "on" : "off"));
+}
+
 // "/" begins a search, as on many sites.
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.target.closest("input, textarea, select")) return;
+  if (event.key !== "/" || !shortcuts?.checked || event.target.closest("input, textarea, select")) return;
   const search = document.querySelector('input[type="search"]');
   if (!search) return;
   event.preventDefault();

@@ -223,6 +223,7 @@
     } else if (event.key === " ") mark(null);
     else if (event.key === "Backspace") undo();
     else if (grid && chosen && event.key.startsWith("Arrow") && event.target !== find) move(event.key);
+    else if (!shortcuts.checked) return;
     else if (keys.has(event.key.toLowerCase())) mark(keys.get(event.key.toLowerCase()));
     else {
       if (!find.hidden && event.key.length === 1) find.focus();
