@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BeforeValidator, Field
 
 from jobs.errors import NotFound, UserError
 from jobs.ledger.jobs.browsing import ORDERS
@@ -30,7 +31,10 @@ _IMAGES: Final = 60
 _CURSOR: Final = r"^(-?\d{1,16}|[0-9.e-]{1,32},\d{1,16})$"
 
 Label = Annotated[str, Query(max_length=1024, pattern=NO_NUL)]
-Share = Annotated[float | None, Query(ge=0, le=1)]
+#: A form sends an empty field, too.
+Share = Annotated[
+    Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(lambda typed: typed or None), Query()
+]
 
 
 @router.get("/{job_id}/images")
