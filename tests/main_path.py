@@ -74,7 +74,7 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.choose("#picked-class", "3")
     browser.click("#picked button", "Correct")
     total = len(before.keys() | picked)
-    browser.find("#changed", f"15 corrected: 3. mnist has {total} corrections for its next training (about")
+    browser.find("#changed", f"15 corrected to 3. mnist has {total} corrections for its next training")
     stored = corrections()
     assert [stored[index] for index in picked] == ["3"] * 15
 
@@ -104,6 +104,12 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.answer("Make the previous champion of mnist the champion again?")
     browser.find("#said", "is the champion again")
     assert champion(browser) == weak
+
+    # When they let the other one challenge it, and then do not, then the list says so
+    browser.click("button", "Challenge")
+    browser.find(".badge", "challenger")
+    browser.click("button", "End comparison")
+    browser.find("button", "Challenge")
 
 
 def champion(browser: Browser) -> str:

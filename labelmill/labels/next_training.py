@@ -25,8 +25,8 @@ class NextTraining(NamedTuple):
         count = pluralize(self.corrections, "correction")
         words = f"{self.dataset} has {count} for its next training"
         if self.missing:
-            return f"{words} (about {self.missing:,} more until it is judged by them)."
-        return f"{words}." if self.missing is None else f"{words}, which is judged by a part of them."
+            return f"{words}; with about {self.missing:,} more, models are judged by a part of them."
+        return f"{words}." if self.missing is None else f"{words}; models are judged by a part of them."
 
 
 def next_training(connection: Connection, dataset: str, live_share: float) -> NextTraining:

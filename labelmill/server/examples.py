@@ -198,7 +198,8 @@ _CORRECTION: Final = {
     "created_at": _ENDED,
 }
 _EFFECT: Final = (
-    f"{DATASET} has 21 corrections for its next training (about 179 more until it is judged by them)."
+    f"{DATASET} has 21 corrections for its next training; with about 179 more, models are judged by a part "
+    "of them."
 )
 
 _PROBLEM: Final[dict[str, Any]] = {

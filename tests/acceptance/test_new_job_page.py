@@ -168,7 +168,7 @@ def test_a_folder_becomes_a_job_with_the_names_that_submit_gives(
     assert site.images(job) == {
         f"digits/{name}": f"pixels of {name}".encode() for name in ("7/a.png", "7/größe 1.PNG", "1/deep/b")
     }
-    assert job["metadata"] == {"customer": "acme", "equation": "a=b"}
+    assert job["metadata"] == {"name": "digits", "customer": "acme", "equation": "a=b"}
     assert job["job"]["top_k"] == 3
 
 

@@ -166,6 +166,13 @@ def test_every_mistake_is_one_click_away(browser: Browser, job: str) -> None:
     for name, value in (("truth", truth), ("label", label)):
         assert browser.find(f"select[name={name}]").get_attribute("value") == value[0]
 
+    # When they narrow it down with the form, of which they leave fields empty, then fewer are shown
+    browser.find("input[name=at_least]").send_keys("0.5")
+    browser.click("button", "Filter")
+    browser.until(lambda: "at_least=0.5&below=&" in browser.path, "the form is sent")
+    browser.find("h1", "Images of job")
+    assert all(float(each.text.split()[0]) >= 50 for each in browser.find_all("#images .share"))
+
     # When they drag over bars of the histogram, then the images of all of them are shown
     browser.open(f"/jobs/{job}")
     browser.drag(*(browser.find("#histogram tr", bar) for bar in ("0.8 to 0.9", "0.5 to 0.6")))
@@ -183,7 +190,7 @@ def test_one_image_is_corrected_and_the_correction_undone(
     assert len(browser.find_all("table.bars tbody tr")) == 3
     browser.choose("select[name=label]", "5")
     browser.click("button", "Save")
-    browser.find("#said", "Saved. mnist has 1 correction for its next training (about ")
+    browser.find("#said", "Saved. mnist has 1 correction for its next training; with about ")
     browser.find("tr", "correction 5, ")
     [stored] = up[0].json("correct", "--list")
     assert (stored["index"], stored["label"]) == (index, "5")

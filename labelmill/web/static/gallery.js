@@ -121,7 +121,7 @@
   bar.addEventListener("submit", (event) => {
     event.preventDefault();
     const label = document.getElementById("picked-class").value;
-    correct(() => label, (count) => `${count} corrected: ${label}.`);
+    correct(() => label, (count) => `${count} corrected to ${label}.`);
   });
   document.getElementById("confirm-picked").addEventListener("click", () => {
     correct((image) => image.dataset.label, (count) => `${count} confirmed.`);
@@ -137,8 +137,10 @@
     });
     change[0].image.querySelector("input").focus({ preventScroll: true });
   });
-  document.getElementById("clear-picked").addEventListener("click", () => {
-    boxes().forEach((box) => { box.checked = false; });
-    update();
-  });
+  for (const [id, checked] of [["pick-all", true], ["clear-picked", false]]) {
+    document.getElementById(id).addEventListener("click", () => {
+      boxes().forEach((box) => { box.checked = checked; });
+      update();
+    });
+  }
 })();

@@ -38,6 +38,8 @@
 
   const { choose } = uploadForm(form, async (images) => {
     const wanted = { ...options(), ...await source(images) };
+    const names = new Set(images.chosen.map(({ path }) => path.split("/")[0]));
+    if (names.size === 1) wanted.metadata = { name: [...names][0], ...wanted.metadata }; // of the folder or the file
     const body = JSON.stringify(wanted);
     if (attempt?.body !== body) attempt = { key: newKey(), body };
     const batch = await send("POST", "/v1/batches", wanted, { "Idempotency-Key": attempt.key });

@@ -72,10 +72,10 @@
     if (at("picture").dataset.url === chosen.url) return;
     at("picture").dataset.url = chosen.url;
     at("picture").src = chosen.url;
-    at("picture").alt = `Image ${chosen.index}: ${chosen.name}`;
+    at("picture").alt = `Image ${chosen.index}`;
     at("suggested").textContent = isBlind ? "?" : chosen.label;
     at("confidence").textContent = isBlind ? "" : share(chosen);
-    at("name").textContent = chosen.name;
+    at("name").textContent = isBlind ? "" : chosen.name; // its folder may be the true class
   }
 
   function showPage(page) {
