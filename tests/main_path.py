@@ -97,6 +97,8 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     # When they compare both models, then they see which images flip
     browser.click("button", "Compare two")
     browser.find("h2", "Images that flip")
+    drawn = "return document.querySelector('#flips ~ .gallery img').naturalWidth"
+    browser.until(lambda: browser.script(drawn), "such an image is shown")
 
     # When they roll back, then the champion is the one before
     browser.open("/models")

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from PIL import Image
 
@@ -118,8 +118,9 @@ def _draw(sheet: ClassSheet, contents: Sequence[Content], settings: Settings, ro
     picture = Image.new("RGBA", (columns * place, rows * place))
     is_empty = True
     for number, image in enumerate(sheet.images):
-        small = _read(contents[image.place], sheet.side, settings, roots)
-        if small is not None:
+        copy = small_copy(contents[image.place], sheet.side, settings, roots, "PNG")
+        if copy is not None:
+            small = Image.open(io.BytesIO(copy))
             row, column = divmod(number, _COLUMNS)
             left, top = ((place - size) // 2 for size in small.size)
             picture.paste(small, (column * place + left, row * place + top))
@@ -131,14 +132,15 @@ def _draw(sheet: ClassSheet, contents: Sequence[Content], settings: Settings, ro
     return file.getvalue()
 
 
-def _read(content: Content, side: int, settings: Settings, roots: Roots) -> Image.Image | None:
-    """Return a small copy of an image, or None if it cannot be read any more."""
+def small_copy(
+    content: Content, side: int, settings: Settings, roots: Roots, kind: Literal["PNG", "WEBP"]
+) -> bytes | None:
+    """Return a small copy of an image as a file, or None if it cannot be read any more."""
     try:
         if isinstance(content, Reference):
             content = roots.read(content, max_bytes=settings.max_image_bytes)
         if isinstance(content, ImageError):
             return None
-        data = thumbnail(content, side, cautious_limits(content, settings.image_limits))
+        return thumbnail(content, side, cautious_limits(content, settings.image_limits), kind)
     except ImageError:
         return None
-    return Image.open(io.BytesIO(data))

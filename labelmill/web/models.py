@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, NamedTuple
+from itertools import groupby
+from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.engine import Connection
@@ -26,8 +28,9 @@ router = APIRouter(prefix="/models")
 #: Models of one dataset that are listed, newest first.
 _MODELS: Final = 30
 
-#: Images with another label that are listed.
+#: Images with another label that are listed, and the order of those that only one model has right.
 _FLIPS: Final = 500
+_ORDER: Final = {"first": 0, "second": 1, "neither": 2}
 
 ModelName = Annotated[str, Query(max_length=64, pattern=NO_NUL)]
 
@@ -43,10 +46,15 @@ class Listed(NamedTuple):
 class Flip(NamedTuple):
     """An image of the test set to which two models give different labels."""
 
-    image: int  # its index in the test set
+    place: int  # in the test set, from 0
+    url: str | None  # of its picture
     truth: str
     first: str | None
     second: str | None
+
+    def whose(self) -> Literal["first", "second", "neither"]:
+        """Return which of the models is right."""
+        return "first" if self.first == self.truth else "second" if self.second == self.truth else "neither"
 
 
 @router.get("")
@@ -107,7 +115,7 @@ def _comparison(stored: StoredEvaluation, theirs: StoredEvaluation) -> dict[str,
     compared = tables.evaluated_set(TEST_SET, stored, theirs)
     has_matrix = len(stored.evaluation.classes) <= tables.MAX_CLASSES
     return {
-        "compared": compared,
+        "pair": compared.pair,
         "sides": [
             {
                 "evaluation": each.evaluation,
@@ -117,22 +125,25 @@ def _comparison(stored: StoredEvaluation, theirs: StoredEvaluation) -> dict[str,
             for each in (stored, theirs)
         ],
         "classes": tables.by_class(stored.evaluation, theirs.evaluation),
-        "flips": flips[:_FLIPS],
+        "flips": {whose: list(found) for whose, found in groupby(flips[:_FLIPS], Flip.whose)},
+        "shown_flips": min(_FLIPS, len(flips)),
         "all_flips": len(flips),
     }
 
 
 def _flips(stored: StoredEvaluation, theirs: StoredEvaluation) -> list[Flip]:
-    """Return the images with different labels: first those that only one of the models has right."""
+    """Return the images with different labels, the same kind next to each other."""
     names = stored.evaluation.classes
     (ours, truth), (others, _) = unpack_answers(stored.answers), unpack_answers(theirs.answers)
 
     def name(answer: int) -> str | None:
         return None if answer == NO_ANSWER else names[answer]
 
+    version = f"/v1/datasets/{quote(stored.dataset)}/versions/{stored.version}" if stored.version else None
     found = [
-        Flip(index, names[true], name(first), name(second))
-        for index, (first, second, true) in enumerate(zip(ours, others, truth, strict=True))
+        Flip(place, version and f"{version}/test/{place}", names[true], name(first), name(second))
+        for place, (first, second, true) in enumerate(zip(ours, others, truth, strict=True))
         if first != second
     ]
-    return sorted(found, key=lambda each: each.truth not in (each.first, each.second))
+    found.sort(key=lambda each: (each.truth, each.first or "", each.second or ""))
+    return sorted(found, key=lambda each: _ORDER[each.whose()])

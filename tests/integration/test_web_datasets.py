@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from labelmill.server import datasets as server
 from tests.labelled import picture, write_classes
 from tests.serving import served_locally
 from tests.unit.test_reporting import Page
+from worker.learning.stored import open_dataset
 
 HOSTILE = "<img src=x onerror='alert(1)'>"
 
@@ -118,8 +120,30 @@ def test_a_contact_sheet_shows_images_of_each_class(
     assert browser.get("/v1/datasets/pets/versions/2/classes/0/sheet").status_code == 404
 
 
+def test_an_image_of_the_test_set_is_found_by_its_place(
+    browser: httpx.Client, client: Client, tmp_path: Path
+) -> None:
+    # Given a dataset, and the pixels of its test set in the order in which models are evaluated
+    client.add_dataset("pets", write_classes(tmp_path / "pets"))
+    dataset = open_dataset(client.settings, client.ledger, client.store, "pets")
+    images = dataset.prepared(dataset.choose_input()).test.images.astype(int)
+    assert len(images) > 3
+
+    # When each is asked for by its place, then that is the image which it resembles most
+    for place in range(len(images)):
+        answer = browser.get(f"/v1/datasets/pets/versions/1/test/{place}")
+        assert answer.headers["Content-Type"] == "image/webp"
+        with Image.open(io.BytesIO(answer.content)) as drawn:
+            shown = np.asarray(drawn.convert("L"), int)
+        assert np.abs(images - shown).mean(axis=(1, 2)).argmin() == place
+    # And nothing is there beyond its end
+    assert browser.get(f"/v1/datasets/pets/versions/1/test/{len(images)}").status_code == 404
+    assert browser.get("/v1/datasets/pets/versions/2/test/0").status_code == 404
+
+
 def test_the_pictures_need_a_key(browser: httpx.Client, client: Client, tmp_path: Path) -> None:
     client.add_dataset("pets", write_classes(tmp_path / "pets"))
     browser.cookies.clear()
-    assert browser.get("/v1/datasets/pets/versions/1/classes/0/sheet").status_code == 401
+    for picture_of in ("classes/0/sheet", "test/0"):
+        assert browser.get(f"/v1/datasets/pets/versions/1/{picture_of}").status_code == 401
     assert "/sign-in?next=%2Fdatasets%2Fpets" in str(browser.get("/datasets/pets").url)
