@@ -60,7 +60,8 @@ def take_all(browser: Browser, job: str, folder: Path) -> None:
 
 def take(browser: Browser, path: Path) -> None:
     """Store a picture of what the window shows, when all images are there."""
-    loaded = "return [...document.images].every((each) => each.complete || each.loading === 'lazy')"
+    loaded = """return [...document.images].every(
+        (each) => each.complete || each.getBoundingClientRect().top > innerHeight)"""
     browser.until(lambda: browser.script(loaded), "the images are loaded")
     picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
     for quality in range(80, 20, -10):
