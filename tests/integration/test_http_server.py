@@ -182,7 +182,16 @@ def test_a_batch_is_reported_to_its_webhook_as_the_api_shows_it(api: httpx.Clien
         assert claimed.secrets == (secret_of_batches(connection, DEFAULT_PROJECT),)
     message = json.loads(claimed.body)
     assert (claimed.url, message["type"]) == (url, "batch.cancelled")
-    missing = {"endpoint", "completion_window", "paused", "retry_of", "job", "rate", "eta_seconds"}
+    missing = {
+        "endpoint",
+        "completion_window",
+        "paused",
+        "retry_of",
+        "submitted_by",
+        "job",
+        "rate",
+        "eta_seconds",
+    }
     assert message["data"] == {name: value for name, value in shown.items() if name not in missing}
     assert message["data"]["input_file_id"] == uploaded["id"]
 
