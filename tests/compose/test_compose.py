@@ -378,7 +378,7 @@ def test_the_metrics_tell_of_the_work(deployment: Deployment) -> None:
 
 def test_down_and_up_keeps_everything(deployment: Deployment) -> None:
     jobs, models = listed_jobs(deployment), deployment.told("models", "list")
-    assert len(jobs) == 3
+    assert len(jobs) == 4
     deployment.compose("down")
     deployment.up()
     assert listed_jobs(deployment) == jobs
