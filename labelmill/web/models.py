@@ -15,7 +15,7 @@ from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, find_evaluation
 from jobs.models.evaluation import NO_ANSWER, Evaluation, unpack_answers
 from jobs.models.model import Model
-from jobs.models.promotion import TEST_SET
+from jobs.models.promotion import compare_answers
 from labelmill.reporting import report_rows as tables
 from labelmill.reporting.model_page import report_values
 from labelmill.reporting.report_data import load_report
@@ -112,10 +112,9 @@ def _listed(connection: Connection, model: Model) -> Listed:
 def _comparison(stored: StoredEvaluation, theirs: StoredEvaluation) -> dict[str, Any]:
     """Return what the template needs of two evaluations on the same images."""
     flips = _flips(stored, theirs)
-    compared = tables.evaluated_set(TEST_SET, stored, theirs)
     has_matrix = len(stored.evaluation.classes) <= tables.MAX_CLASSES
     return {
-        "pair": compared.pair,
+        "pair": compare_answers(stored.answers, theirs.answers),
         "sides": [
             {
                 "evaluation": each.evaluation,
@@ -124,7 +123,6 @@ def _comparison(stored: StoredEvaluation, theirs: StoredEvaluation) -> dict[str,
             }
             for each in (stored, theirs)
         ],
-        "classes": tables.by_class(stored.evaluation, theirs.evaluation),
         "flips": {whose: list(found) for whose, found in groupby(flips[:_FLIPS], Flip.whose)},
         "shown_flips": min(_FLIPS, len(flips)),
         "all_flips": len(flips),
@@ -145,5 +143,7 @@ def _flips(stored: StoredEvaluation, theirs: StoredEvaluation) -> list[Flip]:
         for place, (first, second, true) in enumerate(zip(ours, others, truth, strict=True))
         if first != second
     ]
-    found.sort(key=lambda each: (each.truth, each.first or "", each.second or ""))
-    return sorted(found, key=lambda each: _ORDER[each.whose()])
+    return sorted(
+        found,
+        key=lambda each: (_ORDER[each.whose()], each.truth, each.first or "", each.second or ""),
+    )
