@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -50,9 +51,7 @@ def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Resp
             counted = count_confusions(connection, batch.id, tuple(model.classes))
         found = _evaluation(batch, model, counted)
 
-    def gallery_url(**chosen: Any) -> str:
-        return f"/jobs/{batch.id}/images?{query_of(chosen)}"
-
+    gallery_url = partial(_gallery_url, batch.id)
     return page(
         request,
         "accuracy.html",
@@ -62,6 +61,11 @@ def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Resp
         cell_url=lambda truth, label: gallery_url(truth=truth, label=label, errors=label is None),
         **(accuracy_values(found) if found else {"found": None}),
     )
+
+
+def _gallery_url(job_id: str, **chosen: Any) -> str:
+    """Return the URL of the job's images that match these conditions."""
+    return f"/jobs/{job_id}/images?{query_of(chosen)}"
 
 
 def _evaluation(batch: BatchObject, model: Model, counted: Confusions) -> LabelledEvaluation | None:
@@ -86,10 +90,7 @@ def _summary(session: Session, batch: BatchObject) -> dict[str, Any]:
         model = get_model(connection, batch.model)
         mix = mix_of_job(connection, batch.id, batch.job.total)
         errors = count_errors(connection, batch.id) if batch.job.failed else []
-
-    def images(**wanted: Any) -> str:
-        return f"/jobs/{batch.id}/images?{query_of(wanted)}"
-
+    images = partial(_gallery_url, batch.id)
     counts = [mix.confidences[place] for place in range(len(CONFIDENCE_EDGES) - 1)]
     labels = [(each, count, images(label=each)) for each, count in mix.labels.most_common(_MAX_LABELS)]
     confidences = [
