@@ -13,7 +13,7 @@ from jobs.errors import ErrorCode, ImageError, NotFound
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.jobs.review_queue import claim_images, release_images
 from jobs.ledger.learning.corrections import Correction
-from jobs.ledger.learning.models import get_model
+from jobs.ledger.learning.models import datasets_of
 from labelmill.labels.correction_files import CorrectionRequest
 from labelmill.labels.job_images import LatestPayload, read_images
 from labelmill.labels.next_training import next_training
@@ -165,9 +165,8 @@ def _effect(session: Session, changed: list[Correction]) -> str:
     """Return what the next training makes of corrections that were stored or removed, in sentences."""
     client = session.client
     with client.ledger.reading() as connection:
-        models = {each.model_id for each in changed}
-        datasets = sorted({get_model(connection, model).dataset for model in models})
-        found = [next_training(connection, each, client.settings.live_share) for each in datasets]
+        datasets = set(datasets_of(connection, {each.model_id for each in changed}).values())
+        found = [next_training(connection, each, client.settings.live_share) for each in sorted(datasets)]
     return " ".join(map(str, found))
 
 
