@@ -56,13 +56,12 @@ class Remembered(Generic[T]):
         """Return what was read of a version. Raises DataUnavailable, Unavailable."""
         with self._lock:
             # No two versions have the same manifest.
-            found = self._found.pop(version.manifest) if version.manifest in self._found else None
-            if found is None:
-                found = self._read(store, version)
-            self._found[version.manifest] = found
-            if len(self._found) > self._versions:
-                self._found.popitem(last=False)
-        return found
+            if version.manifest not in self._found:
+                self._found[version.manifest] = self._read(store, version)
+                if len(self._found) > self._versions:
+                    self._found.popitem(last=False)
+            self._found.move_to_end(version.manifest)
+            return self._found[version.manifest]
 
 
 #: Shared by all requests: the images of contact sheets by class, and test sets, which can be large.

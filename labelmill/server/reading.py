@@ -60,5 +60,5 @@ class Reading(Generic[T]):
         return None if isinstance(latest, LabelmillError) else latest
 
     async def _refresh(self) -> None:
-        with suppress(LabelmillError):  # whoever waits for the value is told
+        with suppress(LabelmillError):  # `latest` raises it to those who wait
             await self.latest()
