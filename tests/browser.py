@@ -23,7 +23,7 @@ from selenium.webdriver.support.ui import Select
 from tests.console import is_alive, processes_below, until
 from tests.programs import need_program, node_packages
 
-__all__ = ["Browser", "Keys", "started_browser"]
+__all__ = ["Browser", "Keys", "printed_pages", "started_browser"]
 
 #: How long a page may take to show what a test waits for.
 _SECONDS: Final = 30.0
@@ -78,11 +78,8 @@ class Browser:
 
     def open_printed(self, log: Path) -> None:
         """Open the address that `labelmill up` prints, which signs in once."""
-        until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
-        found = re.search(r"pages +((http://[^/]+)/\S+)", log.read_text())
-        assert found is not None
-        self.url = found[2]
-        self.driver.get(found[1])
+        self.url, link = printed_pages(log)
+        self.driver.get(link)
         self.until(lambda: self.path == "/home", "the address signs in")
 
     def open(self, path: str) -> None:
@@ -212,6 +209,14 @@ class Browser:
         self.show_colours("light")
         yield self
         assert not self.errors()
+
+
+def printed_pages(log: Path) -> tuple[str, str]:
+    """Wait until `labelmill up` is up. Return the URL of its pages, and the address that signs in once."""
+    until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
+    found = re.search(r"pages +((http://[^/]+)/\S+)", log.read_text())
+    assert found is not None
+    return found[2], found[1]
 
 
 @contextlib.contextmanager

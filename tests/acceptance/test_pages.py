@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from tests.browser import Browser, Keys, started_browser
+from tests.browser import Browser, Keys, printed_pages, started_browser
 from tests.conftest import Worker
-from tests.console import Home, copy_home, folder_for_sockets, until
+from tests.console import Home, copy_home, folder_for_sockets
 from tests.labelled import write_classes
 from tests.serving import make_key, page_paths, served
 
@@ -33,10 +32,7 @@ def up(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         home = Home(folder / "home")
         copy_home(trained.path, home.path)
         with home.started("up", log=log):
-            until(lambda: "Ctrl-C stops" in log.read_text(), "the stack is up")
-            found = re.search(r"pages +(http://[^/]+)/", log.read_text())
-            assert found is not None
-            yield home, found[1]
+            yield home, printed_pages(log)[0]
 
 
 @pytest.fixture(scope="module")
