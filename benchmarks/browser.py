@@ -29,12 +29,12 @@ _ANSWER: Final = """
 const done = arguments[arguments.length - 1];
 (async () => {
   const taken = [];
+  const picture = document.getElementById("picture");
   for (let number = 0; number < arguments[0]; number += 1) {
-    const name = document.getElementById("name").textContent;
+    const before = picture.dataset.url;
     const began = performance.now();
     document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "7", bubbles: true }));
-    const isNext = () => document.getElementById("name").textContent !== name;
-    while (!isNext() || !document.getElementById("picture").complete)
+    while (picture.dataset.url === before || !picture.complete)
       await new Promise(requestAnimationFrame);
     await new Promise(requestAnimationFrame);
     taken.push(performance.now() - began);
