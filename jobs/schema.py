@@ -230,6 +230,22 @@ models = Table(
     },
 )
 
+backbones = Table(
+    "backbones",
+    metadata,
+    Column("name", _Name, primary_key=True, doc="its name"),
+    Column("sha256", String(64), nullable=False, doc="SHA-256 of its file"),
+    Column("size_bytes", BigInteger, nullable=False, doc="size of its file"),
+    Column(
+        "input_spec", _Json, nullable=False, doc="size, mode and scaling of the images that it takes, as JSON"
+    ),
+    Column("features", Integer, nullable=False, doc="how many numbers it returns for an image"),
+    Column("source", Text, nullable=False, doc="the file that it was made from"),
+    Column("licence", Text, doc="the licence of its weights, as given; null: none was given"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was added"),
+    info={"doc": "one row per backbone: a pretrained network on which training builds classifiers"},
+)
+
 #: The primary key ensures that each dataset has only one champion.
 aliases = Table(
     "aliases",

@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "gate": "Set what a model must reach to become champion, and list these limits.",
     "runs": "List the training runs, show one, or stop one.",
     "datasets": "List, show, add and remove datasets: labelled images to train on.",
+    "backbones": "List, add and remove pretrained networks to train on.",
     "models": "List, show, register, evaluate, compare and promote models.",
     "serve": "Serve the HTTP API.",
     "projects": "List and create projects: tenants that share an installation.",
@@ -62,7 +63,7 @@ _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 REMOTE: Final = ("submit", "status", "jobs", "predictions", "pause", "resume", "cancel", "retry", "correct")
 
 #: Commands that are groups of commands.
-GROUPS: Final = ("datasets", "models", "runs", "projects", "keys", "webhooks", "db")
+GROUPS: Final = ("datasets", "backbones", "models", "runs", "projects", "keys", "webhooks", "db")
 
 
 class _LazyGroup(TyperGroup):

@@ -82,6 +82,11 @@ def decoded_folder(cache_dir: Path, dataset: str) -> Path:
     return cache_dir / DATASETS / dataset
 
 
+def features_folder(dataset: str, key: str = "") -> str:
+    """Return the key of the folder that holds the features of the dataset's images, or those of one body."""
+    return f"{DATASETS}/{dataset}/features/{key}".rstrip("/")
+
+
 def dataset_folder(dataset: str) -> str:
     """Return the key of the folder that holds all versions of a dataset."""
     return f"{DATASETS}/{dataset}"

@@ -44,6 +44,11 @@ class InputSpec:
         """Return the shape of one input array."""
         return (self.height, self.width) if self.mode == "L" else (self.height, self.width, 3)
 
+    @property
+    def slug(self) -> str:
+        """Return a name for folders of what was prepared for this input."""
+        return f"{self.width}x{self.height}-{self.mode}-{self.resampling}-{self.invert}"
+
 
 #: MNIST's own shape. Ink on paper is inverted; MNIST itself, with its black border, is not.
 MNIST_INPUT = InputSpec(width=28, height=28, mode="L", resampling="bilinear", invert="dark_on_light")

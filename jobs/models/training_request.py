@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from jobs.errors import UserError
 from jobs.models.dataset import MAX_NAME, MNIST
 
-Architecture: TypeAlias = Literal["mlp", "cnn", "finetune"]
+Architecture: TypeAlias = Literal["mlp", "cnn", "transfer", "finetune"]
 Profile: TypeAlias = Literal["quick", "long"]
 Augment: TypeAlias = Literal["digits", "photos", "none"]
 
@@ -42,13 +42,14 @@ class TrainingOptions:
     """How to train. What is None is chosen from the data."""
 
     #: The options in the order in which they are shown.
-    HOW: ClassVar = ("architecture", "profile", "start", "size", "augment", "max_minutes")
+    HOW: ClassVar = ("architecture", "profile", "backbone", "start", "size", "augment", "max_minutes")
 
     architecture: Annotated[
         Architecture | None,
         Field(
-            description="The network; finetune continues a trained model. Default: mlp with a profile, "
-            "otherwise cnn."
+            description="The network; transfer builds on a backbone, finetune continues a trained model. "
+            "Default: mlp with a profile; otherwise transfer, if there is a backbone and the images are in "
+            "colour or larger than 64 pixels, and else cnn."
         ),
     ] = None
     profile: Annotated[
@@ -56,6 +57,14 @@ class TrainingOptions:
         Field(
             description="Use a recipe for digits such as MNIST's, which trains for a fixed number of epochs. "
             "Default: chosen from the data."
+        ),
+    ] = None
+    backbone: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_NAME,
+            pattern=_NO_NUL,
+            description="The backbone of a transfer. Default: the latest that was added.",
         ),
     ] = None
     start: Annotated[
@@ -136,9 +145,15 @@ class TrainingRequest(TrainingOptions):
     def with_defaults(self, how: dict[str, Any]) -> Self:
         """Return the request with these options where it has none.
 
-        They are dropped if one fine-tunes and the other does not, because few options suit both.
+        They are dropped if one builds on a trained network and the other does not, or on another kind,
+        because few options suit both.
         """
-        tunes = "finetune" in (self.architecture, how.get("architecture"))
-        if tunes and self.architecture not in (None, how.get("architecture")):
+        own, other = _kind(self.how), _kind(how)
+        if own is not None and own != other and {own, other} & {"finetune", "transfer"}:
             return self
         return type(self)(**(asdict(self) | how | self.how))
+
+
+def _kind(how: dict[str, Any]) -> str | None:
+    """Return the architecture that these options ask for, or None."""
+    return "transfer" if "backbone" in how else how.get("architecture")

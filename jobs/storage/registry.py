@@ -1,19 +1,12 @@
-"""The model registry: immutable model files in the store, and their rows in the ledger.
-
-A file's key is its SHA-256. The hash and the content (`jobs.models.model_file`) are checked before anything
-parses the file, because loading a Keras file can run code.
-"""
+"""The model registry: immutable model files in the store, and their rows in the ledger."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from jobs.errors import Conflict, ModelRefused, Unavailable
-from jobs.files import make_private_folder, write_whole
+from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.model_changes import remove_row
@@ -21,10 +14,8 @@ from jobs.ledger.learning.models import add_model, get_model, has_file
 from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec, Model
 from jobs.models.model_file import check_model_file
-from jobs.reading import why
+from jobs.storage.keras_files import KerasFile, fetch, read
 from jobs.storage.store import Store
-
-_REMEDY: Final = "restore it from a backup, or use another model"
 
 
 def register_model(
@@ -102,70 +93,20 @@ def _is_registered(ledger: Ledger, sha256: str) -> bool:
 
 
 def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
-    """Return the path of the model's file on this machine. Its SHA-256 is checked at each call.
-
-    Raises ModelRefused if the file is gone, is not the one that was registered or may not be loaded,
-    Unavailable if the store cannot be reached or this machine cannot keep the file.
-    """
-    cached = cache_dir / "models" / f"{model.sha256}.keras"
-    with cache_errors(cached.parent):
-        data = _read_cached(cached, model)
-    from_store = data is None
-    if data is None:
-        data = read_stored(store, model)
-    try:
-        check_model_file(data)
-    except ModelRefused as error:
-        raise ModelRefused(f"The file of model {model.id} is refused. {error}") from None
-    if from_store:
-        with cache_errors(cached.parent):
-            make_private_folder(cached.parent)
-            write_whole(cached, data)
-    return cached
-
-
-@contextmanager
-def cache_errors(folder: Path) -> Iterator[None]:
-    """Raise Unavailable if the folder of models cannot be used.
-
-    A full disk, or a folder of another user, is not the fault of an image or a model.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(
-            f"No model can be stored in {folder} ({why(error)}): is its disk full, or is it another user's?"
-        ) from error
-
-
-def _read_cached(path: Path, model: Model) -> bytes | None:
-    if not path.is_file() or path.stat().st_size != model.size_bytes:
-        return None
-    data = path.read_bytes()
-    return data if _digest(data) == model.sha256 else None
+    """Return the path of the model's file on this machine. Raises what `fetch` raises."""
+    return fetch(store, _file_of(model), cache_dir)
 
 
 def read_stored(store: Store, model: Model) -> bytes:
-    """Return the model's file from the store, whatever is cached.
+    """Return the model's file from the store, whatever is cached. Raises ModelRefused, Unavailable."""
+    return read(store, _file_of(model))
 
-    Raises ModelRefused if it is gone or is not the one that was registered, Unavailable.
-    """
-    try:
-        data = store.get(model_key(model.sha256), limit=model.size_bytes)
-    except FileNotFoundError:
-        raise ModelRefused(f"The file of model {model.id} is gone from the store: {_REMEDY}.") from None
-    if _digest(data) != model.sha256:
-        raise ModelRefused(
-            f"The file of model {model.id} is not the one that was registered, its SHA-256 differs: "
-            f"{_REMEDY}."
-        )
-    return data
+
+def _file_of(model: Model) -> KerasFile:
+    """Return where the model's file is."""
+    return KerasFile(f"model {model.id}", model_key(model.sha256), model.sha256, model.size_bytes)
 
 
 def model_key(sha256: str) -> str:
     """Return the key of a model's file in the store."""
     return f"models/{sha256}.keras"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

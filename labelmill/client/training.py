@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.ids import new_id
 from jobs.ledger.jobs.queries import full_id
+from jobs.ledger.learning.backbones import get_backbone
 from jobs.ledger.learning.corrections import Correction, all_corrections
 from jobs.ledger.learning.datasets import get_version
 from jobs.ledger.learning.models import StoredVerdict, model_to_start_from
@@ -122,6 +123,8 @@ class TrainingMethods(Installation):
         recipe = recipe_of(request)
         if recipe.start is not None:
             recipe = replace(recipe, start=full_id(connection, "model", recipe.start))
+        if recipe.backbone is not None:
+            get_backbone(connection, recipe.backbone)
         if recipe.architecture == "finetune":
             model_to_start_from(connection, request.dataset, recipe.start)
         return recipe

@@ -168,17 +168,20 @@ def data_line(run: Run) -> str:
             f"; {pluralize(data['corrections'], 'correction')} included, {live:,} in the live set, "
             f"{data['left_out']:,} skipped"
         )
-    return f"{line}; {_choice(run.recipe, data['input'])}" if run.recipe.get("augment") else line
+    is_chosen = run.recipe.get("augment") or run.recipe.get("backbone")
+    return f"{line}; {_choice(run.recipe, data['input'])}" if is_chosen else line
 
 
 def _choice(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
     """Return what was chosen from the data: a run's recipe, and the input of its model."""
     colours = "grey" if spec["mode"] == "L" else "colour"
+    images = f"{colours} images of {spec['width']}x{spec['height']} pixels"
+    if recipe.get("backbone"):
+        return f"a head on backbone {recipe['backbone']} for {images}"
     minutes = recipe.get("max_minutes")
     limit = f", at most {minutes:g} {'minute' if minutes == 1 else 'minutes'}" if minutes else ""
     return (
-        f"{recipe['architecture']} for {colours} images of {spec['width']}x{spec['height']} pixels, "
-        f"augmentation {recipe['augment']}, up to {recipe['epochs']} epochs in batches of "
+        f"{recipe['architecture']} for {images}, augmentation {recipe['augment']}, up to {recipe['epochs']} epochs in batches of "
         f"{recipe['batch_size']}{limit}"
     )
 

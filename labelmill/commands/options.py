@@ -61,7 +61,7 @@ TopOption = Annotated[
 
 #: How a field of TrainingRequest is spelled as an option, if not by its name, and what its value is called.
 _SPELLED: Final = {"start": "--from"}
-_METAVARS: Final = {"dataset": "NAME", "start": "MODEL", "max_minutes": "MINUTES"}
+_METAVARS: Final = {"dataset": "NAME", "backbone": "NAME", "start": "MODEL", "max_minutes": "MINUTES"}
 
 
 def training_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

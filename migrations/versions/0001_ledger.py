@@ -68,6 +68,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("dataset", name="pk_schedules"),
     )
     op.create_table(
+        "backbones",
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("input_spec", DOCUMENT, nullable=False),
+        sa.Column("features", sa.Integer(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("licence", sa.Text()),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_backbones"),
+    )
+    op.create_table(
         "gate_limits",
         sa.Column("dataset", sa.String(64), nullable=False),
         sa.Column("limits", DOCUMENT, nullable=False),

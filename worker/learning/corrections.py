@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _joined(base: Labelled, dropped: Container[str], others: Labelled) -> Labell
     if len(rows) == len(base) and not len(others):
         return base
     return Labelled(
-        Joined(np.asanyarray(base.images), rows, np.asarray(others.images)),
+        Joined(cast("Uint8", base.images), rows, cast("Uint8", others.images)),
         np.concatenate([base.labels[rows], others.labels]),
         (*(base.pictures[row] for row in rows), *others.pictures),
     )

@@ -7,7 +7,7 @@ may be a memory-mapped file that is larger than the memory: read them in batches
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,10 +21,33 @@ Uint8: TypeAlias = npt.NDArray[np.uint8]
 Uint16: TypeAlias = npt.NDArray[np.uint16]
 
 
+class OnDemand:
+    """Images that are decoded each time that they are taken, because all of them would fill the disk."""
+
+    def __init__(
+        self, shape: tuple[int, ...], payloads: Sequence[int], decode: Callable[[Sequence[int]], Uint8]
+    ) -> None:
+        """`payloads` are the numbers of the files that hold the images. `decode` returns rows in order."""
+        self.shape = shape
+        self.payloads = payloads
+        self._decode = decode
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Uint8:
+        """Return the rows that NumPy would return for this index, slice, mask or array."""
+        places = np.arange(len(self))[key]
+        if places.ndim == 0:
+            only: Uint8 = self._decode([int(places)])[0]
+            return only
+        return self._decode(places.tolist())
+
+
 class Joined:
     """Some rows of an array followed by all rows of another one, without a copy of either."""
 
-    def __init__(self, base: Uint8, rows: npt.NDArray[np.intp], added: Uint8) -> None:
+    def __init__(self, base: Uint8 | OnDemand, rows: npt.NDArray[np.intp], added: Uint8) -> None:
         self._base = base
         self._rows = rows
         self._added = added
@@ -46,8 +69,14 @@ class Joined:
         release(self._base)
         return found
 
+    @property
+    def payloads(self) -> list[int]:
+        """Return the numbers of the files that hold the images, if they are decoded on demand."""
+        of_base = getattr(self._base, "payloads", None)
+        return [of_base[row] if of_base else 0 for row in self._rows.tolist()] + [0] * len(self._added)
 
-Images: TypeAlias = Uint8 | Joined
+
+Images: TypeAlias = Uint8 | OnDemand | Joined
 
 
 def release(images: Images) -> None:
@@ -74,6 +103,11 @@ class Labelled:
         found = np.array(self.images[rows])
         release(self.images)
         return found
+
+    def in_stored_order(self, rows: Iterable[int]) -> list[int]:
+        """Return the rows so that images in the same file follow each other: it is then read once."""
+        payloads = getattr(self.images, "payloads", None)
+        return list(rows) if payloads is None else sorted(rows, key=payloads.__getitem__)
 
     def windows(self, size: int) -> Iterator[Uint8]:
         """Yield all images in order, `size` at a time."""

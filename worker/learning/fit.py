@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,18 +18,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
-from sqlalchemy.engine import Connection
 
 from jobs.errors import TrainingDiverged, Unavailable
 from jobs.files import sync
-from jobs.ledger.learning.runs import add_epoch, expect_end
+from jobs.ledger.learning.runs import expect_end
 from jobs.models.model import InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.data import Data, Labelled
-from worker.learning.networks import Start, build, freeze, make_training_copy, precision
+from worker.learning.epochs import EpochResult, EpochWriter, Fitted
+from worker.learning.networks import Start, as_input, build, freeze, make_training_copy, precision
 from worker.learning.prepare import Prepared
 from worker.learning.recipes import Recipe
 from worker.learning.trainer import Trainer
+from worker.learning.transfer import fit_transfer
 from worker.predicting.tensorflow_runtime import keras, tf
 from worker.time_limit import time_ran_out
 
@@ -52,59 +53,12 @@ MEASURED_SECONDS: Final = 10.0
 MAX_CLASS_WEIGHT: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class EpochResult:
-    """The loss and accuracy of one pass over the training images.
-
-    The `val_` fields are measured afterwards on the held-out images, with the averaged weights if the recipe
-    averages. They are NaN without validation images. Losses are in nats.
-    """
-
-    epoch: int  # the first is 1
-    loss: float
-    accuracy: float
-    val_loss: float
-    val_accuracy: float
-    seconds: float
-
-
-class EpochWriter:
-    """Write epochs to the ledger as they finish.
-
-    They are only informative, so a failed write must not end the training: an epoch that cannot be written is
-    written with the next one, or at the latest with the verdict.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._waiting: list[EpochResult] = []
-
-    def add(self, result: EpochResult) -> None:
-        """Record one more epoch. Raises RunLost."""
-        self._waiting.append(result)
-        try:
-            with self._trainer.ledger.transaction() as connection:
-                self.write(connection)
-        except Unavailable as error:
-            if time_ran_out(error):
-                raise
-            logger.warning("epoch %d will be recorded with the next one: %s", result.epoch, error)
-        else:
-            self._waiting.clear()
-
-    def write(self, connection: Connection) -> None:
-        """Write the epochs that are not known to be in the ledger. Raises RunLost."""
-        for result in self._waiting:
-            add_epoch(connection, self._trainer.claim, asdict(result))
-
-
-def fit(trainer: Trainer, prepared: Prepared) -> tuple[keras.Model, EpochWriter]:
-    """Train the model, and record each epoch. Return it with the epochs that are not recorded yet.
-
-    Raises RunLost, and what `train` raises.
-    """
+def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
+    """Train the network, and record each epoch. Raises RunLost, and what `train` raises."""
     epochs = EpochWriter(trainer)
-    model = train(
+    if prepared.backbone is not None:
+        return fit_transfer(trainer, prepared, prepared.backbone, epochs)
+    network = train(
         prepared.data,
         prepared.recipe,
         start=prepared.start,
@@ -112,7 +66,7 @@ def fit(trainer: Trainer, prepared: Prepared) -> tuple[keras.Model, EpochWriter]
         on_estimate=partial(_record_estimate, trainer),
         on_epoch=epochs.add,
     )
-    return model, epochs
+    return Fitted(network, epochs)
 
 
 def _record_estimate(trainer: Trainer, seconds: float) -> None:
@@ -154,10 +108,10 @@ def train(
 
     # the network, and the copy that is trained
     if start is None:
-        finished, has_new_head = build(recipe.architecture, data.spec, len(data.classes)), False
+        finished, has_new_head = build(recipe.architecture or "cnn", data.spec, len(data.classes)), False
     else:
         finished, has_new_head = start.continued(data.classes)
-    model = make_training_copy(finished, precision(recipe.architecture))
+    model = make_training_copy(finished, precision(recipe.architecture or "cnn"))
     averaged = finished if recipe.averaging else model
 
     steps = -(-len(images.learnt) // recipe.batch_size)
@@ -466,11 +420,6 @@ def shifted_views(images: npt.NDArray[np.uint8], shift: int, *, edges: bool = Fa
     )
     # In colour images, the window's axes come after the channels: move the channels to the end.
     return windows if images.ndim == 3 else np.moveaxis(windows, 3, -1)
-
-
-def as_input(model: keras.Model, images: Any) -> Any:
-    """Return grey images, (n, height, width), with an axis of one channel if the model takes one."""
-    return images[..., tf.newaxis] if len(model.inputs[0].shape) > len(images.shape) else images
 
 
 def _validate(model: keras.Model, validation: Labelled) -> tuple[float, float]:

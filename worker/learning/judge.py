@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from jobs.errors import ModelRefused, Unavailable, UserError
 from jobs.files import temporary_folder
 from jobs.models.evaluation import Part
-from jobs.storage.registry import cache_errors
+from jobs.storage.keras_files import cache_errors
 from worker.learning.data import Data
+from worker.learning.epochs import Fitted
 from worker.learning.evaluation import Evaluated, evaluate_champion, evaluate_parts
 from worker.learning.fit import save
 from worker.learning.trainer import Trainer
 from worker.predicting.classifier import Classifier
-from worker.predicting.tensorflow_runtime import keras
 from worker.time_limit import time_ran_out
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Judged:
     evaluated: dict[Part, Evaluated]  # on the test set, and on the live set if there is one
 
 
-def judge(trainer: Trainer, data: Data, model: keras.Model) -> Judged:
+def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
     """Evaluate the new model on the test set and the live set, then the champion, whose measures are stored.
 
     The new model is read back from its file by the code that will serve it. Raises Unavailable, RunLost.
@@ -38,10 +38,10 @@ def judge(trainer: Trainer, data: Data, model: keras.Model) -> Judged:
     with ExitStack() as stack:
         with cache_errors(cache):  # nothing is written outside the state folder
             path = stack.enter_context(temporary_folder(cache, "training-")) / "model.keras"
-            save(model, path)
+            save(fitted.network, path)
         classifier = Classifier.load(path, data.classes, data.spec)
         classifier.warm_up()
-        evaluated = evaluate_parts(classifier, data)
+        evaluated = evaluate_parts(classifier, data, answers=fitted.answers)
         trainer.check()
         file = path.read_bytes()
     try:

@@ -63,6 +63,11 @@ def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
     )
 
 
+def as_input(model: keras.Model, images: Any) -> Any:
+    """Return grey images, (n, height, width), with an axis of one channel if the model takes one."""
+    return images[..., tf.newaxis] if len(model.inputs[0].shape) > len(images.shape) else images
+
+
 def _residual_network(spec: InputSpec, classes: int) -> keras.Model:
     """Return a small residual network (He, Zhang, Ren, Sun, 2015) whose depth depends on the images' size.
 

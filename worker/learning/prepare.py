@@ -6,17 +6,19 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.errors import DataUnavailable
+from jobs.errors import DataUnavailable, NotFound
+from jobs.ledger.learning.backbones import get_backbone, list_backbones
 from jobs.ledger.learning.models import model_to_start_from
 from jobs.ledger.learning.runs import describe_data
-from jobs.models.model import Model
+from jobs.models.backbone import ADD_BACKBONE, Backbone
+from jobs.models.model import InputSpec, Model
 from jobs.storage.registry import fetch_model
 from jobs.storage.store_identity import check_store
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
 from worker.learning.networks import Start
 from worker.learning.recipes import Recipe, fitted_to
-from worker.learning.stored import open_dataset
+from worker.learning.stored import MAX_CHOSEN_SIDE, StoredDataset, open_dataset
 from worker.learning.trainer import Trainer
 from worker.predicting.classifier import load_model
 
@@ -30,6 +32,7 @@ class Prepared:
     data: Data
     recipe: Recipe
     start: Start | None  # the model that a fine-tuning starts from
+    backbone: Backbone | None  # what a transfer builds on
 
 
 def prepare(trainer: Trainer) -> Prepared:
@@ -40,16 +43,64 @@ def prepare(trainer: Trainer) -> Prepared:
     """
     trainer.retry(lambda: check_store(trainer.ledger, trainer.store))
     recipe = Recipe.from_json(trainer.claim.recipe)
+    images = open_dataset(
+        trainer.settings,
+        trainer.ledger,
+        trainer.store,
+        trainer.claim.dataset,
+        pauses=trainer.pauses,
+        check=trainer.check,
+    )
+    backbone = trainer.retry(lambda: _backbone(trainer, recipe, images))
+    if recipe.architecture is None:
+        recipe = replace(recipe, architecture="transfer" if backbone else "cnn")
     start_model = _start_model(trainer, recipe) if recipe.architecture == "finetune" else None
-    data = _load_data(trainer, recipe, start_model)
+    data = _load_data(trainer, images, _input(recipe, images, start_model, backbone), backbone)
     spec = data.spec
     recipe = replace(
         fitted_to(recipe, len(data.train), width=spec.width, height=spec.height, grey=spec.mode == "L"),
         start=start_model.id if start_model else None,
+        backbone=backbone.name if backbone else None,
     )
     _describe(trainer, data, recipe)
     logger.info("training run %s: begins, on %s images", trainer.claim.run_id, f"{len(data.train):,}")
-    return Prepared(data, recipe, _load_start(trainer, start_model) if start_model else None)
+    return Prepared(data, recipe, _load_start(trainer, start_model) if start_model else None, backbone)
+
+
+def _backbone(trainer: Trainer, recipe: Recipe, images: StoredDataset) -> Backbone | None:
+    """Return the backbone that the training builds on, or None.
+
+    Raises NotFound if there is none and the recipe asks for one.
+    """
+    if recipe.architecture not in (None, "transfer"):
+        return None
+    if recipe.architecture is None and (recipe.augment is not None or not _has_pictures(images)):
+        return None
+    with trainer.ledger.reading() as connection:
+        if recipe.backbone is not None:
+            return get_backbone(connection, recipe.backbone)
+        latest = next(iter(list_backbones(connection)), None)
+    if latest is None and recipe.architecture == "transfer":
+        raise NotFound(f"There is no backbone to build on: {ADD_BACKBONE}.")
+    return latest
+
+
+def _has_pictures(images: StoredDataset) -> bool:
+    """Return whether the images are such as backbones have learnt, rather than small grey drawings."""
+    spec = images.choose_input()
+    return spec.mode != "L" or images.median_side > MAX_CHOSEN_SIDE
+
+
+def _input(
+    recipe: Recipe, images: StoredDataset, start: Model | None, backbone: Backbone | None
+) -> InputSpec:
+    """Return the input of the new model."""
+    if start is not None:
+        return start.input_spec
+    if backbone is None:
+        return images.choose_input(recipe.size)
+    spec = backbone.input_spec
+    return spec if recipe.size is None else replace(spec, width=recipe.size, height=recipe.size)
 
 
 def _start_model(trainer: Trainer, recipe: Recipe) -> Model:
@@ -67,19 +118,10 @@ def _load_start(trainer: Trainer, model: Model) -> Start:
     return Start(load_model(path), model.classes, logits=model.logits)
 
 
-def _load_data(trainer: Trainer, recipe: Recipe, start: Model | None) -> Data:
+def _load_data(trainer: Trainer, images: StoredDataset, spec: InputSpec, backbone: Backbone | None) -> Data:
     """Return the images for the new model, with all corrections among those for training and the live set."""
-    images = open_dataset(
-        trainer.settings,
-        trainer.ledger,
-        trainer.store,
-        trainer.claim.dataset,
-        pauses=trainer.pauses,
-        check=trainer.check,
-    )
-    spec = start.input_spec if start else images.choose_input(recipe.size)
     data = add_corrections(
-        trainer.retry(lambda: images.prepared(spec)),
+        trainer.retry(lambda: images.prepared(spec, on_demand=backbone is not None)),
         trainer.ledger,
         trainer.store,
         trainer.settings.image_limits,

@@ -49,7 +49,7 @@ class Augmentation:
 class Recipe:
     """The settings of a training. The defaults are those of a quick `mlp`."""
 
-    architecture: Architecture = "mlp"
+    architecture: Architecture | None = "mlp"  # None: chosen from the data
     profile: str = "quick"  # the name of the recipe's profile
     #: Passes over the training images. 0: chosen from the data, with all that depends on their number.
     epochs: int = 4
@@ -77,6 +77,8 @@ class Recipe:
     keep_champion: bool = False
     #: The model that `finetune` starts from.
     start: str | None = None
+    #: The backbone that `transfer` builds on. None: the latest.
+    backbone: str | None = None
     #: The images' width and height in pixels. None: chosen from the data.
     size: int | None = None
     #: The kind of augmentation, if a profile has none. None: chosen from the data.
@@ -158,12 +160,17 @@ def recipe_for(architecture: str, profile: str, *, seed: int) -> Recipe:
 
 def recipe_of(request: TrainingRequest) -> Recipe:
     """Return the recipe for a request, without any access to data or ledger. Raises UserError."""
-    architecture = request.architecture or ("mlp" if request.profile else "cnn")
+    asked = "transfer" if request.backbone and request.architecture is None else request.architecture
+    architecture = asked or ("mlp" if request.profile else None)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     if architecture != "finetune" and request.start is not None:
         raise UserError("Only a fine-tuning starts from a model: add --architecture finetune.")
     if architecture == "finetune" and request.size is not None:
         raise UserError("A fine-tuned model takes images of its own size: leave out --size.")
+    if architecture != "transfer" and request.backbone is not None:
+        raise UserError("Only a transfer builds on a backbone: leave out --architecture or --backbone.")
+    if architecture == "transfer" and request.augment is not None:
+        raise UserError("A transfer does not vary the images: leave out --augment.")
     if request.profile is None:
         return Recipe(
             architecture=architecture,
@@ -173,16 +180,17 @@ def recipe_of(request: TrainingRequest) -> Recipe:
             augmentation=None,
             force=request.force,
             start=request.start,
+            backbone=request.backbone,
             size=request.size,
             augment=request.augment,
             class_weights=True,
             max_minutes=request.max_minutes,
         )
-    if architecture == "finetune":
-        raise UserError("A fine-tuning has no profile. Give the time instead: --max-minutes.")
+    if architecture in ("finetune", "transfer"):
+        raise UserError(f"A {architecture} has no profile: leave out --profile.")
     if request.augment is not None:
         raise UserError("A profile has its own augmentation: leave out --profile or --augment.")
-    recipe = recipe_for(architecture, request.profile, seed=seed)
+    recipe = recipe_for(architecture or "mlp", request.profile, seed=seed)
     return replace(recipe, force=request.force, size=request.size, max_minutes=request.max_minutes)
 
 
@@ -225,6 +233,8 @@ def fitted_to(recipe: Recipe, images: int, *, width: int, height: int, grey: boo
     """Return the recipe with what is chosen from the data: `images` training images of this size."""
     if recipe.epochs:
         return recipe
+    if recipe.architecture == "transfer":
+        return replace(recipe, epochs=1)
     few = images <= _FEW_IMAGES
     tuned = recipe.architecture == "finetune"
     least, most = _FINETUNED_EPOCHS if tuned else _EPOCHS

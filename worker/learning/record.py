@@ -14,8 +14,8 @@ from jobs.models.evaluation import Part
 from jobs.models.model import Model
 from jobs.storage.registry import register_model
 from worker.learning.data import Data
+from worker.learning.epochs import EpochWriter
 from worker.learning.evaluation import save_evaluations
-from worker.learning.fit import EpochWriter
 from worker.learning.judge import Judged
 from worker.learning.networks import precision
 from worker.learning.recipes import Recipe
@@ -37,7 +37,7 @@ def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> M
         trainer.ledger,
         trainer.store,
         judged.file,
-        architecture=recipe.architecture,
+        architecture=recipe.backbone or recipe.architecture or "",
         classes=data.classes,
         input_spec=data.spec,
         accuracy=judged.evaluated[Part.TEST].evaluation.accuracy,
@@ -45,7 +45,7 @@ def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> M
         metrics={
             "data": data.source,
             "run": trainer.claim.run_id,
-            "precision": precision(recipe.architecture),
+            "precision": precision(recipe.architecture or "cnn"),
         },
     )
 

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
@@ -35,7 +35,7 @@ from jobs.storage.dataset_list import DatasetImage, Manifest, read_manifest
 from jobs.storage.payloads import Payload, read_payload
 from jobs.storage.store import Store
 from worker.backoff import retry
-from worker.learning.data import Data, Labelled, Uint8, no_images
+from worker.learning.data import Data, Labelled, OnDemand, Uint8, Uint16, no_images
 from worker.predicting.decode import decode
 
 #: How many versions and inputs of each dataset the cache keeps.
@@ -46,7 +46,7 @@ _GREY: Final = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16
 
 # The sides of a network's input, in pixels, if the images have different sizes.
 _LEAST_SIDE: Final = 32
-_MOST_SIDE: Final = 64
+MAX_CHOSEN_SIDE: Final = 64
 _SIDE_STEP: Final = 8
 
 #: Images that all have the same size keep it if their smaller side has at least so many pixels.
@@ -91,11 +91,16 @@ def choose_input(images: Iterable[DatasetImage], size: int | None = None) -> Inp
         [(width, height)] = sizes
         if (height, width) == MNIST_INPUT.shape and mode == MNIST_INPUT.mode:
             return MNIST_INPUT
-        if min(width, height) >= _LEAST_OWN_SIDE and max(width, height) <= _MOST_SIDE:
+        if min(width, height) >= _LEAST_OWN_SIDE and max(width, height) <= MAX_CHOSEN_SIDE:
             return InputSpec(width, height, mode)
-    median = float(np.median([min(image.width, image.height) for image in listed]))
-    side = round(min(max(median, _LEAST_SIDE), _MOST_SIDE) / _SIDE_STEP) * _SIDE_STEP
+    median = _median_side(listed)
+    side = round(min(max(median, _LEAST_SIDE), MAX_CHOSEN_SIDE) / _SIDE_STEP) * _SIDE_STEP
     return InputSpec(side, side, mode)
+
+
+def _median_side(images: Iterable[DatasetImage]) -> float:
+    """Return the median of the images' shorter sides, in pixels."""
+    return float(np.median([min(image.width, image.height) for image in images]))
 
 
 class StoredDataset:
@@ -132,21 +137,28 @@ class StoredDataset:
         """Return the input of a model for these images: see the function of this name."""
         return choose_input(self._manifest.images, size)
 
-    def prepared(self, spec: InputSpec, *, for_training: bool = True) -> Data:
+    @property
+    def median_side(self) -> float:
+        """Return the median of the images' shorter sides, in pixels."""
+        return _median_side(self._manifest.images)
+
+    def prepared(self, spec: InputSpec, *, for_training: bool = True, on_demand: bool = False) -> Data:
         """Return all images, or only the test set, prepared for a model with this input.
 
-        Raises DataUnavailable if an image cannot be read or the cache cannot be written, Unavailable.
+        They are decoded now and kept in the cache, or with `on_demand` each time that one is taken. Raises
+        DataUnavailable if an image cannot be read or the cache cannot be written, Unavailable.
         """
         version = self._version
+        of_split = partial(self._on_demand if on_demand else self._split, spec=spec)
         return Data(
             dataset=version.dataset,
             version=version.version,
             source=f"{version.dataset}, version {version.version}",
             classes=version.classes,
             spec=spec,
-            train=self._split(Split.TRAIN, spec) if for_training else no_images(spec),
-            validation=self._split(Split.VALIDATION, spec) if for_training else no_images(spec),
-            test=self._split(Split.TEST, spec),
+            train=of_split(Split.TRAIN) if for_training else no_images(spec),
+            validation=of_split(Split.VALIDATION) if for_training else no_images(spec),
+            test=of_split(Split.TEST),
             live=no_images(spec),
             fingerprint=version.fingerprint,
             evaluation_fingerprints={
@@ -158,17 +170,33 @@ class StoredDataset:
     def _part_for(self, part: Part, spec: InputSpec) -> Labelled:
         return self._split(Split.TEST, spec) if part == Part.TEST else no_images(spec)
 
+    def _on_demand(self, split: Split, spec: InputSpec) -> Labelled:
+        images = self._of_split[split]
+        decoded = OnDemand(
+            (len(images), *spec.shape), [image.payload for image in images], partial(self._taken, split, spec)
+        )
+        return Labelled(decoded, *_labels_and_pictures(images))
+
+    def _taken(self, split: Split, spec: InputSpec, rows: Sequence[int]) -> Uint8:
+        """Return these rows of a split, decoded by as many threads as there are cores."""
+        found = np.empty((len(rows), *spec.shape), np.uint8)
+        places = {row: place for place, row in enumerate(rows)}
+
+        def decode_payload(number: int, of_payload: list[int]) -> None:
+            for row, pixels in self._decode_payload(split, spec, number, of_payload):
+                found[places[row]] = pixels
+
+        self._decode_all(split, places, decode_payload)
+        return found
+
     def _split(self, split: Split, spec: InputSpec) -> Labelled:
         images = self._of_split[split]
-        labels = np.array([image.label for image in images], np.uint16)
-        pictures = tuple(image.pixels for image in images)
         shape = (len(images), *spec.shape)
         if not images:
-            return Labelled(np.empty(shape, np.uint8), labels, pictures)
+            return no_images(spec)
         try:
-            return Labelled(
-                np.memmap(self._cached(split, spec), np.uint8, "r", shape=shape), labels, pictures
-            )
+            pixels = np.memmap(self._cached(split, spec), np.uint8, "r", shape=shape)
+            return Labelled(pixels, *_labels_and_pictures(images))
         except OSError as error:
             raise DataUnavailable(
                 f"The decoded images cannot be kept in {self._settings.cache_dir} ({why(error)}): it must be "
@@ -187,35 +215,47 @@ class StoredDataset:
         _remove_oldest(of_dataset, keep=folder)
         with temporary_folder(of_dataset, ".decoding-") as temporary:
             unfinished = temporary / path.name
-            self._decode_all(split, spec, unfinished)
+            self._decode_into(unfinished, split, spec)
             sync(unfinished)
             make_private_folder(folder)  # another process may have removed it as the oldest
             unfinished.rename(path)
         sync(folder)
         return path
 
-    def _decode_all(self, split: Split, spec: InputSpec, path: Path) -> None:
-        """Decode a split's images into a file, one payload per core at a time."""
-        rows_of_payload: dict[int, list[int]] = defaultdict(list)
-        for row, image in enumerate(self._of_split[split]):
-            rows_of_payload[image.payload].append(row)
+    def _decode_into(self, path: Path, split: Split, spec: InputSpec) -> None:
+        """Decode a split's images into a file."""
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        cores = usable_cores()
-        running: set[Future[None]] = set()
+        size = math.prod(spec.shape)
+
+        def decode_payload(number: int, rows: list[int]) -> None:
+            for row, pixels in self._decode_payload(split, spec, number, rows):
+                _write_at(descriptor, pixels.tobytes(), row * size)
+
         try:
-            with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
-                try:
-                    for payload, rows in rows_of_payload.items():
-                        if len(running) > cores:
-                            running = self._wait_for_one(running)
-                        running.add(pool.submit(self._decode_payload, split, spec, payload, rows, descriptor))
-                    while running:
-                        running = self._wait_for_one(running)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            self._decode_all(split, range(len(self._of_split[split])), decode_payload)
         finally:
             os.close(descriptor)
+
+    def _decode_all(
+        self, split: Split, rows: Iterable[int], decode_payload: Callable[[int, list[int]], None]
+    ) -> None:
+        """Call `decode_payload` with each payload's number and rows, one payload per core at a time."""
+        rows_of_payload: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            rows_of_payload[self._of_split[split][row].payload].append(row)
+        cores = usable_cores()
+        running: set[Future[None]] = set()
+        with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
+            try:
+                for payload, of_payload in rows_of_payload.items():
+                    if len(running) > cores:
+                        running = self._wait_for_one(running)
+                    running.add(pool.submit(decode_payload, payload, of_payload))
+                while running:
+                    running = self._wait_for_one(running)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _wait_for_one(self, running: set[Future[None]]) -> set[Future[None]]:
         """Wait until a payload is decoded; return the others. Raises what its thread or `check` raised."""
@@ -226,9 +266,9 @@ class StoredDataset:
         return others
 
     def _decode_payload(
-        self, split: Split, spec: InputSpec, number: int, rows: list[int], descriptor: int
-    ) -> None:
-        """Decode a payload's images of a split, and write each at its place in the file."""
+        self, split: Split, spec: InputSpec, number: int, rows: list[int]
+    ) -> Iterator[tuple[int, Uint8]]:
+        """Yield these rows of a split, which are in one payload, with their pixels."""
         file = self._manifest.payloads[number]
         try:
             payload = retry(partial(read_payload, self._store, file.key, file.digest), self._pauses)
@@ -237,10 +277,8 @@ class StoredDataset:
                 f"{self} cannot be loaded: {error} Or add the images as a dataset with another name."
             ) from None
         roots = Roots(self._settings.reference_roots, self._settings.private_hosts)
-        size = math.prod(spec.shape)
         for row in rows:
-            pixels = self._decoded(self._of_split[split][row], payload, spec, roots)
-            _write_at(descriptor, pixels.tobytes(), row * size)
+            yield row, self._decoded(self._of_split[split][row], payload, spec, roots)
 
     def _decoded(self, image: DatasetImage, payload: Payload, spec: InputSpec, roots: Roots) -> Uint8:
         limits = self._settings.image_limits
@@ -258,10 +296,14 @@ class StoredDataset:
             ) from None
 
 
+def _labels_and_pictures(images: Sequence[DatasetImage]) -> tuple[Uint16, tuple[str, ...]]:
+    labels = np.array([image.label for image in images], np.uint16)
+    return labels, tuple(image.pixels for image in images)
+
+
 def _cache_name(version: DatasetVersion, spec: InputSpec) -> str:
     """Return the name of the cache's folder for a version and an input."""
-    size = f"{spec.width}x{spec.height}"
-    return f"{version.fingerprint[:24]}-{size}-{spec.mode}-{spec.resampling}-{spec.invert}"
+    return f"{version.fingerprint[:24]}-{spec.slug}"
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

@@ -42,9 +42,9 @@ def execute_run(run_id: str, settings: Settings) -> None:
             from worker.learning.record import record
 
             prepared = prepare(trainer)
-            model, epochs = fit(trainer, prepared)
-            judged = judge(trainer, prepared.data, model)
-            record(trainer, prepared.data, prepared.recipe, judged, epochs)
+            fitted = fit(trainer, prepared)
+            judged = judge(trainer, prepared.data, fitted)
+            record(trainer, prepared.data, prepared.recipe, judged, fitted.epochs)
 
 
 def _claim_run(ledger: Ledger, run_id: str) -> RunClaim | None:
