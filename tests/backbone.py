@@ -1,4 +1,4 @@
-"""A real backbone: EfficientNet-Lite0, from the weights that a package of the development environment brings."""
+"""A real backbone: EfficientNet-Lite0, from weights that a package of the development environment brings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if found is None or not _CONVERTER.exists():
         why = f"the package {_PACKAGE} and {_CONVERTER}, which makes a Keras file of it, are needed"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    [weights] = [path for folder in found.submodule_search_locations or [] for path in Path(folder).rglob("*.pth")]
+    [weights] = [
+        path for folder in found.submodule_search_locations or [] for path in Path(folder).rglob("*.pth")
+    ]
 
     def convert(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:

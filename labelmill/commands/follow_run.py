@@ -181,8 +181,8 @@ def _choice(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
     minutes = recipe.get("max_minutes")
     limit = f", at most {minutes:g} {'minute' if minutes == 1 else 'minutes'}" if minutes else ""
     return (
-        f"{recipe['architecture']} for {images}, augmentation {recipe['augment']}, up to {recipe['epochs']} epochs in batches of "
-        f"{recipe['batch_size']}{limit}"
+        f"{recipe['architecture']} for {images}, augmentation {recipe['augment']}, "
+        f"up to {recipe['epochs']} epochs in batches of {recipe['batch_size']}{limit}"
     )
 
 

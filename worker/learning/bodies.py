@@ -47,7 +47,12 @@ def body_of(network: keras.Model) -> keras.Model:
         else:
             features = network.outputs[0]
         body = keras.Model(network.inputs[0], features, name=network.name)
-    except (AttributeError, IndexError, ValueError) as error:  # it is neither Sequential nor Functional
+    except (
+        AttributeError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:  # it is neither Sequential nor Functional
         reason = str(error).partition("\n")[0]
         raise ModelRefused(f"The network cannot be cut: {reason}. {_ADVICE}") from error
     if len(features.shape) != 2 or features.shape[1] is None:
