@@ -9,7 +9,9 @@ from typing import Final
 from jobs.models.model import InputSpec
 
 #: How to get one, to follow a colon.
-ADD_BACKBONE: Final = "`labelmill backbones add FILE.keras` adds one, such as a network of keras.applications"
+ADD_BACKBONE: Final = (
+    "`labelmill backbones add FILE.keras` adds one, such as a saved network of keras.applications"
+)
 
 
 @dataclass(frozen=True, slots=True)

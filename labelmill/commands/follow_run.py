@@ -13,6 +13,7 @@ from jobs.extras import require_decoders, require_tensorflow
 from jobs.ledger.learning.datasets import latest_version
 from jobs.ledger.learning.models import StoredVerdict
 from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, Run
+from jobs.models.backbone import ADD_BACKBONE
 from jobs.models.dataset import MNIST, describe_accuracy
 from jobs.models.training_request import TrainingRequest
 from jobs.schema import RunState
@@ -106,7 +107,7 @@ def watch_run(client: Client, run_id: str, *, own_trainer: OwnTrainer | None = N
         with ProgressLine("training") as progress:
             for run in client.follow_run(run_id):
                 if run.data is not None and not data_shown:
-                    say(data_line(run))
+                    _say_data(client, run)
                     data_shown = True
                 if run.epochs_done > epochs_shown:
                     for epoch in client.epochs(run_id)[epochs_shown:]:
@@ -184,6 +185,14 @@ def _choice(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
         f"{recipe['architecture']} for {images}, augmentation {recipe['augment']}, "
         f"up to {recipe['epochs']} epochs in batches of {recipe['batch_size']}{limit}"
     )
+
+
+def _say_data(client: Client, run: Run) -> None:
+    """Print what a run trains on, and what would help if it learns pictures in colour from nothing."""
+    say(data_line(run))
+    is_colour = (run.data or {})["input"]["mode"] == "RGB"
+    if is_colour and run.recipe["architecture"] == "cnn" and not client.backbones():
+        say(f"On a pretrained network, photographs are learnt better and sooner: {ADD_BACKBONE}.")
 
 
 def epoch_line(epoch: Row[Any], epochs: int) -> str:
