@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.models.evaluation import Evaluation, unpack_answers
+from jobs.models.evaluation import CalibrationBin, Evaluation, unpack_answers
 
 #: The names of the checks that compare with the champion.
 TEST_SET: Final = "test set"
@@ -38,7 +39,7 @@ class GateLimits:
     significance: float = 0.01  # the two-sided p value of McNemar's exact test must be below
     margin: float = 0.01  # how much lower its accuracy on the test set may be if the live set decides, 0 to 1
     live_margin: float = 0.05  # how much lower on the live set if the test set decides, 0 to 1
-    max_calibration_error: float | None = None  # 0 to 1
+    max_calibration_error: float | None = 0.03  # 0 to 1, above what chance adds
     max_image_microseconds: float | None = None
 
 
@@ -62,14 +63,44 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
         if share is not None
     }
     worst = min(recalls, key=lambda name: recalls[name])
-    error, microseconds = evaluation.calibration_error, evaluation.image_microseconds
+    microseconds = evaluation.image_microseconds
     checks = (
         _minimum("accuracy", "accuracy", evaluation.accuracy, limits.min_accuracy),
         _minimum("class recall", f"recall of class {worst}", recalls[worst], limits.min_class_recall),
-        _maximum("calibration", "calibration error", error, limits.max_calibration_error, digits=4),
+        _check_calibration(evaluation, limits.max_calibration_error),
         _maximum("speed", "microseconds per image", microseconds, limits.max_image_microseconds, digits=1),
     )
     return tuple(check for check in checks if check is not None)
+
+
+def _check_calibration(evaluation: Evaluation, most: float | None) -> Check | None:
+    """Check the calibration error, of which few images show a part by chance alone."""
+    error, chance = evaluation.calibration_error, calibration_by_chance(evaluation.calibration)
+    if most is None or error <= most:
+        return _maximum("calibration", "calibration error", error, most, digits=4)
+    allowed = f"{most:g} and the {chance:.4f} that chance may add to {evaluation.total:,} images"
+    if error <= most + chance:
+        return Check("calibration", True, f"calibration error is {error:.4f}, not above {allowed}")
+    said = _rounded(error, most + chance, 4)
+    return Check("calibration", False, f"calibration error is {said}, above {allowed}")
+
+
+def calibration_by_chance(bins: Sequence[CalibrationBin]) -> float:
+    """Return what the calibration error of a perfectly calibrated model stays below, with 95 % confidence.
+
+    In a bin of n images with mean confidence p, the accuracy differs from p by a normal deviate of variance
+    p(1 - p)/n. Its absolute value has the mean sqrt(2/pi) and the variance 1 - 2/pi, in units of the
+    deviation; the bins add up by their shares of the images.
+    """
+    images = sum(each.images for each in bins)
+    mean = variance = 0.0
+    for each in bins:
+        if each.images:
+            share = each.images / images
+            deviation = math.sqrt(each.confidence * (1 - each.confidence) / each.images)
+            mean += share * deviation * math.sqrt(2 / math.pi)
+            variance += (share * deviation) ** 2 * (1 - 2 / math.pi)
+    return mean + _Z_95_ONE_SIDED * math.sqrt(variance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from math import inf, nextafter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,12 +18,14 @@ from jobs.models.promotion import (
     MIN_LIVE_IMAGES,
     Compared,
     GateLimits,
+    calibration_by_chance,
     check_better,
     check_limits,
     compare_answers,
     mcnemar,
 )
 from tests.evaluations import made_evaluation
+from worker.learning.evaluation import calibration_error, calibration_of
 
 LIMITS = GateLimits(
     min_accuracy=0.9,
@@ -176,6 +179,7 @@ GOOD = replace(
     accuracy=0.95,
     recall=(0.95, 0.9, None, *[0.99] * 7),
     calibration_error=0.02,
+    calibration=(),  # so that nothing is put down to chance
     image_microseconds=30.0,
 )
 
@@ -227,6 +231,23 @@ def test_what_fails_reads_as_failing(data, least, most, slowest):
             assert float(said) < least
         else:
             assert float(said) > (most if name == "calibration" else slowest)
+
+
+def test_few_images_may_miss_the_calibration_by_chance():
+    # Given a calibrated model, whose confidences spread over all bins
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.3, 1, 200)
+    bins = calibration_of(confidence, rng.random(200) < confidence)
+    # Then 95 of 100 such models have an error below what is put down to chance
+    drawn = [calibration_error(calibration_of(confidence, rng.random(200) < confidence)) for _ in range(1000)]
+    assert calibration_by_chance(bins) == pytest.approx(np.quantile(drawn, 0.95), rel=0.15)
+    # and the gate allows as much above its limit, but no more
+    chance = calibration_by_chance(bins)
+    for error, passed in ((0.03 + chance - 1e-4, True), (0.03 + chance + 1e-4, False)):
+        few = replace(GOOD, calibration=bins, calibration_error=error)
+        [check] = [each for each in check_limits(LIMITS, few) if each.name == "calibration"]
+        assert check.passed is passed
+        assert f"{chance:.4f} that chance may add to 100 images" in check.text
 
 
 def test_exactly_at_every_limit_passes():

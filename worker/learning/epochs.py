@@ -72,3 +72,4 @@ class Fitted:
     #: Return the network's probabilities for images, float32 (n, classes), sooner than it would itself. None:
     #: there is no quicker way.
     answers: Answers | None = None
+    temperature: float = 1.0  # by which its logits were divided: see `worker.learning.temperature`

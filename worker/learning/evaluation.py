@@ -38,6 +38,7 @@ from jobs.models.model import Model, why_unfit
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from worker.learning.data import Data, Labelled, Uint16
+from worker.learning.temperature import scale
 from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Evaluated:
     #: Little-endian uint16, shape (n, 2), whose bytes are those of `jobs.models.evaluation.pack_answers`: for
     #: each image the predicted class index, or NO_ANSWER, and the true one.
     answers: npt.NDArray[np.uint16]
+    probabilities: npt.NDArray[np.float32]  # (n, classes)
 
 
 def evaluate(
@@ -116,6 +118,7 @@ def evaluate(
             mistakes=_most_confident_mistakes(classes, labelled, predictions),
         ),
         np.stack([answered_as, labels], axis=1).astype("<u2"),
+        probabilities,
     )
 
 
@@ -227,6 +230,14 @@ def log_loss(probabilities: npt.NDArray[np.float32], labels: Uint16) -> float:
     truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     # Subtracted from 0, so that a perfect loss is 0 and not -0.
     return float(0.0 - np.log(truth.clip(MIN_PROBABILITY, 1.0)).mean())
+
+
+def error_at(temperature: float, evaluated: Evaluated) -> float:
+    """Return the calibration error that the model would have if its logits were divided by this again."""
+    answered = evaluated.answers[:, 0] != NO_ANSWER
+    confidence = scale(evaluated.probabilities[answered], temperature).max(axis=1)
+    right = (evaluated.answers[:, 0] == evaluated.answers[:, 1])[answered]
+    return calibration_error(calibration_of(confidence.astype(np.float64), right))
 
 
 def calibration_of(

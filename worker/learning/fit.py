@@ -29,6 +29,7 @@ from worker.learning.epochs import EpochResult, EpochWriter, Fitted
 from worker.learning.networks import Start, as_input, build, freeze, make_training_copy, precision
 from worker.learning.prepare import Prepared
 from worker.learning.recipes import Recipe
+from worker.learning.temperature import build_in, fit_temperature
 from worker.learning.trainer import Trainer
 from worker.learning.transfer import fit_transfer
 from worker.predicting.tensorflow_runtime import keras, tf
@@ -66,7 +67,13 @@ def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
         on_estimate=partial(_record_estimate, trainer),
         on_epoch=epochs.add,
     )
-    return Fitted(network, epochs)
+    return Fitted(network, epochs, temperature=_calibrate(network, prepared.data.validation))
+
+
+def _calibrate(network: keras.Model, held_out: Labelled) -> float:
+    """Make the network's confidences those of the held-out images. Return the temperature."""
+    temperature = fit_temperature(_scores(network, held_out), held_out.labels) if len(held_out) else 1.0
+    return temperature if build_in(network, temperature) else 1.0
 
 
 def _record_estimate(trainer: Trainer, seconds: float) -> None:
@@ -427,12 +434,18 @@ def _validate(model: keras.Model, validation: Labelled) -> tuple[float, float]:
     if not len(validation):
         return math.nan, math.nan
     labels = validation.labels
-    batch = max(1, _VALIDATION_PIXELS // math.prod(validation.images.shape[1:]))
-    parts = [model(as_input(model, images), training=False).numpy() for images in validation.windows(batch)]
-    scores = np.concatenate(parts)
+    scores = _scores(model, validation)
     chosen = scores[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
     return loss, float((scores.argmax(axis=1) == labels).mean())
+
+
+def _scores(model: keras.Model, images: Labelled) -> npt.NDArray[np.float32]:
+    """Return the network's answers, float32 (n, classes)."""
+    batch = max(1, _VALIDATION_PIXELS // math.prod(images.images.shape[1:]))
+    return np.concatenate(
+        [model(as_input(model, window), training=False).numpy() for window in images.windows(batch)]
+    )
 
 
 def save(model: keras.Model, path: Path) -> None:

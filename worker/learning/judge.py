@@ -12,7 +12,7 @@ from jobs.models.evaluation import Part
 from jobs.storage.keras_files import cache_errors
 from worker.learning.data import Data
 from worker.learning.epochs import Fitted
-from worker.learning.evaluation import Evaluated, evaluate_champion, evaluate_parts
+from worker.learning.evaluation import Evaluated, error_at, evaluate_champion, evaluate_parts
 from worker.learning.fit import save
 from worker.learning.trainer import Trainer
 from worker.predicting.classifier import Classifier
@@ -27,6 +27,8 @@ class Judged:
 
     file: bytes
     evaluated: dict[Part, Evaluated]  # on the test set, and on the live set if there is one
+    temperature: float  # by which its logits were divided
+    uncalibrated_error: float  # its calibration error on the test set without that
 
 
 def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
@@ -52,4 +54,5 @@ def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
         # The new model is still registered; the gate then reports that the two cannot be compared.
         logger.warning("the champion cannot be evaluated: %s", error)
     trainer.check()
-    return Judged(file, evaluated)
+    temperature = fitted.temperature
+    return Judged(file, evaluated, temperature, error_at(1 / temperature, evaluated[Part.TEST]))

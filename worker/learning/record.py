@@ -46,6 +46,8 @@ def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> M
             "data": data.source,
             "run": trainer.claim.run_id,
             "precision": precision(recipe.architecture or "cnn"),
+            "temperature": judged.temperature,
+            "uncalibrated_error": judged.uncalibrated_error,
         },
     )
 

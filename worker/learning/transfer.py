@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from worker.learning.epochs import EpochResult, EpochWriter, Fitted
 from worker.learning.features import Features, key_of
 from worker.learning.head import fit_head
 from worker.learning.prepare import Prepared
+from worker.learning.temperature import fit_temperature
 from worker.learning.trainer import Trainer
 from worker.predicting.classifier import load_model
 
@@ -38,8 +40,11 @@ def fit_transfer(trainer: Trainer, prepared: Prepared, backbone: Backbone, epoch
     val_loss, val_accuracy = head.measure(held_out, data.validation.labels)
     seconds = time.monotonic() - started
     epochs.add(EpochResult(1, loss, accuracy, val_loss, val_accuracy, seconds))
+    temperature = fit_temperature(head.probabilities(held_out), data.validation.labels)
+    calibrated = replace(head, weights=head.weights / temperature, bias=head.bias / temperature)
     return Fitted(
-        with_head(body, head.weights, head.bias),
+        with_head(body, calibrated.weights, calibrated.bias),
         epochs,
-        answers=lambda labelled: head.probabilities(features.of(labelled)),
+        answers=lambda labelled: calibrated.probabilities(features.of(labelled)),
+        temperature=temperature,
     )
