@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from worker.learning.data import Uint16
 from worker.predicting.tensorflow_runtime import keras
 
 Float32 = npt.NDArray[np.float32]
@@ -28,7 +27,7 @@ _SOFTMAX: Final = keras.activations.softmax
 _MOST: Final = math.log(20)
 
 
-def fit_temperature(probabilities: Float32, labels: Uint16) -> float:
+def fit_temperature(probabilities: Float32, labels: npt.NDArray[np.integer]) -> float:
     """Return the temperature T for which softmax(log p / T) has the lowest log loss.
 
     `probabilities` is float32 (n, classes), `labels` are class indexes (n,), both of images that the network
