@@ -47,13 +47,18 @@ _WINDOW: Final = 256
 class Features:
     """The features of images by their pictures. `of` computes those that are not known."""
 
-    def __init__(self, trainer: Trainer, body: keras.Model, spec: InputSpec, *, key: str) -> None:
-        """Read what is kept under `key`. Raises Unavailable."""
+    def __init__(self, trainer: Trainer, body: keras.Model, spec: InputSpec, *, key: str | None) -> None:
+        """Read what is kept under `key`. With None, nothing is kept, because no other run will need it.
+
+        Raises Unavailable.
+        """
         self._trainer = trainer
         self._run = _compiled(body, spec)
         self._width = int(body.outputs[0].shape[1])
-        self._folder = features_folder(trainer.claim.dataset, key)
-        self._known = trainer.retry(lambda: _read_all(trainer.store, self._folder, self._width))
+        self._folder = None if key is None else features_folder(trainer.claim.dataset, key)
+        self._known: dict[str, Float16] = {}
+        if (folder := self._folder) is not None:
+            self._known |= trainer.retry(lambda: _read_all(trainer.store, folder, self._width))
 
     def of(self, labelled: Labelled) -> Float32:
         """Return the features of these images, float32 (n, features).
@@ -92,8 +97,9 @@ class Features:
             return
         self._known.update(new)
         store = self._trainer.store
-        self._trainer.retry(lambda: _write(store, self._folder, new))
-        self._trainer.retry(lambda: _merge(store, self._folder, self._known))
+        if (folder := self._folder) is not None:
+            self._trainer.retry(lambda: _write(store, folder, new))
+            self._trainer.retry(lambda: _merge(store, folder, self._known))
 
 
 def key_of(sha256: str, spec: InputSpec) -> str:

@@ -26,12 +26,12 @@ from jobs.models.model import InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.data import Data, Labelled
 from worker.learning.epochs import EpochResult, EpochWriter, Fitted
-from worker.learning.networks import Start, as_input, build, freeze, make_training_copy, precision
+from worker.learning.networks import as_input, build, freeze, make_training_copy, precision
 from worker.learning.prepare import Prepared
 from worker.learning.recipes import Recipe
 from worker.learning.temperature import build_in, fit_temperature
 from worker.learning.trainer import Trainer
-from worker.learning.transfer import fit_transfer
+from worker.learning.transfer import fit_transfer, with_new_head
 from worker.predicting.tensorflow_runtime import keras, tf
 from worker.time_limit import time_ran_out
 
@@ -42,9 +42,6 @@ _VALIDATION_PIXELS: Final = 784_000
 
 #: The share of the training to which `Augmentation.at_the_end` applies: the last fifth.
 _FINAL_SHARE: Final = 0.2
-
-#: The highest learning rate of a new head while the other layers are frozen.
-_HEAD_LEARNING_RATE: Final = 0.003
 
 #: How long steps are measured before the end of the training is estimated. The first step, which takes longer
 #: because it compiles the graph, is not counted.
@@ -62,7 +59,7 @@ def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
     network = train(
         prepared.data,
         prepared.recipe,
-        start=prepared.start,
+        start=None if prepared.start is None else with_new_head(trainer, prepared, prepared.start),
         on_batch=trainer.check,
         on_estimate=partial(_record_estimate, trainer),
         on_epoch=epochs.add,
@@ -94,83 +91,79 @@ def train(
     data: Data,
     recipe: Recipe,
     *,
-    start: Start | None = None,
+    start: keras.Model | None = None,
     on_batch: Callable[[], None] = lambda: None,
     on_estimate: Callable[[float], None] = lambda _seconds: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
 ) -> keras.Model:
     """Train a model and return it: the weights of the best epoch, or those after the last step.
 
-    It begins with random weights, or with `start`, whose classes need not be those of the data. If the recipe
+    It begins with random weights, or with `start`, a trained network for the classes of the data, which is
+    changed; of its layers only the last ones learn, and it is kept if no epoch gains anything. If the recipe
     averages, the running average of the weights counts. `on_batch` is called after each step, and `on_epoch`
     after each epoch. `on_estimate` gets the seconds that are left at most: once the first steps are measured,
     and after each later epoch. An exception from any of them ends the training.
 
-    Raises ValueError for an unknown architecture, ModelRefused if `start` cannot be trained further,
-    TrainingDiverged if a loss is not finite.
+    Raises ValueError for an unknown architecture, TrainingDiverged if a loss is not finite.
     """
     keras.utils.set_random_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     images = learnt_images(data, recipe)
 
     # the network, and the copy that is trained
-    if start is None:
-        finished, has_new_head = build(recipe.architecture or "cnn", data.spec, len(data.classes)), False
-    else:
-        finished, has_new_head = start.continued(data.classes)
+    finished = start or build(recipe.architecture or "cnn", data.spec, len(data.classes))
     model = make_training_copy(finished, precision(recipe.architecture or "cnn"))
+    if start is not None:
+        freeze(model)
     averaged = finished if recipe.averaging else model
 
     steps = -(-len(images.learnt) // recipe.batch_size)
-    planned = stages(recipe, has_new_head=has_new_head)
-    budget, best, epoch = Budget(recipe, steps * sum(stage.epochs for stage in planned)), None, 0
+    budget = Budget(recipe, steps * recipe.epochs)
+    best = _best_at_start(finished, data, recipe) if start is not None else None
+    position = tf.Variable(0.0)
+    optimizer = keras.optimizers.AdamW(
+        _learning_rate(recipe, steps * recipe.epochs, position), weight_decay=recipe.weight_decay
+    )
+    optimizer.build(model.trainable_variables)
+    step = make_train_step(model, averaged, optimizer, recipe, data.spec, images.class_weights)
     is_estimated = False
-    for stage in planned:
-        freeze(model, all_but_head=stage.is_head_only)
-        position = tf.Variable(0.0)
-        rate = _learning_rate(recipe, stage.learning_rate, steps * stage.epochs, position)
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
-        optimizer.build(model.trainable_variables)
-        step = make_train_step(model, averaged, optimizer, recipe, data.spec, images.class_weights)
-        budget.begin(stage, steps * stage.epochs)
-        for stage_epoch in range(stage.epochs):
-            epoch += 1
-            started = time.monotonic()
-            loss = correct = 0.0
-            seen = 0
-            for number, rows in enumerate(images.batches(steps, rng)):
-                share = budget.share_done(stage_epoch * steps + number)
-                if share >= 1:
-                    break
-                position.assign(share * steps * stage.epochs)
-                seed = np.array((recipe.seed, (epoch - 1) * steps + number), np.int32)
-                batch, labels = images.batch(rows, rng), images.labels[rows]
-                batch_loss, batch_correct = step(batch, labels, seed, distortion_share(recipe, share))
-                # These are tensors: reading their values here would wait for the step.
-                loss, correct, seen = loss + batch_loss, correct + batch_correct, seen + len(rows)
-                on_batch()
-                budget.count_step()
-                if not is_estimated and (left := budget.seconds_left()) is not None:
-                    on_estimate(left)
-                    is_estimated = True
-            if not seen:  # the time was over at the end of the last epoch
+    for epoch in range(1, recipe.epochs + 1):
+        started = time.monotonic()
+        loss = correct = 0.0
+        seen = 0
+        for number, rows in enumerate(images.batches(steps, rng), (epoch - 1) * steps):
+            share = budget.share_done(number)
+            if share >= 1:
                 break
-            val_loss, val_accuracy = _validate(averaged, data.validation)
-            result = EpochResult(
-                epoch=epoch,
-                loss=float(loss) / seen,
-                accuracy=float(correct) / seen,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                seconds=time.monotonic() - started,
-            )
-            _check_finite(result, is_validated=len(data.validation) > 0)
-            on_epoch(result)
-            if is_estimated and (left := budget.seconds_left()) is not None:
+            position.assign(share * steps * recipe.epochs)
+            seed = np.array((recipe.seed, number), np.int32)
+            batch, labels = images.batch(rows, rng), images.labels[rows]
+            batch_loss, batch_correct = step(batch, labels, seed, distortion_share(recipe, share))
+            # These are tensors: reading their values here would wait for the step.
+            loss, correct, seen = loss + batch_loss, correct + batch_correct, seen + len(rows)
+            on_batch()
+            budget.count_step()
+            if not is_estimated and (left := budget.seconds_left()) is not None:
                 on_estimate(left)
-            best = _better_of(best, result, averaged, recipe)
-            if best and best.is_final(epoch, recipe):
-                break
+                is_estimated = True
+        if not seen:  # the time was over at the end of the last epoch
+            break
+        val_loss, val_accuracy = _validate(averaged, data.validation)
+        result = EpochResult(
+            epoch=epoch,
+            loss=float(loss) / seen,
+            accuracy=float(correct) / seen,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=time.monotonic() - started,
+        )
+        _check_finite(result, is_validated=len(data.validation) > 0)
+        on_epoch(result)
+        if is_estimated and (left := budget.seconds_left()) is not None:
+            on_estimate(left)
+        best = _better_of(best, result, averaged, recipe)
+        if best and best.is_final(epoch, recipe):
+            break
     finished.set_weights(best.weights if best else averaged.get_weights())
     finished.trainable = True
     return finished
@@ -245,6 +238,13 @@ class Best:
         return recipe.patience is not None and since >= recipe.patience
 
 
+def _best_at_start(network: keras.Model, data: Data, recipe: Recipe) -> Best | None:
+    """Return a trained network as the best so far: an epoch has to gain something to be kept."""
+    val_loss, val_accuracy = _validate(network, data.validation)
+    nothing_learnt = EpochResult(0, math.nan, math.nan, val_loss, val_accuracy, 0.0)
+    return _better_of(None, nothing_learnt, network, recipe)
+
+
 def _better_of(best: Best | None, result: EpochResult, model: keras.Model, recipe: Recipe) -> Best | None:
     """Return the better epoch by its accuracy on the validation images; of two equal ones, the later.
 
@@ -258,42 +258,15 @@ def _better_of(best: Best | None, result: EpochResult, model: keras.Model, recip
     return Best(result, model.get_weights())
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of a training with a learning-rate cycle of its own."""
-
-    epochs: int
-    learning_rate: float  # the highest
-    is_head_only: bool = False  # the other layers are frozen
-    until: float = 1.0  # the share of the time budget that is over when it ends
-
-
-def stages(recipe: Recipe, *, has_new_head: bool) -> list[Stage]:
-    """Return the stages of a training. A new head is trained alone first: it would spoil the other layers."""
-    if not has_new_head:
-        return [Stage(recipe.epochs, recipe.learning_rate)]
-    alone = max(1, recipe.epochs // 4)
-    return [
-        Stage(alone, _HEAD_LEARNING_RATE, is_head_only=True, until=alone / recipe.epochs),
-        Stage(max(1, recipe.epochs - alone), recipe.learning_rate),
-    ]
-
-
 class Budget:
     """The steps that a training takes, or the time if its recipe limits it."""
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
-        """Begin a training of at most so many steps, in all its stages."""
+        """Begin a training of at most so many steps."""
         self._seconds = 60 * recipe.max_minutes if recipe.max_minutes else math.inf
         self._started = time.monotonic()
-        self._steps_left, self._steps_measured, self._measured_from = steps, -1, 0.0
-        # The present stage: its steps, and its first and last second.
-        self._steps, self._begin, self._end = 1, 0.0, math.inf
-
-    def begin(self, stage: Stage, steps: int) -> None:
-        """Begin a stage of this many steps."""
-        self._steps, self._end = steps, self._seconds * stage.until
-        self._begin = time.monotonic() - self._started
+        self._steps = self._steps_left = steps
+        self._steps_measured, self._measured_from = -1, 0.0
 
     def count_step(self) -> None:
         """Count a step that has been taken."""
@@ -312,15 +285,13 @@ class Budget:
         return max(0.0, min(of_steps, self._started + self._seconds - now))
 
     def share_done(self, steps: int) -> float:
-        """Return how much of the stage is done: its share of the steps, or of the time if that is more.
+        """Return how much is done after so many steps: their share, or that of the time if that is more.
 
         The first step is always taken.
         """
         of_steps = steps / self._steps
-        if not steps or math.isinf(self._end):
-            return of_steps
-        now = time.monotonic() - self._started
-        return max(of_steps, (now - self._begin) / (self._end - self._begin)) if now < self._end else 1.0
+        spent = (time.monotonic() - self._started) / self._seconds
+        return min(1.0, max(of_steps, spent)) if steps else of_steps
 
 
 def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np.float32]:
@@ -335,7 +306,7 @@ def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np
     return weights.astype(np.float32)
 
 
-def _learning_rate(recipe: Recipe, highest: float, steps: int, position: Any) -> Any:
+def _learning_rate(recipe: Recipe, steps: int, position: Any) -> Any:
     """Return the one-cycle schedule of the learning rate over all steps (Smith, Super-Convergence, 2017).
 
     `position`, a variable, is the step that the training is at. If the time is short, it skips steps.
@@ -349,7 +320,7 @@ def _learning_rate(recipe: Recipe, highest: float, steps: int, position: Any) ->
             done = position.value()
             up = (done + 1) / (warm_up + 1)
             down = 0.5 * (1 + tf.cos(math.pi * (done - warm_up) / (steps - warm_up)))
-            return highest * tf.where(done < warm_up, up, down)
+            return recipe.learning_rate * tf.where(done < warm_up, up, down)
 
     return OneCycle()
 

@@ -5,10 +5,8 @@ Each network takes uint8 pixels and scales them itself, so that code that serves
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
-from jobs.errors import ModelRefused
 from jobs.models.model import MNIST_INPUT, InputSpec
 from worker.predicting.tensorflow_runtime import keras, multiplies_bfloat16, tf
 
@@ -129,6 +127,10 @@ def _convolutions(filters: int, *sizes: int) -> list[Any]:
     ]
 
 
+#: A network of so few layers with weights is fine-tuned as a whole.
+_FEW_LAYERS: Final = 20
+
+
 class _FusedNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     """Run batch normalisation as one fused operation during training.
 
@@ -186,48 +188,15 @@ def make_training_copy(model: keras.Model, precision: str) -> keras.Model:
     return copy
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A trained model that a fine-tuning starts from."""
+def freeze(network: keras.Model) -> None:
+    """Let a trained network learn only its last layers: all that have weights, or a third of more than 20.
 
-    network: keras.Model
-    classes: tuple[str, ...]
-    logits: bool = False  # it answers logits; the trained model will answer probabilities
-
-    def continued(self, classes: tuple[str, ...]) -> tuple[keras.Model, bool]:
-        """Return the network to train for these classes, and whether its last layer is new.
-
-        The last layer is new if the classes differ. Raises ModelRefused if the model has no last layer
-        that could be replaced.
-        """
-        network = self.network
-        if classes == self.classes:
-            if self.logits:
-                answers = keras.layers.Softmax()(network.outputs[0])
-                network = keras.Model(network.inputs[0], answers, name=network.name)
-            return network, False
-        try:
-            last = network.layers[-1]
-            if isinstance(last, keras.layers.Softmax | keras.layers.Activation):
-                last = network.layers[-2]
-            if not isinstance(last, keras.layers.Dense):
-                raise ModelRefused(
-                    f"{_CANNOT_FINETUNE}: its last layer is {type(last).__name__}. {_HEAD_ADVICE}"
-                )
-            head = keras.layers.Dense(len(classes), activation="softmax", name="new_head")
-            return keras.Model(network.inputs[0], head(last.input), name=network.name), True
-        except (AttributeError, IndexError, ValueError) as error:  # it is neither Sequential nor Functional
-            reason = str(error).partition("\n")[0]
-            raise ModelRefused(f"{_CANNOT_FINETUNE}: {reason}. {_HEAD_ADVICE}") from error
-
-
-_CANNOT_FINETUNE: Final = "The model cannot be fine-tuned for other classes"
-_HEAD_ADVICE: Final = "Its last layer must be Dense, with or without a softmax after it."
-
-
-def freeze(model: keras.Model, *, all_but_head: bool) -> None:
-    """Let the model learn all its weights, or only those of the last layer."""
-    model.trainable = True
-    if all_but_head:
-        for layer in model.layers[:-1]:
-            layer.trainable = False
+    Batch normalisation keeps the statistics of the many images that the network has learnt: those of a few
+    others would spoil it.
+    """
+    normalisations = (keras.layers.BatchNormalization,)
+    weighted = [layer for layer in network.layers if layer.weights and not isinstance(layer, normalisations)]
+    learning = weighted if len(weighted) <= _FEW_LAYERS else weighted[-(len(weighted) // 3) :]
+    network.trainable = True
+    for layer in network.layers:
+        layer.trainable = layer in learning

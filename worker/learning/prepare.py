@@ -12,15 +12,12 @@ from jobs.ledger.learning.models import model_to_start_from
 from jobs.ledger.learning.runs import describe_data
 from jobs.models.backbone import ADD_BACKBONE, Backbone
 from jobs.models.model import InputSpec, Model
-from jobs.storage.registry import fetch_model
 from jobs.storage.store_identity import check_store
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
-from worker.learning.networks import Start
 from worker.learning.recipes import Recipe, fitted_to
 from worker.learning.stored import MAX_CHOSEN_SIDE, StoredDataset, open_dataset
 from worker.learning.trainer import Trainer
-from worker.predicting.classifier import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ class Prepared:
 
     data: Data
     recipe: Recipe
-    start: Start | None  # the model that a fine-tuning starts from
+    start: Model | None  # what a fine-tuning starts from
     backbone: Backbone | None  # what a transfer builds on
 
 
@@ -64,7 +61,7 @@ def prepare(trainer: Trainer) -> Prepared:
     )
     _describe(trainer, data, recipe)
     logger.info("training run %s: begins, on %s images", trainer.claim.run_id, f"{len(data.train):,}")
-    return Prepared(data, recipe, _load_start(trainer, start_model) if start_model else None, backbone)
+    return Prepared(data, recipe, start_model, backbone)
 
 
 def _backbone(trainer: Trainer, recipe: Recipe, images: StoredDataset) -> Backbone | None:
@@ -111,11 +108,6 @@ def _start_model(trainer: Trainer, recipe: Recipe) -> Model:
             return model_to_start_from(connection, trainer.claim.dataset, recipe.start)
 
     return trainer.retry(find)
-
-
-def _load_start(trainer: Trainer, model: Model) -> Start:
-    path = trainer.retry(lambda: fetch_model(trainer.store, model, trainer.settings.cache_dir))
-    return Start(load_model(path), model.classes, logits=model.logits)
 
 
 def _load_data(trainer: Trainer, images: StoredDataset, spec: InputSpec, backbone: Backbone | None) -> Data:

@@ -204,6 +204,10 @@ _IMAGES_LEARNT: Final = 1_200_000
 _EPOCHS: Final = (8, 300)
 _FINETUNED_EPOCHS: Final = (6, 80)
 
+#: A batch has at most so many pixels, 128 times 64x64: the activations of a network need memory for all.
+_BATCH_PIXELS: Final = 524_288
+_LEAST_BATCH: Final = 16
+
 #: With at most this many training images, batches are smaller and weights are averaged over a shorter time.
 _FEW_IMAGES: Final = 5_000
 
@@ -240,11 +244,12 @@ def fitted_to(recipe: Recipe, images: int, *, width: int, height: int, grey: boo
     least, most = _FINETUNED_EPOCHS if tuned else _EPOCHS
     epochs = max(least, min(most, _IMAGES_LEARNT // max(1, images)))
     augment: Augment = recipe.augment or ("digits" if grey else "photos")
+    fitting = max(_LEAST_BATCH, _BATCH_PIXELS // (width * height))
     return replace(
         recipe,
         epochs=epochs,
-        batch_size=32 if images <= _FEW_IMAGES // 4 else 64 if few else 128,
-        learning_rate=0.001 if tuned or recipe.architecture == "mlp" else 0.004,
+        batch_size=min(32 if images <= _FEW_IMAGES // 4 else 64 if few else 128, fitting),
+        learning_rate=0.0003 if tuned else 0.001 if recipe.architecture == "mlp" else 0.004,
         warm_up=0.1,
         weight_decay=0.02,
         label_smoothing=0.05 if few else 0.0,
