@@ -98,7 +98,7 @@ def test_what_a_request_leaves_out_is_that_of_the_schedule() -> None:
         ({"size": True}, "size: .* integer, got True"),
         ({"max_minutes": 0}, "max minutes: .* 0, got 0"),
         ({"max_minutes": float("nan")}, "max minutes: .* got nan"),
-        ({"architecture": "vit"}, "architecture: .* 'mlp', 'cnn' or 'finetune', got 'vit'"),
+        ({"architecture": "vit"}, "architecture: .* 'mlp', 'cnn', 'transfer' or 'finetune', got 'vit'"),
         ({"archtecture": "cnn"}, "archtecture: Unexpected"),
     ],
 )

@@ -46,9 +46,9 @@ def test_a_class_without_training_images_is_never_answered() -> None:
 
 def test_held_out_images_choose_a_strength_that_fits_the_noise() -> None:
     # Given few images in much noise, then a head that learns them by heart is not chosen
-    features, labels = drawn((8, 8, 8), noise=4)
+    features, labels = drawn((8, 8, 8), noise=8)
     ones = np.ones(len(labels), np.float32)
-    held_out = drawn((100, 100, 100), noise=4)
+    held_out = drawn((100, 100, 100), noise=8)
     chosen = fit_head(features, labels, ones, *held_out, 3)
     none = fit_head(features, labels, ones, held_out[0][:0], held_out[1][:0], 3)
     assert chosen.strength < none.strength

@@ -1,4 +1,4 @@
-"""The networks: they fit images of every size, and a trained one can be continued."""
+"""The networks: they fit images of every size, and a trained one keeps what it has learnt from many."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.errors import ModelRefused
-from jobs.models.model import MNIST_INPUT, InputSpec
+from jobs.models.model import InputSpec
 from worker.learning.fit import save
-from worker.learning.networks import Start, build, freeze, make_training_copy
+from worker.learning.networks import build, freeze, make_training_copy
 from worker.predicting.classifier import Classifier
 from worker.predicting.tensorflow_runtime import keras, tf
 
@@ -76,45 +75,19 @@ def test_normalisation_that_is_not_of_pictures_is_trained_as_it_is() -> None:
         assert (weights == same).all()
 
 
-def test_a_model_for_the_same_classes_is_continued_as_it_is() -> None:
-    network = build("cnn", MNIST_INPUT, 2)
-    assert Start(network, ("a", "b")).continued(("a", "b")) == (network, False)
-
-
-@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
-def test_a_model_for_other_classes_gets_a_new_head(architecture: str) -> None:
-    # Given a model for two classes, when it is continued for three
-    spec = InputSpec(32, 32, "RGB")
-    start = build(architecture, spec, 2)
-    network, has_new_head = Start(start, ("a", "b")).continued(("a", "b", "c"))
-    # Then it has three outputs, and all other layers with their weights
-    assert has_new_head
-    assert network.output_shape == (None, 3)
-    assert all(map(np.array_equal, network.get_weights()[:-2], start.get_weights()[:-2]))
-    # and while all but the head is frozen, only the head learns.
-    freeze(network, all_but_head=True)
-    assert [each.shape for each in network.trainable_variables] == [network.layers[-1].kernel.shape, (3,)]
-    freeze(network, all_but_head=False)
-    assert len(network.trainable_variables) == len(start.trainable_variables)
-
-
-def test_a_model_that_ends_in_logits_gets_a_softmax_or_a_new_head() -> None:
-    inputs = keras.Input((4, 4))
-    logits = layers.Dense(2)(layers.Flatten()(inputs))
-    pixels = np.random.default_rng(1).normal(size=(5, 4, 4)).astype(np.float32)
-    # Given a model that answers logits, and one with a separate softmax
-    start = Start(keras.Model(inputs, logits), ("a", "b"), logits=True)
-    same, _ = start.continued(("a", "b"))
-    other, _ = Start(keras.Model(inputs, layers.Softmax()(logits)), ("a", "b")).continued(("x", "y", "z"))
-    # Then they answer probabilities of their classes.
-    for network, classes in ((same, 2), (other, 3)):
-        answers = network(pixels).numpy()
-        assert answers.shape == (5, classes)
-        assert np.allclose(answers.sum(axis=1), 1)
-
-
-def test_a_model_without_a_dense_end_cannot_get_a_new_head() -> None:
-    inputs = keras.Input((4, 4, 2))
-    network = keras.Model(inputs, layers.GlobalAveragePooling2D()(inputs))
-    with pytest.raises(ModelRefused, match="its last layer is GlobalAveragePooling2D"):
-        Start(network, ("a", "b")).continued(("a", "b", "c"))
+@pytest.mark.parametrize(("depth", "learning"), [(4, 5), (23, 8)], ids=["small", "deep"])
+def test_of_a_deep_network_only_the_last_layers_learn_and_no_statistics(depth: int, learning: int) -> None:
+    found = inputs = keras.Input((8, 8, 3))
+    for _ in range(depth):
+        found = layers.BatchNormalization()(layers.Conv2D(3, 3, padding="same", use_bias=False)(found))
+    network = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(found)))
+    copy = make_training_copy(network, "float32")
+    freeze(copy)
+    trainable = [layer for layer in copy.layers if layer.trainable_variables]
+    assert trainable == [layer for layer in copy.layers if layer.weights and layer in trainable]
+    assert len(trainable) == learning
+    assert not any(isinstance(layer, layers.BatchNormalization) for layer in trainable)
+    # and a batch moves none of the statistics
+    before = copy.get_weights()
+    copy(np.random.default_rng(1).normal(5, 2, (4, 8, 8, 3)).astype(np.float32), training=True)
+    assert all(map(np.array_equal, before, copy.get_weights()))

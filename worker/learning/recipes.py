@@ -186,8 +186,10 @@ def recipe_of(request: TrainingRequest) -> Recipe:
             class_weights=True,
             max_minutes=request.max_minutes,
         )
-    if architecture in ("finetune", "transfer"):
-        raise UserError(f"A {architecture} has no profile: leave out --profile.")
+    if architecture == "transfer":
+        raise UserError("A transfer has no profile: leave out --profile.")
+    if architecture == "finetune":
+        raise UserError("A fine-tuning has no profile. Give the time instead: --max-minutes.")
     if request.augment is not None:
         raise UserError("A profile has its own augmentation: leave out --profile or --augment.")
     recipe = recipe_for(architecture or "mlp", request.profile, seed=seed)
