@@ -54,7 +54,7 @@ _COLUMNS: Final = (
     Column("by", _requested_by, leave_out=3),
     Column(
         "recipe",
-        lambda run: f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
+        lambda run: f"{run.recipe.get('architecture') or '-'} {run.recipe.get('profile', '-')}",
         leave_out=1,
     ),
     Column("epochs", lambda run: f"{run.epochs_done}/{run.recipe.get('epochs', '-')}", right=True),

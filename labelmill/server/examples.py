@@ -59,6 +59,7 @@ _OPTIONS: Final = {
 _TRAINING: Final = {
     "architecture": "finetune",
     "profile": "quick",
+    "backbone": "efficientnetv2b0",
     "start": MODEL_ID,
     "size": 96,
     "augment": "photos",

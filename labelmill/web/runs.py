@@ -45,6 +45,7 @@ def show_runs(request: Request, session: SubmitSession) -> Response:
         schedules=_schedules_of(client, datasets),
         datasets=datasets,
         architectures=get_args(Architecture),
+        backbones=client.backbones(),
         has_trainer=client.trainer_is_running(),
     )
 

@@ -240,7 +240,8 @@ def fitted_to(recipe: Recipe, images: int, *, width: int, height: int, grey: boo
     if recipe.epochs:
         return recipe
     if recipe.architecture == "transfer":
-        return replace(recipe, epochs=1)
+        # It has no steps.
+        return replace(recipe, epochs=1, batch_size=0, learning_rate=0.0, warm_up=0.0)
     few = images <= _FEW_IMAGES
     tuned = recipe.architecture == "finetune"
     least, most = _FINETUNED_EPOCHS if tuned else _EPOCHS
