@@ -26,9 +26,9 @@ _MAX_NAMED: Final = 10
 class InputSpec:
     """How an image becomes the model's input: uint8 of shape (height, width), or (height, width, 3) for RGB.
 
-    The steps, in this order: rotate the image as its EXIF orientation says; composite transparency over
-    white; convert to `mode`; resize to `width` x `height` pixels with `resampling`; invert if `invert` says
-    so.
+    The steps, in this order: decode a large JPEG in a half, a quarter or an eighth of its size, as
+    `reduction` allows; rotate the image as its EXIF orientation says; composite transparency over white;
+    convert to `mode`; resize to `width` x `height` pixels with `resampling`; invert if `invert` says so.
     """
 
     width: int
@@ -38,6 +38,9 @@ class InputSpec:
     #: `dark_on_light` inverts an image whose border is brighter than mid-grey: ink on paper becomes light
     #: strokes on black, as in MNIST.
     invert: Invert = "never"
+    #: A JPEG is decoded in the smallest size that has at least so many times the larger of width and height,
+    #: in both directions, which is several times as fast. 0: in its own size.
+    reduction: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,8 +50,12 @@ class InputSpec:
     @property
     def slug(self) -> str:
         """Return a name for folders of what was prepared for this input."""
-        return f"{self.width}x{self.height}-{self.mode}-{self.resampling}-{self.invert}"
+        return f"{self.width}x{self.height}-{self.mode}-{self.resampling}-{self.invert}-{self.reduction}"
 
+
+#: The reduction of new models in colour. With 2, the pixels of a photograph differ by 0.45 of 255 on average
+#: from those of full decoding, and with 1 by 1.8.
+PHOTO_REDUCTION: Final = 2
 
 #: MNIST's own shape. Ink on paper is inverted; MNIST itself, with its black border, is not.
 MNIST_INPUT = InputSpec(width=28, height=28, mode="L", resampling="bilinear", invert="dark_on_light")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -108,7 +109,8 @@ def register(
             f"This file is already registered as model {model.id}, with other classes: "
             f"{name_classes(model.classes)}. `labelmill models edit {model.id}` corrects them."
         )
-    if model.input_spec != input_spec:
+    # A model that was registered before large JPEGs were reduced stays as it is.
+    if model.input_spec != replace(input_spec, reduction=model.input_spec.reduction):
         raise Conflict(
             f"This file is already registered as model {model.id}, with another input: "
             f"{describe_input(model.input_spec)}. Use it as it is, or save the model again and register that "

@@ -37,7 +37,7 @@ SEAMS = ("run claimed", "epoch", "saved", "storing", "stored", "promoting", "pro
 
 #: The dataset of colour pictures, whose models have this input.
 COLOURED = "coloured"
-INPUT = InputSpec(24, 24, "RGB")
+INPUT = InputSpec(24, 24, "RGB", reduction=2)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 SHAPES = "shapes"
 
-SPEC = InputSpec(24, 24, "RGB")
+SPEC = InputSpec(24, 24, "RGB", reduction=2)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from worker.learning.stored import StoredDataset
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 #: The input that is chosen for pictures of 24x24 pixels.
-OWN_SIZE = InputSpec(24, 24, "RGB")
+OWN_SIZE = InputSpec(24, 24, "RGB", reduction=2)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_dataset_of_ones_own_gets_a_champion_of_its_own(
         shapes,
         tuple(sorted(COLOURS)),
     )
-    assert champion.input_spec == InputSpec(24, 24, "RGB")
+    assert champion.input_spec == InputSpec(24, 24, "RGB", reduction=2)
     assert champion_of(ledger, "mnist") is None
     # and its run says what was chosen from the data
     with ledger.reading() as connection:
@@ -151,7 +151,7 @@ def test_a_model_of_another_size_is_compared_with_the_champion(
     train(shapes, size=16, **LIGHT)
     second = train(shapes, size=32, augment="digits", architecture="mlp")
     # Then both are evaluated on the same images, each at its own size.
-    assert second.model.input_spec == InputSpec(32, 32, "RGB")
+    assert second.model.input_spec == InputSpec(32, 32, "RGB", reduction=2)
     assert "not evaluated" not in second.reason
     assert "other classes" not in second.reason
 

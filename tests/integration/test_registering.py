@@ -219,12 +219,12 @@ def test_what_pictures_it_takes_is_read_from_the_file_and_said(
         ("channel", (28, 28, 1), (), MNIST_INPUT),
         ("negative", (28, 28, 1), ("--invert", "never"), replace(MNIST_INPUT, invert="never")),
         ("grey", (20, 30), (), InputSpec(width=30, height=20)),
-        ("colour", (20, 30, 3), (), InputSpec(width=30, height=20, mode="RGB")),
+        ("colour", (20, 30, 3), (), InputSpec(width=30, height=20, mode="RGB", reduction=2)),
         (
             "sharp",
             (20, 30, 3),
             ("--resampling", "lanczos", "--invert", "always"),
-            InputSpec(width=30, height=20, mode="RGB", resampling="lanczos", invert="always"),
+            InputSpec(width=30, height=20, mode="RGB", resampling="lanczos", invert="always", reduction=2),
         ),
     ):
         # When one is registered, Then its input spec follows from its file and the options

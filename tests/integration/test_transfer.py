@@ -91,7 +91,7 @@ def test_colour_pictures_are_learnt_on_the_backbone_and_each_is_looked_at_once(
         champion = find_champion(connection, shapes)
         run = get_run(connection, done.run_id)
     assert champion is not None
-    assert (champion.architecture, champion.input_spec) == ("tiny", InputSpec(32, 32, "RGB"))
+    assert (champion.architecture, champion.input_spec) == ("tiny", InputSpec(32, 32, "RGB", reduction=2))
     assert (run.recipe["architecture"], run.recipe["backbone"]) == ("transfer", "tiny")
     assert champion.accuracy is not None
     assert champion.accuracy > 0.9
@@ -128,7 +128,7 @@ def test_another_size_has_features_of_its_own_and_they_go_with_the_dataset(
     shapes: str, train: Callable[..., training.Trained], client: Client, store: Store
 ) -> None:
     done = train(backbone="tiny", size=24)
-    assert done.model.input_spec == InputSpec(24, 24, "RGB")
+    assert done.model.input_spec == InputSpec(24, 24, "RGB", reduction=2)
     [key] = store.folders(features_folder(shapes))
     assert "24x24" in key
     with client.ledger.transaction() as connection:
@@ -154,7 +154,11 @@ def test_a_person_chooses_how_own_images_are_learnt(train: Callable[..., trainin
 
 def test_a_backbone_keeps_its_name_for_one_file(client: Client, backbone_file: Path, tmp_path: Path) -> None:
     added = client.add_backbone(backbone_file)
-    assert (added.name, added.features, added.input_spec) == ("tiny", 32, InputSpec(32, 32, "RGB"))
+    assert (added.name, added.features, added.input_spec) == (
+        "tiny",
+        32,
+        InputSpec(32, 32, "RGB", reduction=2),
+    )
     assert client.add_backbone(backbone_file) == added
     from worker.predicting.tensorflow_runtime import keras
 

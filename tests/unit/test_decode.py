@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
+from benchmarks.harness.photographs import paint
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.models.model import MNIST_INPUT, InputSpec
@@ -658,6 +659,32 @@ def test_a_thumbnail_of_a_large_jpeg_is_decoded_smaller(monkeypatch: pytest.Monk
     with Image.open(io.BytesIO(thumbnail(data, 96))) as small:
         assert small.size == (96, 48)
     assert max(decoded) == (500, 250)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (1600, 1200)), (6, (1600, 1200)), (1, (200, 150))])
+def test_a_large_jpeg_is_decoded_in_a_smaller_size_and_looks_the_same(
+    orientation: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def noted(image: JpegImagePlugin.JpegImageFile) -> object:
+        decoded.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", noted)
+    # Given a photograph, whose width may be its height once it is upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(paint(1).resize(size), "JPEG", quality=90, exif=exif)
+    full = InputSpec(96, 64, "RGB")
+    expected = decode(data, full).astype(int)
+    assert decoded.pop() == size
+    # When it may be reduced, then it is decoded in the smallest size of at least twice 96 in both directions
+    found = decode(data, replace(full, reduction=2))
+    assert decoded[-1] == ((400, 300) if size == (1600, 1200) else size)
+    # and looks the same
+    assert abs(found - expected).mean() < 1
 
 
 def test_a_thumbnail_of_what_is_no_picture_is_its_error() -> None:

@@ -24,18 +24,18 @@ def image(width: int, height: int, mode: str = "RGB") -> DatasetImage:
     ("images", "expected"),
     [
         ([image(28, 28, "L"), image(28, 28, "1"), image(28, 28, "I;16")], MNIST_INPUT),
-        ([image(28, 28, "L"), image(28, 28, "P")], InputSpec(28, 28, "RGB")),
-        ([image(20, 64)], InputSpec(20, 64, "RGB")),
-        ([image(20, 65)], InputSpec(32, 32, "RGB")),
-        ([image(4, 9)], InputSpec(32, 32, "RGB")),
-        ([image(500, 400), image(90, 45), image(45, 46)], InputSpec(48, 48, "RGB")),
-        ([image(500, 400), image(300, 200)], InputSpec(64, 64, "RGB")),
+        ([image(28, 28, "L"), image(28, 28, "P")], InputSpec(28, 28, "RGB", reduction=2)),
+        ([image(20, 64)], InputSpec(20, 64, "RGB", reduction=2)),
+        ([image(20, 65)], InputSpec(32, 32, "RGB", reduction=2)),
+        ([image(4, 9)], InputSpec(32, 32, "RGB", reduction=2)),
+        ([image(500, 400), image(90, 45), image(45, 46)], InputSpec(48, 48, "RGB", reduction=2)),
+        ([image(500, 400), image(300, 200)], InputSpec(64, 64, "RGB", reduction=2)),
         ([image(9, 9, "LA"), image(11, 11, "LA")], InputSpec(32, 32, "L")),
     ],
 )
 def test_the_input_follows_from_the_images(images: list[DatasetImage], expected: InputSpec) -> None:
     assert choose_input(images) == expected
-    assert choose_input(images, 100) == InputSpec(100, 100, expected.mode)
+    assert choose_input(images, 100) == InputSpec(100, 100, expected.mode, reduction=expected.reduction)
 
 
 def test_few_images_are_learnt_more_often_in_smaller_batches_and_varied_more() -> None:

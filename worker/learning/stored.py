@@ -27,7 +27,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import get_version
 from jobs.models.dataset import DatasetVersion, Split, decoded_folder
 from jobs.models.evaluation import Part
-from jobs.models.model import MNIST_INPUT, InputSpec, Mode
+from jobs.models.model import MNIST_INPUT, PHOTO_REDUCTION, InputSpec, Mode
 from jobs.network.references import Reference, Roots
 from jobs.reading import why
 from jobs.settings import Settings
@@ -84,18 +84,19 @@ def choose_input(images: Iterable[DatasetImage], size: int | None = None) -> Inp
     """
     listed = list(images)
     mode: Mode = "L" if all(image.mode in _GREY for image in listed) else "RGB"
+    reduction = 0 if mode == "L" else PHOTO_REDUCTION
     if size is not None:
-        return InputSpec(size, size, mode)
+        return InputSpec(size, size, mode, reduction=reduction)
     sizes = {(image.width, image.height) for image in listed}
     if len(sizes) == 1:
         [(width, height)] = sizes
         if (height, width) == MNIST_INPUT.shape and mode == MNIST_INPUT.mode:
             return MNIST_INPUT
         if min(width, height) >= _LEAST_OWN_SIDE and max(width, height) <= MAX_CHOSEN_SIDE:
-            return InputSpec(width, height, mode)
+            return InputSpec(width, height, mode, reduction=reduction)
     median = _median_side(listed)
     side = round(min(max(median, _LEAST_SIDE), MAX_CHOSEN_SIDE) / _SIDE_STEP) * _SIDE_STEP
-    return InputSpec(side, side, mode)
+    return InputSpec(side, side, mode, reduction=reduction)
 
 
 def _median_side(images: Iterable[DatasetImage]) -> float:

@@ -19,7 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused, Unavailable
 from jobs.files import temporary_folder
-from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling
+from jobs.models.model import MNIST_INPUT, PHOTO_REDUCTION, InputSpec, Invert, Model, Resampling
 from jobs.models.model_file import copy_with_config, find_compiled_parts
 from jobs.reading import why
 from worker.predicting.tensorflow_runtime import configure_threads, keras, tf
@@ -288,7 +288,7 @@ def input_spec_of(
         case (None, int(height), int(width)) | (None, int(height), int(width), 1):
             spec = InputSpec(width=width, height=height, mode="L", resampling=resampling)
         case (None, int(height), int(width), 3):
-            spec = InputSpec(width=width, height=height, mode="RGB", resampling=resampling)
+            spec = InputSpec(width, height, "RGB", resampling, reduction=PHOTO_REDUCTION)
         case other:
             raise ModelRefused(
                 f"the model's input is {other}, not pictures of one size: (None, height, width) or "

@@ -21,6 +21,9 @@ from worker.predicting import fast_png
 from worker.predicting.pictures import DEFAULT_LIMITS, open_picture, picture_errors, upright
 from worker.predicting.validation import check_header
 
+# The formats, as Pillow names them, that can be decoded in a smaller size.
+_REDUCED: Final = ("JPEG", "MPO")
+
 # Pictures in larger files are not decoded together with others.
 _SMALL_BYTES: Final = 4_096
 
@@ -123,10 +126,15 @@ def _pixels_head(mode: str, width: int, height: int) -> bytes:
 def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Convert an opened picture into uint8 of `spec.shape`; the array may be read-only.
 
-    The steps, in this order: apply the EXIF orientation; scale channels of more than 8 bits to 8; put
-    transparent pixels over white; convert to `spec.mode` (grey is ITU-R 601 luma); resize if the size
-    differs; invert as `spec.invert` says. Raises what Pillow raises on broken pictures.
+    The steps, in this order: decode a large JPEG in a smaller size; apply the EXIF orientation; scale
+    channels of more than 8 bits to 8; put transparent pixels over white; convert to `spec.mode` (grey is
+    ITU-R 601 luma); resize if the size differs; invert as `spec.invert` says. Raises what Pillow raises on
+    broken pictures.
     """
+    if spec.reduction and image.format in _REDUCED:
+        # Before it is turned upright: its width may become its height.
+        side = spec.reduction * max(spec.width, spec.height)
+        image.draft(None, (side, side))
     image = upright(image)
     if image.mode != spec.mode:
         image = image.convert(spec.mode)
