@@ -24,7 +24,13 @@ from jobs.settings import Settings
 from labelmill.client.http import Api, NothingToRetry
 from labelmill.client.installation import accept_numpy_numbers
 from labelmill.client.shared import CommonMethods
-from labelmill.labels.correction_files import CorrectionRequest, collect, requests_in, summarize_problems
+from labelmill.labels.correction_files import (
+    CorrectionRequest,
+    all_requests_in,
+    collect,
+    requests_in,
+    summarize_problems,
+)
 from producer.packing import pack
 from producer.sources import SourceImage
 
@@ -287,41 +293,58 @@ class RemoteClient(CommonMethods):
         *,
         jsonl: bool = False,
         job_id: str | None = None,
+        confirm_unchanged: bool = False,
         on_skip: Callable[[int], None] = lambda _rows: None,
+        on_unchanged: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these lines, at most 1,000: all of them, or none if any row is wrong.
 
         For the arguments and errors, see `Client.correct_from`.
         """
-        return self._correct(requests_in(lines, jsonl=jsonl, job_id=job_id), on_skip)
+        found = collect(requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged))
+        if found.problems:
+            raise UserError(summarize_problems(found.problems))
+        stored = self.correct_all(found.requests.values())
+        on_skip(found.skipped)
+        on_unchanged(len(found.requests) - len(stored))
+        return stored
 
     def correct_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
         """Store all of these corrections, at most 1,000, or none if any is wrong.
 
         Raises UserError with one line for each wrong one.
         """
-        return self._correct((request.line, request) for request in requests)
+        return self._change(requests, undo=False)
 
-    def _correct(
+    def undo_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
+        """Take back what `correct_all` stored of these, and return it."""
+        return self._change(requests, undo=True)
+
+    def undo_from(
         self,
-        rows: Iterable[tuple[int, CorrectionRequest | UserError | None]],
-        on_skip: Callable[[int], None] = lambda _rows: None,
+        lines: Iterable[str],
+        *,
+        jsonl: bool = False,
+        job_id: str | None = None,
+        confirm_unchanged: bool = False,
     ) -> list[Correction]:
-        found = collect(rows)
-        if found.problems:
-            raise UserError(summarize_problems(found.problems))
-        if len(found.requests) > _MAX_CORRECTIONS:
+        """Take back what `correct_from` stored with the same arguments, and return it."""
+        return self.undo_all(
+            all_requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
+        )
+
+    def _change(self, requests: Iterable[CorrectionRequest], *, undo: bool) -> list[Correction]:
+        """Store or remove these corrections in one request. Raises UserError if they are too many."""
+        wanted = list(map(_to_row, requests))
+        if len(wanted) > _MAX_CORRECTIONS:
             raise UserError(
-                f"These are {len(found.requests):,} corrections, and the HTTP API stores at most "
-                f"{_MAX_CORRECTIONS:,} per request: send them in parts. Nothing is stored."
+                f"These are {len(wanted):,} corrections, and the HTTP API takes at most "
+                f"{_MAX_CORRECTIONS:,} per request: send them in parts. Nothing is changed."
             )
-        stored = []
-        if found.requests:
-            wanted = list(map(_to_row, found.requests.values()))
-            answer = self._api.request("POST", "/corrections", body={"corrections": wanted})
-            stored = list(map(_to_correction, answer["data"]))
-        on_skip(found.skipped)
-        return stored
+        if not wanted:
+            return []
+        answer = self._api.request("POST", "/corrections", body={"corrections": wanted, "undo": undo})
+        return list(map(_to_correction, answer["data"]))
 
     @accept_numpy_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:
@@ -373,6 +396,7 @@ def _to_row(request: CorrectionRequest) -> dict[str, object]:
         "index": request.index,
         "label": request.label,
         "line": request.line or None,
+        "confirms": request.confirms,
     }
 
 

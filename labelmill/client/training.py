@@ -208,18 +208,31 @@ class TrainingMethods(Installation):
         *,
         jsonl: bool = False,
         job_id: str | None = None,
+        confirm_unchanged: bool = False,
         on_skip: Callable[[int], None] = lambda _rows: None,
+        on_unchanged: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these lines: all of them, or none if any row is wrong.
 
         - `lines`: CSV with a header row and the columns job, index and label.
         - `jsonl`: the lines are JSON objects with these fields instead of CSV.
         - `job_id`: the job of all rows; the rows then need not name it.
+        - `confirm_unchanged`: also store rows whose label is that of the prediction, which they confirm, or
+          of the image's correction. By default they are ignored, unless they have a column `predicted`: it
+          shows that a person has given the labels.
         - `on_skip`: called with the number of rows whose label is empty; they are skipped.
+        - `on_unchanged`: called with the number of unchanged rows that were ignored.
 
         Raises UserError with one line for each wrong row.
         """
-        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id, on_skip=on_skip)
+        return self._corrector().correct_from(
+            lines,
+            jsonl=jsonl,
+            job_id=job_id,
+            confirm_unchanged=confirm_unchanged,
+            on_skip=on_skip,
+            on_unchanged=on_unchanged,
+        )
 
     def correct_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
         """Store all of these corrections, or none if any is wrong.
@@ -236,6 +249,32 @@ class TrainingMethods(Installation):
     def undo_corrections(self, images: Iterable[tuple[str, int]]) -> list[Correction]:
         """Remove the corrections that these images have, each by its job and index, and return them."""
         return self._corrector().undo_all(images)
+
+    def undo_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
+        """Take back what `correct_all` stored of these, and return it.
+
+        Corrections that have a different label by now stay.
+        """
+        return self._corrector().undo_all(stored=requests)
+
+    def undo_from(
+        self,
+        lines: Iterable[str],
+        *,
+        jsonl: bool = False,
+        job_id: str | None = None,
+        confirm_unchanged: bool = False,
+    ) -> list[Correction]:
+        """Take back what `correct_from` stored with the same arguments, and return it.
+
+        Corrections that have a different label by now stay. Raises UserError with one line for each wrong
+        row.
+        """
+        from labelmill.labels.correction_files import all_requests_in
+
+        return self.undo_all(
+            all_requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
+        )
 
     @accept_numpy_numbers
     def review(

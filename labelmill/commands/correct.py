@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TextIO
@@ -38,7 +38,9 @@ _COLUMNS: Final = (
     Column("name", attrgetter("name"), min_width=10),
 )
 
-_USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
+_USAGE: Final = (
+    "Give JOB INDEX LABEL, JOB INDEX --undo, [JOB] --from FILE, [JOB] --undo --from FILE, or --list."
+)
 
 
 @app.command(
@@ -47,6 +49,7 @@ _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from
         "labelmill correct 06h0w9bn8nhmhrcd 17 --undo",
         "labelmill correct --from corrections.csv",
         "labelmill correct 06h0w9bn8nhmhrcd --from predictions.csv",
+        "labelmill correct 06h0w9bn8nhmhrcd --undo --from predictions.csv",
         "labelmill correct --list --json",
     )
 )
@@ -55,7 +58,10 @@ def correct(
     job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's id.")] = None,
     index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's index, from 0.")] = None,
     label: Annotated[str | None, typer.Argument(metavar="LABEL", help="The true label.")] = None,
-    undo: Annotated[bool, typer.Option("--undo", help="Remove the correction of this image.")] = False,
+    undo: Annotated[
+        bool,
+        typer.Option("--undo", help="Remove the correction of this image, or those of --from FILE."),
+    ] = False,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -66,6 +72,13 @@ def correct(
             "column job is not needed.",
         ),
     ] = None,
+    confirm_unchanged: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-unchanged",
+            help="Also store the rows of --from whose label is the predicted one, which they confirm.",
+        ),
+    ] = False,
     list_all: Annotated[bool, typer.Option("--list", help="List all corrections, latest first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the corrections as JSON.")] = False,
 ) -> None:
@@ -77,21 +90,36 @@ def correct(
     `unidentified`, `format_not_allowed` or `corrupt`.
 
     All rows of a file are stored, or none if one is wrong: each wrong row is reported with its line number.
-    Rows with an empty label are skipped and counted on stderr.
+    Rows with an empty label are skipped and counted on stderr. So are unchanged rows, whose label is the
+    predicted one or that of the image's correction: you can edit an export of `labelmill predictions` and
+    give the whole file. If a file has the column predicted, as those of `labelmill review`, a person has
+    given its labels, and all are stored.
 
     --undo removes the correction and the copy. If the store cannot be reached, the exit code is 1, and
-    `labelmill purge` removes the copy later.
+    `labelmill purge` removes the copy later. With --from, it takes back what the same command without --undo
+    stored: corrections that have a different label by now stay.
     """
     with open_client() as client:
         is_one = not list_all and source is None and undo == (label is None)
+        if confirm_unchanged and source is None:
+            raise UserError("--confirm-unchanged needs --from FILE.")
         if job is not None and index is not None and is_one:
             _correct_one(client, client.job_id(job), index, label, as_json=as_json)
-        elif index is not None or undo or list_all == (source is not None) or (list_all and job is not None):
+        elif index is not None or list_all == (source is not None) or (list_all and (undo or job)):
             raise UserError(_USAGE)
         elif source is not None:
-            _correct_from_file(
-                client, source, client.job_id(job) if job is not None else None, as_json=as_json
-            )
+            job = client.job_id(job) if job is not None else None
+            with _lines(source) as lines:
+                is_jsonl = source.suffix.lower() in _JSON_LINES
+                if undo:
+                    changed = client.undo_from(
+                        lines, jsonl=is_jsonl, job_id=job, confirm_unchanged=confirm_unchanged
+                    )
+                    say(f"{pluralize(len(changed), 'correction')} removed")
+                else:
+                    changed = _correct_from(client, lines, is_jsonl, job, confirm_unchanged)
+            if as_json:
+                print_json(changed)
         else:
             print_rows(_COLUMNS, client.corrections(), as_json=as_json)
 
@@ -119,20 +147,24 @@ def _describe_prediction(correction: Correction) -> str:
     return f"the prediction was {correction.predicted}"
 
 
-def _correct_from_file(
-    client: Client | RemoteClient, source: Path, job: str | None, *, as_json: bool
-) -> None:
-    try:
-        with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
-            stored = client.correct_from(
-                file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job, on_skip=_report_unlabelled
-            )
-    except UnicodeDecodeError:
-        raise UserError(f"{source} is not UTF-8: save it as UTF-8.") from None
+def _correct_from(
+    client: Client | RemoteClient, lines: Iterable[str], jsonl: bool, job: str | None, confirm: bool
+) -> list[Correction]:
+    unchanged: list[int] = []
+    stored = client.correct_from(
+        lines,
+        jsonl=jsonl,
+        job_id=job,
+        confirm_unchanged=confirm,
+        on_skip=_report_unlabelled,
+        on_unchanged=unchanged.append,
+    )
+    if any(unchanged):
+        ignored = f"{sum(unchanged):,} unchanged: ignored"
+        say(f"{len(stored):,} changed, {ignored} (--confirm-unchanged confirms predictions)")
     say(f"{pluralize(len(stored), 'correction')} stored")
     _report_skipped(client, stored)
-    if as_json:
-        print_json(stored)
+    return stored
 
 
 def _report_unlabelled(rows: int) -> None:
@@ -161,6 +193,16 @@ def _report_skipped(client: Client | RemoteClient, stored: list[Correction]) -> 
             say(f"  the next training run on {dataset} skips {what} of the training data")
             say(f"  ({name_classes(learnt)}), unless the data changes")
             say("  (`labelmill models health MODEL` counts it if the image had a label)")
+
+
+@contextmanager
+def _lines(source: Path) -> Iterator[Iterable[str]]:
+    """Open a file, or stdin for -. Raises UserError if it cannot be read or is not UTF-8."""
+    try:
+        with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as lines:
+            yield lines
+    except UnicodeDecodeError:
+        raise UserError(f"{source} is not UTF-8: save it as UTF-8.") from None
 
 
 def _opened(source: Path) -> TextIO:

@@ -8,7 +8,7 @@ once, however many of its images are corrected.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
@@ -90,21 +90,26 @@ class Corrector:
         *,
         jsonl: bool,
         job_id: str | None = None,
+        confirm_unchanged: bool = False,
         on_skip: Callable[[int], None] = lambda _rows: None,
+        on_unchanged: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these lines: all of them, or none.
 
         The lines are CSV with a header, or with `jsonl` one JSON object each. With `job_id`, all are of this
         job and need not name it. Rows with an empty label are skipped; `on_skip` is called with their number.
+        `on_unchanged` is called with the number of unchanged rows that were ignored.
         Raises UserError with a line for each wrong row, Unavailable.
         """
-        return self.correct_rows(requests_in(lines, jsonl=jsonl, job_id=job_id), on_skip=on_skip)
+        rows = requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
+        return self.correct_rows(rows, on_skip=on_skip, on_unchanged=on_unchanged)
 
     def correct_rows(
         self,
         rows: Iterable[tuple[int, CorrectionRequest | UserError | None]],
         *,
         on_skip: Callable[[int], None] = lambda _rows: None,
+        on_unchanged: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these rows, as `requests_in` yields them: all of them, or none.
 
@@ -118,6 +123,7 @@ class Corrector:
                 raise UserError(summarize_problems(batch.problems))
             stored = batch.save()
         on_skip(found.skipped)
+        on_unchanged(len(found.requests) - len(stored))
         return stored
 
     def undo(self, job_id: str, index: int) -> Correction:
@@ -127,7 +133,7 @@ class Corrector:
         """
         if not is_id(job_id):
             raise no_job(job_id)
-        removed = self._remove([(job_id, index)])
+        removed = self._remove({(job_id, index): None})
         if not removed:
             with self._ledger.reading() as connection:
                 # A job that was purged as a whole still has its corrections.
@@ -144,22 +150,34 @@ class Corrector:
             ) from None
         return removed[0]
 
-    def undo_all(self, images: Iterable[tuple[str, int]]) -> list[Correction]:
+    def undo_all(
+        self, images: Iterable[tuple[str, int]] = (), *, stored: Iterable[CorrectionRequest] = ()
+    ) -> list[Correction]:
         """Remove the corrections that these images have, each by its job and index, and return them.
 
+        Also take back what storing these requests has `stored`; corrections with a different label stay.
         Raises Unavailable, also if only a copy could not be removed: `labelmill purge` removes it.
         """
-        removed = self._remove(images)
+        requests = {(each.job_id, each.index): each for each in stored}
+        removed = self._remove(dict.fromkeys(images) | requests)
         remove_copies(self._ledger, self._store, [each.image_sha256 for each in removed])
         return removed
 
-    def _remove(self, images: Iterable[tuple[str, int]]) -> list[Correction]:
-        """Remove the corrections that these images have, and return them."""
+    def _remove(self, images: Mapping[tuple[str, int], CorrectionRequest | None]) -> list[Correction]:
+        """Remove the corrections of these images, or only what these requests have stored; return them."""
         removed: list[Correction] = []
         with self._ledger.transaction() as connection:
             # In key order, so that two people who undo the same corrections do not deadlock.
-            for job_id, index in sorted(images):
-                found = remove_correction(connection, job_id, index) if 0 <= index <= MAX_INDEX else None
+            for (job_id, index), request in sorted(images.items(), key=lambda image: image[0]):
+                if not 0 <= index <= MAX_INDEX:
+                    continue
+                found = remove_correction(
+                    connection,
+                    job_id,
+                    index,
+                    label=None if request is None else request.label,
+                    confirmation=request is None or request.confirms,
+                )
                 if found is not None:
                     self._on_change(connection, "undo correction", f"{job_id}/{index}")
                     removed.append(found)
@@ -256,9 +274,13 @@ class _Batch:
         before = find_corrections(connection, job_id, indices)
         for request in requests:
             if request.index in before:
+                known = before[request.index]
+                # An export has the prediction, so its untouched row must not revert the correction either.
+                if not request.confirms and request.label in (known.label, known.predicted):
+                    continue
                 with self._collecting_errors(request):
-                    self._check_label(connection, request, before[request.index].model_id)
-                    self._made.append(replace(before[request.index], label=request.label))
+                    self._check_label(connection, request, known.model_id)
+                    self._made.append(replace(known, label=request.label))
         new = [request for request in requests if request.index not in before]
         with self._collecting_errors(*new):
             return self._look_up_new(connection, job_id, new) if new else []
@@ -273,8 +295,11 @@ class _Batch:
         indices = [request.index for request in requests if 0 <= request.index < status.total]
         predictions = predictions_of(connection, job_id, indices)
         for request in requests:
+            prediction = predictions.get(request.index)
+            if not request.confirms and prediction is not None and request.label == prediction.label:
+                continue
             with self._collecting_errors(request):
-                correction = self._correction(connection, request, status, predictions.get(request.index))
+                correction = self._correction(connection, request, status, prediction)
                 if not found or request.index >= found[-1].chunk.first_index + found[-1].chunk.images:
                     found.append(_CopyTask(_chunk(connection, request), []))
                 found[-1].images.append((request, correction))

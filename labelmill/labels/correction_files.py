@@ -14,6 +14,9 @@ from jobs.errors import UserError
 COLUMNS: Final = ("job", "index", "label")
 _JOB_ALIAS: Final = "job_id"
 
+#: A file with this column, as `labelmill review` makes it, has labels that a person has given.
+_PREDICTED: Final = "predicted"
+
 #: The largest integer that the ledger can hold.
 MAX_INDEX: Final = 2**63 - 1
 
@@ -26,14 +29,16 @@ class CorrectionRequest:
     index: int
     label: str
     line: int = 0  # in the file, from 1
+    confirms: bool = True  # store the label even if the image has it already, predicted or corrected
 
 
 def requests_in(
-    lines: Iterable[str], *, jsonl: bool, job_id: str | None = None
+    lines: Iterable[str], *, jsonl: bool, job_id: str | None = None, confirm_unchanged: bool = False
 ) -> Iterator[tuple[int, CorrectionRequest | UserError | None]]:
     """Yield each row's line number with its request, with what is wrong, or with None if its label is empty.
 
     With `job_id`, all rows are of this job and need not name it. Raises UserError if the header is wrong.
+    Unless `confirm_unchanged`, rows without the predicted label confirm nothing: their label may be it.
     """
     for line, row in _objects(lines) if jsonl else _rows(lines, job_id):
         if isinstance(row, UserError):
@@ -43,7 +48,7 @@ def requests_in(
             yield line, None
             continue
         try:
-            yield line, _to_request(row, line, job_id)
+            yield line, _to_request(row, line, job_id, confirms=confirm_unchanged or _PREDICTED in row)
         except UserError as error:
             yield line, error
 
@@ -74,11 +79,24 @@ def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) ->
     return found
 
 
+def all_requests_in(
+    lines: Iterable[str], *, jsonl: bool, job_id: str | None = None, confirm_unchanged: bool = False
+) -> list[CorrectionRequest]:
+    """Return the requests in these lines, each image once; rows with an empty label are left out.
+
+    Raises UserError with a line for each wrong row.
+    """
+    found = collect(requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged))
+    if found.problems:
+        raise UserError(summarize_problems(found.problems))
+    return list(found.requests.values())
+
+
 def summarize_problems(problems: Mapping[int, UserError]) -> str:
     """Return a message with one line for each wrong row."""
     count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
     lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
-    return "\n".join([f"{count}, and nothing is stored:", *lines])
+    return "\n".join([f"{count}, and nothing is changed:", *lines])
 
 
 def _has_empty_label(row: dict[str, Any], *, jsonl: bool) -> bool:
@@ -139,7 +157,7 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserE
                 yield number, value if isinstance(value, dict) else UserError("it is not a JSON object.")
 
 
-def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> CorrectionRequest:
+def _to_request(row: dict[str, Any], line: int, job_id: str | None, *, confirms: bool) -> CorrectionRequest:
     """Return the request of a row. Raises UserError."""
     row = {**row, "job": row.get("job") or row.get(_JOB_ALIAS) or job_id}
     missing = [column for column in COLUMNS if row.get(column) in (None, "")]
@@ -151,4 +169,4 @@ def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> Correctio
     job = job.strip().lower()  # as on the command line
     if job_id not in (None, job):
         raise UserError(f"it belongs to job {job}, not to {job_id}: remove it, or leave out JOB.")
-    return CorrectionRequest(job, int(index), label, line)
+    return CorrectionRequest(job, int(index), label, line, confirms)

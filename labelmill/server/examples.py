@@ -185,7 +185,7 @@ _NO_RESULT: Final = _RESULT | {
     "error": _IMAGE_ERROR,
 }
 
-_NEW_CORRECTION: Final = {"batch_id": BATCH_ID, "index": 0, "label": "fox", "line": 1}
+_NEW_CORRECTION: Final = {"batch_id": BATCH_ID, "index": 0, "label": "fox", "line": 1, "confirms": False}
 _CORRECTION: Final = {
     "object": "correction",
     "batch_id": BATCH_ID,
@@ -264,7 +264,10 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
     "Classification": [{"id": BATCH_ID, "object": "classification", "model": MODEL_ID, "results": [_RESULT]}],
     "NewLabel": [{"label": "fox"}],
     "NewCorrection": [_NEW_CORRECTION],
-    "NewCorrections": [{"corrections": [_NEW_CORRECTION]}],
+    "NewCorrections": [
+        {"corrections": [_NEW_CORRECTION]},
+        {"corrections": [_NEW_CORRECTION], "undo": True},
+    ],
     "CorrectionObject": [_CORRECTION],
     "ChangedCorrection": [_CORRECTION | {"effect": _EFFECT}],
     "ChangedCorrections": [{"object": "list", "data": [_CORRECTION], "effect": _EFFECT}],

@@ -106,22 +106,26 @@ def delete_label(batch_id: str, index: Index, session: ReviewSession) -> Changed
 def correct_many(wanted: NewCorrections, session: ReviewSession) -> ChangedCorrections:
     """Store the true labels of many images: all of them, or none if one cannot be stored.
 
-    A label that is null removes the image's correction, if it has one.
+    A label that is null removes the image's correction, if it has one. `undo` takes back what the same
+    request without it stored.
     """
     for batch_id in {each.batch_id for each in wanted.corrections}:
         found_id(session, batch_id)
     requests = [
-        CorrectionRequest(each.batch_id, each.index, each.label, each.line or number)
+        CorrectionRequest(each.batch_id, each.index, each.label, each.line or number, each.confirms)
         for number, each in enumerate(wanted.corrections, 1)
         if each.label is not None
     ]
-    with conflicts():
-        stored = session.client.correct_all(requests)
+    if wanted.undo:
+        changed = session.client.undo_all(requests)
+    else:
+        with conflicts():
+            changed = session.client.correct_all(requests)
     removed = session.client.undo_corrections(
         (each.batch_id, each.index) for each in wanted.corrections if each.label is None
     )
     return ChangedCorrections(
-        data=list(map(CorrectionObject.of, stored)), effect=_effect(session, [*stored, *removed])
+        data=list(map(CorrectionObject.of, changed)), effect=_effect(session, [*changed, *removed])
     )
 
 

@@ -444,6 +444,11 @@ class NewCorrection(_Wanted):
     line: Annotated[int, Field(ge=1, le=MAX_NUMBER), WHOLE] | None = Field(
         default=None, description="its number in your file, which messages then name"
     )
+    confirms: bool = Field(
+        default=True,
+        description="whether the label is stored even if it is the predicted one, which it then confirms: "
+        "false for the rows of an edited export, so that unchanged ones are ignored",
+    )
 
 
 class NewCorrections(_Wanted):
@@ -451,6 +456,11 @@ class NewCorrections(_Wanted):
 
     corrections: Annotated[list[NewCorrection], Field(min_length=1, max_length=MAX_CORRECTIONS)] = Field(
         description="the true labels: all are stored, or none if one is wrong"
+    )
+    undo: bool = Field(
+        default=False,
+        description="take back what the same request without `undo` stored: corrections with a different "
+        "label by now stay",
     )
 
 
@@ -509,7 +519,7 @@ class ChangedCorrection(CorrectionObject):
 
 
 class ChangedCorrections(Listing[CorrectionObject]):
-    """The corrections that were stored. Those that were removed are not listed."""
+    """The corrections that were stored, or with `undo` removed. Those that null removed are not listed."""
 
     effect: str = Field(description=_EFFECT)
 

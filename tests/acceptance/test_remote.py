@@ -126,7 +126,9 @@ def test_labels_are_corrected(laptop: Home, stack: Home, few_digits: Path, tmp_p
     assert laptop.json("correct", job, "0", "--undo")["label"] == "7"
 
     # On the server, a person is told in a line, and the label counts in the health of the model
-    first, second, *_ = [row["label"] for row in rows(stack.ok("predictions", job, "--format", "csv"))]
+    first, second, _, fourth, *_ = [
+        row["label"] for row in rows(stack.ok("predictions", job, "--format", "csv"))
+    ]
     done = stack.run("correct", job, "0", "7")
     assert (done.returncode, done.stdout) == (0, "")
     assert "is 7; the prediction was" in done.stderr
@@ -143,12 +145,13 @@ def test_labels_are_corrected(laptop: Home, stack: Home, few_digits: Path, tmp_p
     refused = laptop.run("correct", job, "--from", tmp_path / "corrections.csv")
     assert refused.returncode == 2
     assert "line 4: " in refused.stderr
-    (tmp_path / "corrections.csv").write_text("index,label\n0,1\n1,\n2,3\n")
+    (tmp_path / "corrections.csv").write_text(f"index,label\n0,1\n1,\n2,3\n3,{fourth}\n")
     stored = laptop.run("correct", job, "--from", tmp_path / "corrections.csv", "--json")
     assert [(each["index"], each["label"]) for each in json.loads(stored.stdout)] == [(0, "1"), (2, "3")]
     assert "skipped 1 row without a label" in stored.stderr
-    for index in (0, 2):
-        laptop.ok("correct", job, str(index), "--undo")
+    assert "2 changed, 1 unchanged: ignored" in stored.stderr
+    undone = laptop.run("correct", job, "--undo", "--from", tmp_path / "corrections.csv", "--json")
+    assert json.loads(undone.stdout) == json.loads(stored.stdout), undone.stderr
 
 
 def test_what_does_not_work_remotely_says_what_to_do(laptop: Home, few_digits: Path) -> None:

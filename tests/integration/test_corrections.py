@@ -204,7 +204,8 @@ def test_what_no_training_learns_is_said(correct, ledger, finished, make_model, 
         connection.execute(others.values(classes=["0", "7"]))
     said = correct(job.id, 0, "1")
     assert "skips it: its label is not a class of the training data\n  (0, 7)" in said
-    assert "skips 1 of them: their labels are not classes of the training data" in correct("--from", file)
+    said = correct("--from", file, "--confirm-unchanged")
+    assert "skips 1 of them: their labels are not classes of the training data" in said
     assert "training" not in correct(job.id, 1, "7")
 
 
@@ -535,11 +536,48 @@ def test_exported_predictions_are_fed_back(client, submitted, finished, correct,
     # and the JSON that lists corrections can be read too, if it is of that job
     lines = [json.dumps({"job_id": job.id, "index": index, "label": "2"}) for index in range(3)]
     assert {each.label for each in client.correct_from(lines, jsonl=True)} == {"2"}
-    assert len(client.correct_from(lines, jsonl=True, job_id=job.id)) == 3
+    assert len(client.correct_from(lines, jsonl=True, job_id=job.id, confirm_unchanged=True)) == 3
     other = submitted(3)
     with pytest.raises(UserError, match=f"line 1: it belongs to job {job.id}, not to {other.id}"):
         client.correct_from(lines, jsonl=True, job_id=other.id)
     assert client.correct_from(["job_id,index,label\n", f"{job.id.upper()},1,5\n"])[0].label == "5"
+
+
+def test_an_edited_export_stores_only_what_was_changed(client, finished, correct, tmp_path: Path) -> None:
+    # given an export of 85 images, all predicted as 7; a colleague corrected image 20 and confirmed image 21
+    job = finished(85)
+    client.correct(job.id, 20, "9")
+    client.correct(job.id, 21, "7")
+    file = io.StringIO()
+    write_csv(client.predictions(job.id), file)
+    lines = file.getvalue().splitlines(keepends=True)
+
+    # when seven rows are edited, and the whole file is stored
+    lines[1:8] = [line.replace(",7,", ",1,") for line in lines[1:8]]
+    path = tmp_path / "t.csv"
+    path.write_text("".join(lines))
+    said = correct(job.id, "--from", path)
+
+    # then seven corrections are stored, and the colleague's answers stay
+    assert "7 changed, 78 unchanged: ignored" in said
+    assert "7 corrections stored" in said
+    labels = {each.index: each.label for each in client.corrections()}
+    assert labels == dict.fromkeys(range(7), "1") | {20: "9", 21: "7"}
+
+    # and a second time nothing is
+    assert "0 changed, 85 unchanged: ignored" in correct(job.id, "--from", path)
+
+    # when it is taken back in one command, then a colleague's answers stay, one to an edited row among them
+    client.correct(job.id, 3, "5")
+    assert "6 corrections removed" in correct(job.id, "--undo", "--from", path)
+    assert {each.index: each.label for each in client.corrections()} == {3: "5", 20: "9", 21: "7"}
+
+    # and predictions are confirmed if asked for, those of corrected images, too
+    said = correct(job.id, "--from", path, "--confirm-unchanged")
+    assert "85 corrections stored" in said
+    assert "unchanged" not in said
+    assert {each.label for each in client.corrections()} == {"1", "7"}
+    assert "85 corrections removed" in correct(job.id, "--undo", "--from", path, "--confirm-unchanged")
 
 
 def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, finished, monkeypatch) -> None:
@@ -569,7 +607,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, finished, 
 
     # then each wrong row is reported with its line number
     lines = str(told.value).splitlines()
-    assert lines[0] == "9 rows are wrong, and nothing is stored:"
+    assert lines[0] == "9 rows are wrong, and nothing is changed:"
     assert [line.partition(":")[0] for line in lines[1:]] == [f"line {n}" for n in (*range(3, 11), 12)]
     for line, words in zip(
         lines[1:],

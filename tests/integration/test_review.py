@@ -107,7 +107,7 @@ def test_a_job_is_read_in_pages(ledger, submitted, worker, monkeypatch: pytest.M
 
 
 def test_a_csv_file_is_filled_in_and_given_back(client, run_command, job: Job, tmp_path: Path) -> None:
-    # Given a list of images to check as a file, in which a person fills in one label
+    # Given a list of images to check as a file, in which a person fills in two labels
     path = tmp_path / "review.csv"
     done = run_command(review_command, job.id, "--output", path)
     assert done.exit_code == 0
@@ -117,11 +117,12 @@ def test_a_csv_file_is_filled_in_and_given_back(client, run_command, job: Job, t
     assert (rows[0]["job"], rows[0]["index"], rows[0]["predicted"]) == (job.id, "6", "7")
     assert rows[0]["name"] == "=6.png"
     path.write_text(path.read_text().replace(f"{job.id},6,,7,", f"{job.id},6,2,7,"))
+    path.write_text(path.read_text().replace(f"{job.id},1,,7,", f"{job.id},1,7,7,"))
 
-    # When it is given back, Then that image is corrected, and no other
+    # When it is given back, Then that image is corrected, another one is confirmed, and no other is
     done = run_command(correct_command, "--from", path)
-    assert "skipped 6 rows without a label" in done.stderr
-    assert [(each.index, each.label) for each in client.corrections()] == [(6, "2")]
+    assert "skipped 5 rows without a label" in done.stderr
+    assert {each.index: each.label for each in client.corrections()} == {6: "2", 1: "7"}
 
 
 def test_a_spreadsheet_calculates_no_name(run_command, job: Job) -> None:

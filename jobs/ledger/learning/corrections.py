@@ -132,13 +132,19 @@ def any_correction(connection: Connection, job_id: str) -> bool:
     return connection.scalar(query.limit(1)) is not None
 
 
-def remove_correction(connection: Connection, job_id: str, index: int) -> Correction | None:
-    """Remove a correction and return it; return None if there is none."""
-    row = connection.execute(
-        corrections.delete()
-        .where(corrections.c.job_id == job_id, corrections.c.index == index)
-        .returning(corrections)
-    ).one_or_none()
+def remove_correction(
+    connection: Connection, job_id: str, index: int, label: str | None = None, *, confirmation: bool = True
+) -> Correction | None:
+    """Remove a correction and return it, or return None if there is none.
+
+    Only a correction with this label is removed, if one is given, and a confirmation only if that is allowed.
+    """
+    found = corrections.delete().where(corrections.c.job_id == job_id, corrections.c.index == index)
+    if label is not None:
+        found = found.where(corrections.c.label == label)
+    if not confirmation:
+        found = found.where(corrections.c.label.is_distinct_from(corrections.c.predicted))
+    row = connection.execute(found.returning(corrections)).one_or_none()
     return None if row is None else Correction(**row._mapping)
 
 
