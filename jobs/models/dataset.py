@@ -90,3 +90,8 @@ def features_folder(dataset: str, key: str = "") -> str:
 def dataset_folder(dataset: str) -> str:
     """Return the key of the folder that holds all versions of a dataset."""
     return f"{DATASETS}/{dataset}"
+
+
+def folder_of(name: str) -> str:
+    """Return the name of the folder that directly contains an image; empty if there is none."""
+    return name.rpartition("/")[0].rstrip("/").rpartition("/")[2]

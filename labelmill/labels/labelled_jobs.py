@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ImageError, ModelRefused, UserError
 from jobs.ledger.jobs.outcomes import Prediction
+from jobs.models.dataset import folder_of
 from jobs.models.evaluation import MISTAKES, Figures
 from jobs.models.model import Model, name_classes
 from jobs.settings import Settings
@@ -54,11 +55,6 @@ class LabelledEvaluation:
     unlabelled: int  # images whose folder is not one of the model's classes; they are left out
     unlabelled_folders: tuple[str, ...]  # the names of some of these folders
     mistakes: tuple[LabelledMistake, ...]  # highest confidence first, MISTAKES at most
-
-
-def folder_of(name: str) -> str:
-    """Return the name of the folder that directly contains an image; empty if there is none."""
-    return name.rpartition("/")[0].rstrip("/").rpartition("/")[2]
 
 
 def compare_with_folders(

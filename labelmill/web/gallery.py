@@ -14,8 +14,8 @@ from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.learning.corrections import find_corrections
 from jobs.ledger.learning.models import get_model
 from jobs.limits import MAX_GLOB_LENGTH
+from jobs.models.dataset import folder_of
 from jobs.schema import UNSURE
-from labelmill.labels.labelled_jobs import folder_of
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import read_batch
 from labelmill.server.images import Index

@@ -178,7 +178,7 @@ def _receivers(session: Session) -> list[Receiver]:
 
 def _moved(health: Health) -> list[Moved]:
     """Return the groups whose shares have changed most, if there is a warning about them."""
-    if not health.warnings:
+    if not health.drift_warnings:
         return []
     shifts = (("label", health.labels), ("confidence", health.confidences))
     return [moved for what, shift in shifts if shift for moved in _most_moved(what, shift)]

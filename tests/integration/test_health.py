@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,12 +13,15 @@ from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
 from jobs.ledger.jobs.control import end_job
 from jobs.ledger.learning import health
+from jobs.ledger.learning.corrections import NewCorrection, save_corrections
 from jobs.ledger.learning.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
+from jobs.ledger.learning.known_labels import KnownAccuracy
 from jobs.ledger.learning.models import save_evaluation
 from jobs.models.drift import Drift, Shift, population_stability
-from jobs.models.evaluation import CONFIDENCE_EDGES
+from jobs.models.evaluation import CONFIDENCE_EDGES, Part
 from jobs.models.model import Model
 from jobs.schema import JobState, db_now, jobs
+from labelmill.commands.models.health import app as health_command
 from tests.conftest import JobMaker, Worker, plans_of
 from tests.evaluations import made_evaluation
 from tests.outcomes import Outcome
@@ -144,6 +148,48 @@ def test_a_drift_is_a_warning(ledger, classified, mix: Mix, confidence: float, w
     assert warning.startswith(words)
 
 
+def test_a_fall_of_accuracy_is_a_warning(ledger, champion, make_job, worker, run_command) -> None:
+    # given a model that was right on 728 of 1,000 test images, and on 42 of 65 corrections
+    def save(right: int, of: int, fingerprint: str, part: Part) -> None:
+        answers = [0] * right + [1] * (of - right)
+        with ledger.transaction() as connection:
+            save_evaluation(
+                connection, champion.id, fingerprint, *made_evaluation([0] * of, answers), part=part
+            )
+
+    save(728, 1_000, "f" * 64, Part.TEST)
+    save(42, 65, "e" * 64, Part.LIVE)
+
+    def classify(right: int, of: int) -> str:
+        """Classify images of the folder 0 alike, and as many in a folder that is no class."""
+        outcomes = [Outcome(f"a/0/{n}.png", "0" if n < right else "1", 0.9) for n in range(of)]
+        outcomes += [Outcome(f"a/other/{n}.png", "0", 0.9) for n in range(of)]
+        job = make_job([len(outcomes)])
+        worker.work(job.chunks[0], outcomes)
+        return job.id
+
+    # when 73 of 100 recent images are right, then all is well, and the figures are shown
+    first = classify(73, 100)
+    found = health_of(ledger)
+    assert (found.known, found.fallen) == (KnownAccuracy(73, 100), None)
+    said = run_command(health_command).stdout
+    assert re.search(r"live set +0\.6462 \(0\.5\d+ to 0\.7\d+\), 42 right of 65 images", said)
+    assert re.search(r"known labels +0\.7300 .*, 73 right of 100 images", said)
+
+    # when 608 of 1,000 are, one of them by its correction, then there is a warning
+    from_days_ago(ledger, first, RECENT_DAYS + 1)
+    job_id = classify(607, 1_000)
+    corrected = NewCorrection(job_id, 999, "a/0/999.png", "1", "1", 0.9, champion.id, "c" * 64)
+    with ledger.transaction() as connection:
+        save_corrections(connection, [corrected])
+    warning = "The accuracy has fallen from 0.7280 in the evaluation to 0.6080 on 1,000 recent images"
+    assert (health_of(ledger).fallen or "").startswith(warning)
+    done = json.loads(run_command(health_command, "--json").stdout)
+    assert any(each.startswith(warning) for each in done["warnings"])
+    assert (done["known"]["right"], done["live_set"]["images"]) == (608, 65)
+    assert "like the evaluation images" not in run_command(health_command).stdout
+
+
 @pytest.mark.usefixtures("evaluated")
 def test_each_confidence_is_in_its_bin(ledger, classified) -> None:
     # given confidences at the lower edge of each bin, and a confidence of 1
@@ -251,8 +297,10 @@ def test_recent_jobs_and_their_predictions_are_found_by_indexes(
     assert re.search(found, plan), plan
 
     # and the primary key of the predictions
-    [plan] = [plan for text, plan in asked if "FROM predictions" in text]
-    tables = [line for line in plan.splitlines() if re.search("(?i)(scan|search).* predictions", line)]
-    assert tables, plan
-    words = "USING PRIMARY KEY" if ledger.is_sqlite else "_pkey on predictions_"
-    assert all(words in line for line in tables), plan
+    plans = [plan for text, plan in asked if "FROM predictions" in text]
+    assert len(plans) >= 2
+    for plan in plans:
+        tables = [line for line in plan.splitlines() if re.search("(?i)(scan|search).* predictions", line)]
+        assert tables, plan
+        words = "USING PRIMARY KEY" if ledger.is_sqlite else "_pkey on predictions_"
+        assert all(words in line for line in tables), plan

@@ -8,9 +8,10 @@ import pytest
 
 from jobs.errors import UserError
 from jobs.ledger.jobs.outcomes import Prediction
+from jobs.models.dataset import folder_of
 from jobs.models.evaluation import MISTAKES
 from jobs.models.model import MNIST_INPUT, Model
-from labelmill.labels.labelled_jobs import compare_with_folders, folder_of
+from labelmill.labels.labelled_jobs import compare_with_folders
 from labelmill.reporting.evaluation_lines import labelled_lines
 
 MODEL = Model("m", "mlp", "0" * 64, 1, ("ant", "bee"), MNIST_INPUT, None, {}, datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""The health of a model since its evaluation: accuracy by people's corrections, and drift of the images.
+"""The health of a model since its evaluation: accuracy on known labels, and drift of the images.
 
 Only recent jobs count, and of a large job a sample spread over the whole job, because images come in the
 order of their folders. Each job costs one statement, over ranges of the predictions' primary key. The jobs
@@ -19,12 +19,13 @@ from sqlalchemy.engine import Connection
 from jobs.ids import new_id
 from jobs.ledger.database import Ledger
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.learning.known_labels import KnownAccuracy, count_known
 from jobs.ledger.learning.models import champions, find_evaluation, model_or_champion
 from jobs.ledger.locks import take_lock
 from jobs.ledger.webhook_outbox import is_wanted, report
 from jobs.models.dataset import MNIST
 from jobs.models.drift import MIN_IMAGES, Drift, Shift
-from jobs.models.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.models.evaluation import CONFIDENCE_EDGES, Evaluation, Part
 from jobs.network.webhooks import Event
 from jobs.schema import FINISHED, db_now, jobs, predictions
 
@@ -36,6 +37,9 @@ RECENT_DAYS: Final = 30
 #: spread.
 SAMPLE_IMAGES: Final = 50_000
 _SLICES: Final = 50
+
+#: How many of them are compared with the folders that they are in: their names are read one by one.
+_COMPARED_IMAGES: Final = 5_000
 
 _DAY_SECONDS: Final = 86_400.0
 
@@ -58,7 +62,10 @@ class Health:
     dataset: str
     dataset_version: int | None  # that the accuracy is about; None without one
     accuracy: float | None  # by its evaluation, 0 to 1
+    accuracy_low: float | None  # of its 95 % interval; None without an evaluation
     live: LiveAccuracy
+    live_set: KnownAccuracy | None  # on corrections that training leaves out; None if it was not measured
+    known: KnownAccuracy | None  # on recent images in folders named after classes; None without any
     jobs: int  # recent jobs
     images: int  # of these jobs, with a label, as far as counted
     #: None if the model was never evaluated: there is nothing to compare with.
@@ -67,6 +74,26 @@ class Health:
 
     @property
     def warnings(self) -> list[str]:
+        """Return the warnings about accuracy and drift, one sentence each."""
+        fallen = [] if self.fallen is None else [self.fallen]
+        return fallen + self.drift_warnings
+
+    @property
+    def fallen(self) -> str | None:
+        """Return a warning if the accuracy on recent images is clearly below that of the evaluation.
+
+        People correct what looks wrong, so corrections alone would make every model look worse: only images
+        in folders named after classes count.
+        """
+        if self.known is None or self.accuracy_low is None or self.known.interval[1] >= self.accuracy_low:
+            return None
+        return (
+            f"The accuracy has fallen from {self.accuracy:.4f} in the evaluation to "
+            f"{self.known.accuracy:.4f} on {self.known.images:,} recent images whose true labels are known."
+        )
+
+    @property
+    def drift_warnings(self) -> list[str]:
         """Return the warnings about drift, one sentence each."""
         return [
             _WARNINGS[shift.drift].format(what=what, index=shift.index)
@@ -106,18 +133,24 @@ def model_health(connection: Connection, model_id: str | None = None, dataset: s
     model = model_or_champion(connection, model_id, dataset)
     stored = find_evaluation(connection, model.id)
     recent = _recent_jobs(connection, model.id)
+    live_set = find_evaluation(connection, model.id, part=Part.LIVE)
     labels: Counter[str] = Counter()
     confidences: Counter[int] = Counter()
+    known: Counter[bool] = Counter()
     for job_id, total in recent:
         mix = mix_of_job(connection, job_id, total)
         labels.update(mix.labels)
         confidences.update(mix.confidences)
+        known += count_known(connection, job_id, _sampled(total, _COMPARED_IMAGES), model.classes)
     return Health(
         model=model.id,
         dataset=model.dataset,
         dataset_version=stored.version if stored else None,
         accuracy=stored.evaluation.accuracy if stored else model.accuracy,
+        accuracy_low=stored.evaluation.accuracy_low if stored else None,
         live=live_accuracy(connection, model.id),
+        live_set=KnownAccuracy(live_set.evaluation.correct, live_set.evaluation.total) if live_set else None,
+        known=KnownAccuracy(known[True], known.total()) if known else None,
         jobs=len(recent),
         images=labels.total(),
         labels=_label_shift(stored.evaluation, labels) if stored else None,
@@ -195,7 +228,7 @@ def _mix_of(job_id: str, total: int) -> sa.Select[Any]:
             columns.index < each.stop,
             columns.label.is_not(None),
         )
-        for each in _sampled(total)
+        for each in _sampled(total, SAMPLE_IMAGES)
     ]
     sample = sa.union_all(*slices).subquery()
     bins = [
@@ -206,11 +239,11 @@ def _mix_of(job_id: str, total: int) -> sa.Select[Any]:
     return sa.select(sample.c.label, place, sa.func.count()).group_by(sample.c.label, place)
 
 
-def _sampled(total: int) -> list[range]:
-    """Return the ranges of indices that are counted in a job of this size."""
-    if total <= SAMPLE_IMAGES:
+def _sampled(total: int, most: int) -> list[range]:
+    """Return the ranges of indices that are counted in a job of this size, `most` in all."""
+    if total <= most:
         return [range(total)]
-    size = SAMPLE_IMAGES // _SLICES
+    size = most // _SLICES
     starts = [number * (total - size) // (_SLICES - 1) for number in range(_SLICES)]
     return [range(start, start + size) for start in starts]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.ledger.learning.health import RECENT_DAYS, Health
+from jobs.ledger.learning.known_labels import KnownAccuracy
 from jobs.models.dataset import describe_accuracy
 from jobs.models.drift import Shift
 from labelmill.client import Client
@@ -39,7 +40,9 @@ def health(
     """Show how a model, or the champion, has performed since it was evaluated.
 
     - accuracy is that of its evaluation, and live accuracy the share of corrected or confirmed predictions
-      that were right.
+      that were right. live set is its accuracy on corrections that training leaves out.
+    - known labels is its accuracy on recent images in folders named after classes, with corrections. If its
+      95% interval is below that of the evaluation, the accuracy has fallen.
     - recent counts the images of its latest 20 jobs of the last 30 days, at most 50,000 per job.
     - labels and confidences compare the recent distribution with that of the evaluation, by the population
       stability index: below 0.1 `steady`, from 0.1 `moved`, above 0.25 `drifted`. They need 200 images and an
@@ -59,6 +62,8 @@ def _to_json(health: Health) -> dict[str, Any]:
         "live_accuracy": health.live.accuracy,
         "right": health.live.right,
         "labelled": health.live.labelled,
+        "live_set": _known_to_json(health.live_set),
+        "known": _known_to_json(health.known),
         "jobs": health.jobs,
         "images": health.images,
         "labels": _shift_to_json(health.labels),
@@ -66,6 +71,14 @@ def _to_json(health: Health) -> dict[str, Any]:
         "warnings": health.warnings,
         "unknown": health.unknown,
     }
+
+
+def _known_to_json(known: KnownAccuracy | None) -> dict[str, Any] | None:
+    if known is None:
+        return None
+    low, high = known.interval
+    figures = {"accuracy": known.accuracy, "accuracy_low": low, "accuracy_high": high}
+    return {"right": known.right, "images": known.images, **figures}
 
 
 def _shift_to_json(shift: Shift | None) -> dict[str, Any] | None:
@@ -87,10 +100,12 @@ def _format_health(health: Health) -> list[str]:
         ("model", health.model),
         ("accuracy", describe_accuracy(health.accuracy, health.dataset, health.dataset_version)),
         ("live accuracy", f"{said}, {live.right:,} right of {live.labelled:,} labelled"),
+        *_known_fields("live set", health.live_set),
+        *_known_fields("known labels", health.known),
         ("recent", f"{recent} in the last {RECENT_DAYS} days"),
     )
     if health.unknown is not None:
-        return [*lines, "", health.unknown]
+        return [*lines, "", *health.warnings, health.unknown]
     for what, shift in (("labels", health.labels), ("confidences", health.confidences)):
         if shift is not None:
             lines += [
@@ -99,6 +114,14 @@ def _format_health(health: Health) -> list[str]:
                 *_bars(shift),
             ]
     return [*lines, "", *(health.warnings or ["Recent images are like the evaluation images."])]
+
+
+def _known_fields(name: str, known: KnownAccuracy | None) -> list[tuple[str, str]]:
+    if known is None:
+        return []
+    low, high = known.interval
+    between = f"{known.accuracy:.4f} ({low:.4f} to {high:.4f})"
+    return [(name, f"{between}, {known.right:,} right of {pluralize(known.images, 'image')}")]
 
 
 def _bars(shift: Shift) -> list[str]:
