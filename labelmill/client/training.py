@@ -282,14 +282,16 @@ class TrainingMethods(Installation):
         job_id: str,
         *,
         limit: int = 20,
+        near_duplicates: bool = False,
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Review:
         """Return the images of a job that are most worth checking, lowest confidence first.
 
-        Images with an error or a correction are left out, and those that look the same as one with a lower
-        confidence. Needs Pillow, and reads the images from the store.
+        Images with an error or a correction are left out, and those that look the same as one with the same
+        label and a lower confidence. Needs Pillow, and reads the images from the store.
 
         - `limit`: at most this many images.
+        - `near_duplicates`: also return images that look the same.
         - `on_progress`: called with the number of images looked at, and the number of all images.
 
         Raises NotFound, Conflict if the job's images were purged, UserError if Labelmill is
@@ -297,7 +299,15 @@ class TrainingMethods(Installation):
         """
         from labelmill.labels.reviewing import review
 
-        return review(self.ledger, self.store, self.settings, job_id, limit=limit, on_progress=on_progress)
+        return review(
+            self.ledger,
+            self.store,
+            self.settings,
+            job_id,
+            limit=limit,
+            near_duplicates=near_duplicates,
+            on_progress=on_progress,
+        )
 
     def corrections(self, *, dataset: str | None = None) -> list[Correction]:
         """Return the corrections of a dataset's models, by default of all models, latest first."""

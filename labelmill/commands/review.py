@@ -70,6 +70,7 @@ _CSV_COLUMNS: Final = ("job", "index", "label", "predicted", "confidence", "name
 def review(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many images.")] = 20,
+    show_all: Annotated[bool, typer.Option("--all", help="List near-duplicates, too.")] = False,
     form: Annotated[
         ReviewFormat | None,
         typer.Option(
@@ -87,10 +88,11 @@ def review(
 ) -> None:
     """List the images of a job that are most worth checking: lowest confidence first, no near-duplicates.
 
-    Images with an error or a correction are skipped. So are images that look the same as a less certain one
-    or as one of the job's 1,000 latest corrections. Four times --limit images are compared, so the list is
-    shorter if most of them look the same; stderr says how many were skipped, and how many cannot be read.
-    Needs Pillow (the extra `worker`). If the job's payloads are purged, the exit code is 2.
+    Images with an error or a correction are skipped. So are images that look the same, in shapes and colours,
+    as a less certain one with the same label or as one of the job's 1,000 latest corrections; --all lists
+    them. Four times --limit images are compared, so the list is shorter if most of them look the same; stderr
+    says how many were skipped, and how many cannot be read. Needs Pillow (the extra `worker`). If the job's
+    payloads are purged, the exit code is 2.
 
     CSV has the columns job, index, label, predicted, confidence and name. The label is empty: fill it in for
     the images that you have looked at, and give the file to `labelmill correct --from`.
@@ -108,7 +110,10 @@ def review(
         status = client.status(job)
         with ProgressLine("looking for images to check") as progress:
             found = client.review(
-                job, limit=limit, on_progress=lambda done, total: progress.update(done, total=total)
+                job,
+                limit=limit,
+                near_duplicates=show_all,
+                on_progress=lambda done, total: progress.update(done, total=total),
             )
     report_incomplete(status)
     if output is None:
@@ -119,7 +124,7 @@ def review(
     if not found.images:
         say(f"no image of job {job} is left to check")
     if found.duplicates:
-        say(f"left out {pluralize(found.duplicates, 'near-duplicate')}")
+        say(f"left out {pluralize(found.duplicates, 'near-duplicate')} (--all lists them)")
     if found.unreadable:
         say(f"left out {pluralize(found.unreadable, 'image')} that cannot be read")
     if output is not None:

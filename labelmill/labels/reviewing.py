@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from jobs.errors import Conflict, ImageError
 from jobs.extras import require_decoders
@@ -18,6 +19,9 @@ from jobs.settings import Settings
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from labelmill.labels.job_images import THUMBNAIL_SIDE, read_images
+
+if TYPE_CHECKING:
+    from labelmill.labels.near_duplicates import Look
 
 #: Candidates that are read for each image wanted: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
@@ -44,14 +48,15 @@ class Review:
     job: str
     model: str
     images: tuple[ReviewImage, ...]
-    duplicates: int  # images with a low confidence that look like one of these, or like a corrected one
+    #: Images with a low confidence that look like one of these with the same label, or like a corrected one.
+    duplicates: int
     unreadable: int  # images with a low confidence that could not be read again
 
 
 class _Preview(NamedTuple):
-    """The difference hash of an image, and a small copy of it."""
+    """How an image looks, and a small copy of it."""
 
-    hash: int
+    look: Look
     thumbnail: bytes
 
 
@@ -62,13 +67,14 @@ def review(
     job_id: str,
     *,
     limit: int,
+    near_duplicates: bool = False,
     on_progress: Callable[[int, int], None],
 ) -> Review:
     """Return at most `limit` images of a job to check, lowest confidence first.
 
-    Images with an error or a correction are left out. Images that look like another one of the list, or like
-    one that was corrected lately, are left out, too: otherwise each call would list the next of many equal
-    images. The list is shorter if most candidates are near-duplicates.
+    Images with an error or a correction are left out. Unless `near_duplicates`, so are images that look like
+    another one of the list with the same label, or like one that was corrected lately: otherwise each call
+    would list the next of many equal images. The list is shorter if most candidates are near-duplicates.
 
     Raises NotFound, Conflict if the job's images were purged, UserError without decoders, Unavailable.
     """
@@ -77,7 +83,9 @@ def review(
 
     with ledger.reading() as connection:
         status = job_status(connection, job_id)
-        corrected = latest_corrected_images(connection, job_id, limit=_CORRECTED_IMAGES)
+        corrected = latest_corrected_images(
+            connection, job_id, limit=0 if near_duplicates else _CORRECTED_IMAGES
+        )
     if status.purged_at is not None:
         raise Conflict(
             f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: there is nothing "
@@ -85,7 +93,7 @@ def review(
         )
     check_store(ledger, store)
     candidates = least_confident(ledger, job_id, limit=limit * _CANDIDATES_PER_IMAGE, on_progress=on_progress)
-    hashes = _hashes_of_copies(store, settings, corrected)
+    looks = _looks_of_copies(store, settings, corrected)
     images: list[ReviewImage] = []
     duplicates = unreadable = 0
     while candidates and len(images) < limit:
@@ -96,26 +104,30 @@ def review(
                 break
             if each.index not in previews:
                 unreadable += 1
-            elif any(look_the_same(previews[each.index].hash, other) for other in hashes):
+                continue
+            look, thumbnail = previews[each.index]
+            if not near_duplicates and any(look_the_same(look, other) for other in looks[each.label]):
                 duplicates += 1
             else:
-                hashes.append(previews[each.index].hash)
-                images.append(_to_review_image(each, previews[each.index].thumbnail))
+                looks[each.label].append(look)
+                images.append(_to_review_image(each, thumbnail))
     return Review(job_id, status.model, tuple(images), duplicates, unreadable)
 
 
-def _hashes_of_copies(store: Store, settings: Settings, image_sha256s: list[str]) -> list[int]:
-    """Return the hashes of these corrected images. Images whose copy is gone are left out.
+def _looks_of_copies(
+    store: Store, settings: Settings, corrected: list[tuple[str, str | None]]
+) -> defaultdict[str | None, list[Look]]:
+    """Return the looks of these corrected images, by predicted label. Images whose copy is gone are left out.
 
     Raises Unavailable.
     """
-    from labelmill.labels.near_duplicates import difference_hash
+    from labelmill.labels.near_duplicates import look_of
 
-    hashes = []
-    for sha256 in image_sha256s:
+    looks: defaultdict[str | None, list[Look]] = defaultdict(list)
+    for sha256, predicted in corrected:
         with suppress(FileNotFoundError, ImageError):
-            hashes.append(difference_hash(store.get(correction_key(sha256)), settings.image_limits))
-    return hashes
+            looks[predicted].append(look_of(store.get(correction_key(sha256)), settings.image_limits))
+    return looks
 
 
 def _previews(
@@ -125,14 +137,14 @@ def _previews(
 
     Raises Unavailable.
     """
-    from labelmill.labels.near_duplicates import difference_hash
+    from labelmill.labels.near_duplicates import look_of
     from worker.predicting.pictures import thumbnail
 
     previews = {}
     limits = settings.image_limits
     for index, data in read_images(ledger, store, settings, job_id, [each.index for each in candidates]):
         try:
-            previews[index] = _Preview(difference_hash(data, limits), thumbnail(data, THUMBNAIL_SIDE, limits))
+            previews[index] = _Preview(look_of(data, limits), thumbnail(data, THUMBNAIL_SIDE, limits))
         except ImageError:
             continue
     return previews

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from jobs.errors import Conflict
 from jobs.ledger.jobs import review as finding
@@ -83,6 +83,30 @@ def test_what_looks_like_a_corrected_image_is_not_listed_either(client, job: Job
     found = client.review(job.id)
     assert [image.index for image in found.images] == [6, 3, 8, 7, 4, 2]
     assert found.duplicates == 1
+
+
+def test_only_images_of_one_label_and_colour_look_the_same(client, run_command, submitted, worker) -> None:
+    # Given three equal circles of one colour, one of them with another label, and one of another colour
+    def circle(colour: str) -> bytes:
+        image = Image.new("RGB", (32, 32), "white")
+        ImageDraw.Draw(image).circle((16, 16), 10, fill=colour)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return file.getvalue()
+
+    found = (("red", "7"), ("red", "7"), ("red", "1"), ("blue", "7"))
+    job = submitted(SourceImage(f"{n}.png", circle(colour), None) for n, (colour, _) in enumerate(found))
+    labels = [label for _, label in found]
+    for chunk in job.chunks:
+        part = range(chunk.first_index, chunk.first_index + chunk.images)
+        worker.work(chunk, [Outcome(f"{n}.png", labels[n], 0.5 + n / 100) for n in part])
+
+    # Then only the one with the same label and colour is left out, and --all lists it, too
+    assert [each.index for each in client.review(job.id).images] == [0, 2, 3]
+    assert "left out 1 near-duplicate (--all lists them)" in run_command(review_command, job.id).stderr
+    done = run_command(review_command, job.id, "--all", "--json")
+    assert [each["index"] for each in json.loads(done.stdout)["images"]] == [0, 1, 2, 3]
+    assert "near-duplicate" not in done.stderr
 
 
 def test_a_job_is_read_in_pages(ledger, submitted, worker, monkeypatch: pytest.MonkeyPatch) -> None:

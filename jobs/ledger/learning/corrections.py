@@ -120,10 +120,13 @@ def corrected_labels(connection: Connection, job_id: str) -> dict[int, str]:
     return dict(connection.execute(query).all())
 
 
-def latest_corrected_images(connection: Connection, job_id: str, *, limit: int) -> list[str]:
-    """Return the hashes of the job's corrected images, latest correction first."""
-    query = sa.select(corrections.c.image_sha256).where(corrections.c.job_id == job_id)
-    return list(connection.scalars(query.order_by(corrections.c.created_at.desc()).limit(limit)))
+def latest_corrected_images(
+    connection: Connection, job_id: str, *, limit: int
+) -> list[tuple[str, str | None]]:
+    """Return the hashes and predicted labels of the job's corrected images, latest correction first."""
+    query = sa.select(corrections.c.image_sha256, corrections.c.predicted)
+    query = query.where(corrections.c.job_id == job_id).order_by(corrections.c.created_at.desc())
+    return [(sha256, predicted) for sha256, predicted in connection.execute(query.limit(limit))]
 
 
 def any_correction(connection: Connection, job_id: str) -> bool:
