@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -181,14 +184,16 @@ class TrainingMethods(Installation):
                 return
             time.sleep(RUN_POLL_SECONDS)
 
-    def cancel_run(self, run_id: str) -> Run:
+    def cancel_run(self, run_id: str, *, by: str | None = None) -> Run:
         """Stop the run and return it. A cancelled run changes nothing.
+
+        - `by`: who stops it, as the run will say. Default: this user and machine.
 
         Raises NotFound, and Conflict if the run had already finished.
         """
         with self.ledger.transaction() as connection:
             self.on_change(connection, "cancel run", run_id)
-            return cancel_run(connection, run_id)
+            return cancel_run(connection, run_id, by=by or _user())
 
     @accept_numpy_numbers
     def correct(self, job_id: str, index: int, label: str) -> Correction:
@@ -326,3 +331,12 @@ class TrainingMethods(Installation):
         from labelmill.labels.correcting import Corrector
 
         return Corrector(self.ledger, self.store, self.settings, self.on_change)
+
+
+def _user() -> str:
+    """Return the name of this process's user and of the machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"user {os.getuid()}"
+    return f"{user} on {socket.gethostname()}"

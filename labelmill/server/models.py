@@ -124,7 +124,8 @@ def request_run(wanted: RunWanted, session: AdminSession) -> RunObject:
 @router.post("/runs/{run_id}/cancel")
 def cancel_run(run_id: str, session: AdminSession) -> RunObject:
     """Stop a training run. A cancelled run changes nothing."""
-    return RunObject.of(session.client.cancel_run(_run_id(session, run_id)))
+    by = f"the key {session.key.name}"
+    return RunObject.of(session.client.cancel_run(_run_id(session, run_id), by=by))
 
 
 @router.get("/schedules")

@@ -178,8 +178,9 @@ def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model
 
     # when a person cancels the run
     with ledger.transaction() as connection:
-        assert cancel_run(connection, claim.run_id).state == RunState.CANCELLED
-        with pytest.raises(RunLost, match=f"{claim.run_id} is cancelled"):
+        cancelled = cancel_run(connection, claim.run_id, by="ann on box")
+        assert (cancelled.state, cancelled.error) == (RunState.CANCELLED, "stopped by ann on box")
+        with pytest.raises(RunLost, match=f"{claim.run_id} is cancelled: stopped by ann on box"):
             renew_run(connection, claim)
 
     # then none of the trainer's writes is accepted, and the run cannot be cancelled twice

@@ -315,12 +315,13 @@ def _report_end(connection: Connection, run_id: str, state: RunState) -> None:
 # ---- ending a run from outside ------------------------------------------------------------------------
 
 
-def cancel_run(connection: Connection, run_id: str) -> Run:
-    """Cancel the run. Its trainer notices within seconds, and its results are discarded.
+def cancel_run(connection: Connection, run_id: str, *, by: str | None = None) -> Run:
+    """Cancel the run, and note by whom. Its trainer notices within seconds, and its results are discarded.
 
     Raises NotFound, or Conflict if the run had finished.
     """
-    cancelled = end_active_runs(connection, training_runs.c.id == run_id, RunState.CANCELLED)
+    this = training_runs.c.id == run_id
+    cancelled = end_active_runs(connection, this, RunState.CANCELLED, by and f"stopped by {by}")
     if not cancelled:
         raise Conflict(
             f"Training run {run_id} has already finished: it is {get_run(connection, run_id).state}."
