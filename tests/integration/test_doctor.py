@@ -477,6 +477,19 @@ def test_there_is_no_champion(settings, ledger, make_model, store):
     find(check_models, settings, "mnist has no champion", WARNING, f"promote {model.id} --force")
 
 
+@pytest.mark.usefixtures("mnist")
+def test_only_a_model_with_the_datasets_classes_is_proposed(settings, ledger, make_model, store):
+    # given models, of which the latest has other classes than the dataset's latest version
+    good = make_model(b"good", champion=False, store=store)
+    other = make_model(b"other", champion=False, store=store)
+    change(ledger, models_table, models_table.c.id == other.id, classes=["cat", "dog"])
+
+    # then the older one is proposed, and without it a training run
+    find(check_models, settings, "mnist has no champion", WARNING, f"labelmill models promote {good.id}")
+    change(ledger, models_table, classes=["cat", "dog"])
+    find(check_models, settings, "mnist has no champion", WARNING, "labelmill retrain --dataset mnist")
+
+
 @on_sqlite
 def test_a_model_file_that_is_gone_or_changed(settings, make_model, store: Store):
     # Given a champion that a worker has fetched

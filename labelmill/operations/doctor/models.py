@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy.engine import Connection
 
 from jobs.errors import SettingsError, Unavailable
 from jobs.ledger import metrics
+from jobs.ledger.learning.datasets import list_datasets
 from jobs.ledger.learning.models import CHAMPION, list_models
 from jobs.models.model import Model
 from jobs.settings import Settings
@@ -30,7 +31,8 @@ def check_models(settings: Settings) -> Iterator[Finding]:
     def check(settings: Settings, connection: Connection) -> Iterator[Finding]:
         models, ids = list_models(connection), metrics.models_needed(connection)
         needed.extend(model for model in models if model.id in ids)
-        yield from _champions(models, settings)
+        classes = {each.dataset: each.classes for each in list_datasets(connection)}
+        yield from _champions(models, classes, settings)
 
     yield from check(settings)
     if not needed:
@@ -48,8 +50,13 @@ def _no_model(settings: Settings) -> Finding:
     return problem("there is no model, so nothing can be submitted", fix=commands_of(settings).train)
 
 
-def _champions(models: list[Model], settings: Settings) -> Iterator[Finding]:
-    """Yield a finding about each dataset that has models: whether one of them is the champion."""
+def _champions(
+    models: list[Model], classes: Mapping[str, tuple[str, ...]], settings: Settings
+) -> Iterator[Finding]:
+    """Yield a finding about each dataset that has models: whether one of them is the champion.
+
+    `classes` are those of each dataset's latest version.
+    """
     if not models:
         yield _no_model(settings)
     for dataset in sorted({model.dataset for model in models}):
@@ -59,11 +66,18 @@ def _champions(models: list[Model], settings: Settings) -> Iterator[Finding]:
             pin = "" if champion.pinned_at is None else ", pinned: no training run replaces it"
             yield ok(f"the champion of {dataset} is {champion.id}{pin}")
         else:
-            latest = theirs[0]
+            run = commands_of(settings).run
+            wanted = classes.get(dataset)
+            latest = next(
+                (each for each in theirs if wanted is None or set(wanted) == set(each.classes)), None
+            )
+            if latest is None:
+                fix = f"{run} retrain --dataset {dataset}"
+            else:
+                force = " --force" if latest.accuracy is None else ""
+                fix = f"{run} models promote {latest.id}{force}"
             yield warning(
-                f"{dataset} has no champion, so each of its jobs must name a model (submit --model)",
-                fix=f"{commands_of(settings).run} models promote {latest.id}"
-                + (" --force" if latest.accuracy is None else ""),
+                f"{dataset} has no champion, so each of its jobs must name a model (submit --model)", fix=fix
             )
 
 
