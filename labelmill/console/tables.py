@@ -1,4 +1,4 @@
-"""Tables for people: one line per row, and no line is wider than the terminal."""
+"""Tables for people: no line is wider than the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from labelmill.console.terminal import print_data, print_json
 from producer.export import printable
@@ -27,7 +27,8 @@ class Column:
     text: Callable[[Any], str]  # of a row's item
     right: bool = False  # for numbers
     leave_out: int = 0  # the column with the highest number is left out first; 0: never
-    min_width: int | None = None  # longer texts may be cut to this many characters
+    #: Longer texts may be cut to this many characters; in the last column they are wrapped.
+    min_width: int | None = None
 
 
 def print_table(columns: Sequence[Column], items: Iterable[Any]) -> None:
@@ -60,7 +61,10 @@ def field_lines(*fields: tuple[str, str]) -> list[str]:
 
 
 def table_lines(columns: Sequence[Column], items: Iterable[Any], width: int) -> list[str]:
-    """Return a line of headings and a line per item, none of them wider than `width` characters."""
+    """Return the headings and the items, in lines of at most `width` characters.
+
+    An item takes several lines if its last column does not fit.
+    """
     table = [
         [column.heading for column in columns],
         *([printable(column.text(item)) for column in columns] for item in items),
@@ -79,16 +83,31 @@ def table_lines(columns: Sequence[Column], items: Iterable[Any], width: int) -> 
         widths[place], spare = least[place] + more, spare - more
 
     lines = []
+    last = shown[-1]
     for cells in table:
-        fitted = [_fit(cells[place], widths[place], right=columns[place].right) for place in shown]
-        line = _GAP.join(fitted).rstrip()
-        lines.append(line if cell_len(line) <= width else set_cell_size(line, width))
+        for number, part in enumerate(_wrapped(cells[last], widths[last])):
+            row = [*(cells if number == 0 else [""] * len(cells))[:last], part]
+            fitted = [_fit(row[place], widths[place], right=columns[place].right) for place in shown]
+            line = _GAP.join(fitted).rstrip()
+            lines.append(line if cell_len(line) <= width else set_cell_size(line, width))
     return lines
 
 
 def short_time(moment: datetime | None) -> str:
     """Return a point in time to the minute, in UTC as the ledger has it; a dash if there is none."""
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "-"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return the text in lines of at most `width` characters, broken at spaces if there are any."""
+    lines = []
+    while cell_len(text) > width and (first := chop_cells(text, width)[0]):
+        end = first.rfind(" ") if text[len(first)] != " " else len(first)
+        if end <= 0:
+            end = len(first)
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [*lines, text]
 
 
 def _fit(text: str, width: int, *, right: bool) -> str:

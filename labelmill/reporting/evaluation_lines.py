@@ -28,6 +28,12 @@ _MISTAKES: Final = (
     Column("name", attrgetter("name"), min_width=10),
 )
 
+_CLASSES: Final = (
+    Column(f"{'class':<23}", attrgetter("name"), min_width=10),
+    Column("precision", lambda row: _share(row.precision), right=True),
+    Column("recall", lambda row: _share(row.recall), right=True),
+)
+
 
 def figures_to_json(figures: Figures) -> dict[str, Any]:
     """Return all figures as a dictionary, for `--json`."""
@@ -84,8 +90,7 @@ def class_lines(figures: Figures) -> list[str]:
     rows = by_class(figures, None)
     left_out = len(figures.classes) - len(rows)
     return [
-        "class                    precision  recall",
-        *(f"{printable(row.name):<25}{_share(row.precision):>9}{_share(row.recall):>8}" for row in rows),
+        *table_lines(_CLASSES, rows, terminal_width()),
         *([f"({left_out:,} more classes, with a higher recall or without images)"] if left_out else []),
     ]
 

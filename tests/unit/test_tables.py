@@ -29,13 +29,31 @@ def test_a_wide_terminal_shows_everything_in_columns():
     ]
 
 
-def test_in_a_narrow_terminal_texts_are_cut_and_columns_left_out():
-    assert table_lines(COLUMNS, ROWS, 40)[1] == "a1       7  noon      here   a name o..."
+def test_in_a_narrow_terminal_the_last_column_is_wrapped_and_others_left_out():
+    assert table_lines(COLUMNS, ROWS, 40) == [
+        "id   count  when      where  name",
+        "a1       7  noon      here   a name of",
+        "                             some length",
+        "b22  1,000  midnight  there  x",
+    ]
     # then as few columns as possible are left out, the highest number first
-    assert table_lines(COLUMNS, ROWS, 33)[1] == "a1       7  noon      a name o..."
-    assert table_lines(COLUMNS, ROWS, 24)[1] == "a1       7  a name of..."
+    assert table_lines(COLUMNS, ROWS, 33)[1:3] == [
+        "a1       7  noon      a name of",
+        " " * 22 + "some length",
+    ]
+    assert table_lines(COLUMNS, ROWS, 24)[1:3] == ["a1       7  a name of", " " * 12 + "some length"]
     # and if that is not enough, lines are cut at the edge
     assert table_lines(COLUMNS, ROWS, 8)[1] == "a1      "
+
+
+def test_other_columns_are_cut_and_a_long_word_is_broken():
+    columns = (Column("first", itemgetter(0), min_width=6), Column("last", itemgetter(1), min_width=6))
+    assert table_lines(columns, [("a long text", "photos/2026.jpg")], 14) == [
+        "first   last",
+        "a l...  photos",
+        "        /2026.",
+        "        jpg",
+    ]
 
 
 @pytest.mark.parametrize("width", [8, 20, 40, 80])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import typer
+from rich.cells import cell_len, set_cell_size
 
 from jobs.ledger.learning.health import RECENT_DAYS, Health
 from jobs.ledger.learning.known_labels import KnownAccuracy
@@ -127,10 +128,10 @@ def _known_fields(name: str, known: KnownAccuracy | None) -> list[tuple[str, str
 def _bars(shift: Shift) -> list[str]:
     """Draw two bars per group: its share of the evaluation images, and of the recent images."""
     groups = [printable(group) for group in shift.groups]
-    width = max(map(len, groups))
+    width = max(map(cell_len, groups))
     lines = []
     for group, then, now in zip(groups, shift.expected, shift.actual, strict=True):
-        lines.append(f"  {group:<{width}}  then {_bar(then / sum(shift.expected))}")
+        lines.append(f"  {set_cell_size(group, width)}  then {_bar(then / sum(shift.expected))}")
         lines.append(f"  {'':<{width}}  now  {_bar(now / sum(shift.actual))}")
     return lines
 
