@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -33,8 +34,10 @@ from jobs.ledger.learning.runs import (
 from jobs.models.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
+from jobs.settings import Settings
 from tests.ledger_probes import change_run, run_of
 from tests.threads import at_once
+from worker.learning.task import execute_run
 from worker.reconciler import Reconciler
 
 RECIPE = {"architecture": "mlp", "epochs": 2, "seed": 7}
@@ -194,6 +197,21 @@ def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model
         cancel_run(connection, claim.run_id)
     with pytest.raises(NotFound), ledger.transaction() as connection:
         cancel_run(connection, "nobody")
+
+
+def test_a_second_message_about_a_finished_run_is_no_news(
+    ledger: Ledger, champion: Model, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    claim = take(ledger, ask(ledger))
+    execute_run(claim.run_id, settings)
+    assert f"training run {claim.run_id} cannot be claimed: it is running" in caplog.text
+
+    caplog.clear()
+    with ledger.transaction() as connection:
+        finish_run(connection, claim, model_id=champion.id, verdict="promoted")
+    execute_run(claim.run_id, settings)
+    assert "cannot be claimed" not in caplog.text
 
 
 def test_a_trainer_with_another_token_may_nothing(ledger: Ledger, champion: Model) -> None:

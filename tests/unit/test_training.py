@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import Counter
 from dataclasses import replace
@@ -355,6 +356,23 @@ def test_fine_tuning_begins_with_the_trained_weights_and_keeps_only_a_gain(data:
     kept = train(wrong, replace(recipe, learning_rate=0.01), start=copy, on_epoch=tuned.append)
     assert tuned[1].val_accuracy < 0.5
     assert all(map(np.array_equal, kept.get_weights(), model.get_weights()))
+
+
+def test_traces_of_many_shapes_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given the handler of TensorFlow's warnings
+    told: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    monkeypatch.setattr(tf.get_logger(), "handlers", [handler])
+
+    # When a function is traced for each of many values, and there is another warning
+    function = tf.function(lambda number: number + 1)
+    for number in range(8):
+        function(number)
+    tf.get_logger().warning("something else")
+
+    # Then only the other one is told
+    assert told == ["something else"]
 
 
 def test_a_model_is_saved_whole_or_not_at_all(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -54,7 +54,9 @@ def _claim_run(ledger: Ledger, run_id: str) -> RunClaim | None:
         if claim is None:
             try:
                 state = get_run(connection, run_id).state
-                logger.info("training run %s cannot be claimed: it is %s", run_id, state)
+                # A second message about a finished run is normal: messages may come twice.
+                level = logging.DEBUG if state == RunState.DONE else logging.INFO
+                logger.log(level, "training run %s cannot be claimed: it is %s", run_id, state)
             except NotFound:
                 log_dropped("it names no training run of this ledger")
         return claim

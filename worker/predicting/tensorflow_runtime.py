@@ -72,6 +72,9 @@ with _filtered_stderr(), _optional_modules_hidden():
     import keras
     import tensorflow as tf
 
+# Networks of many shapes are traced once each. It is nothing that a reader of the log could change.
+tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
+
 __all__ = ["configure_threads", "keras", "multiplies_bfloat16", "tf"]
 
 
