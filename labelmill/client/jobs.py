@@ -248,7 +248,8 @@ class JobMethods(Installation):
         """Compare a job's labels with the names of the folders that its images are in. Nothing is stored.
 
         Only images whose folder is named after a class of the job's model count. A correction replaces the
-        folder's name. An image with an error counts as wrong. Needs no TensorFlow.
+        folder's name. An image with an error counts as wrong. Images that were corrected before the model's
+        training run are left out. Needs no TensorFlow.
 
         - `on_progress`: called with the number of predictions read, and the number of images.
 
@@ -256,6 +257,7 @@ class JobMethods(Installation):
         job was purged meanwhile.
         """
         from labelmill.labels.labelled_jobs import compare_with_folders
+        from labelmill.labels.learnt_images import learnt_images
 
         with self.ledger.reading() as connection:
             status = job_status(connection, job_id)
@@ -270,7 +272,8 @@ class JobMethods(Installation):
                 yield prediction
             on_progress(done, status.total)
 
-        return compare_with_folders(reported(), model, corrected)
+        learnt = learnt_images(self.ledger, self.store, self.settings, job_id, model.id)
+        return compare_with_folders(reported(), model, corrected, learnt)
 
     def job_report(self, job_id: str, evaluation: LabelledEvaluation | None = None) -> str:
         """Return an HTML report on how well a job's labels agree with the folders of its images.

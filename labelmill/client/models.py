@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from jobs.ledger.jobs.shadows import (
 )
 from jobs.ledger.learning.gate import Verdict, judge_and_promote, limits_of
 from jobs.ledger.learning.health import Health, model_health
+from jobs.ledger.learning.learnt import learnt_hashes
 from jobs.ledger.learning.model_changes import rename_classes
 from jobs.ledger.learning.models import (
     Promotion,
@@ -47,6 +49,7 @@ from labelmill.client.registration import Registered, register
 
 if TYPE_CHECKING:
     from labelmill.labels.labelled_jobs import LabelledEvaluation
+    from producer.sources import SourceImage
 
 
 class ModelMethods(Installation):
@@ -191,7 +194,8 @@ class ModelMethods(Installation):
         """Run a model on labelled images and compare its labels with the names of their folders.
 
         The model runs in this process, which must be its main thread, and nothing is stored. Only images
-        whose folder is named after a class of the model count. Needs TensorFlow.
+        whose folder is named after a class of the model count, and images that were corrected before its
+        training run are left out. Needs TensorFlow.
 
         - `model`: the model to evaluate; None is the champion.
         - `sources`: what `submit` takes, usually a folder with one subfolder per class.
@@ -210,8 +214,18 @@ class ModelMethods(Installation):
             max_bytes=self.settings.max_image_bytes,
             archives=self.settings.archive_limits,
         )
-        predictions = classify_images(self.store, self.settings, found, images, on_progress)
-        return compare_with_folders(predictions, found)
+        with self.ledger.reading() as connection:
+            hashes = learnt_hashes(connection, found.id)
+        learnt: set[int] = set()
+
+        def noted() -> Iterator[SourceImage]:
+            for index, image in enumerate(images):
+                if image.data is not None and hashlib.sha256(image.data).hexdigest() in hashes:
+                    learnt.add(index)
+                yield image
+
+        predictions = classify_images(self.store, self.settings, found, noted(), on_progress)
+        return compare_with_folders(predictions, found, learnt=learnt)
 
     def evaluation(self, model: str | None = None) -> StoredEvaluation | None:
         """Return the latest evaluation of a model (default: the champion), or None."""

@@ -12,7 +12,7 @@ from labelmill.commands.options import AsJson
 from labelmill.console.destination import STDOUT, opened, output_option, shown
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import examples, print_value, report_errors, say
-from labelmill.reporting.evaluation_lines import labelled_lines, labelled_to_json, report_unlabelled
+from labelmill.reporting.evaluation_lines import labelled_lines, labelled_to_json, report_left_out
 
 app = typer.Typer(add_completion=False)
 
@@ -35,7 +35,8 @@ def evaluate(
 
     Images with an error count as wrong. If an image was corrected, its correction counts instead of its
     folder. A correction alone does not add an image, because people mostly correct mistakes. Images whose
-    folder is not a class of the job's model are skipped: stderr says how many, and names some folders. If no
+    folder is not a class of the job's model are skipped: stderr says how many, and names some folders. Images
+    that had been corrected before the model was trained are skipped, too: it may have learnt them. If no
     image remains, the exit code is 2.
 
     The report of --output shows the 48 worst mistakes as pictures, which needs Pillow (the extra `worker`).
@@ -48,7 +49,7 @@ def evaluate(
                 job, on_progress=lambda done, total: progress.update(done, total=total)
             )
         report_incomplete(status)
-        report_unlabelled(found)
+        report_left_out(found)
         if output is not None:
             page = client.job_report(job, found)
             with opened(output, force=force) as file:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -54,27 +54,35 @@ class LabelledEvaluation:
     corrected: int  # images whose true label is a correction, not the folder's name
     unlabelled: int  # images whose folder is not one of the model's classes; they are left out
     unlabelled_folders: tuple[str, ...]  # the names of some of these folders
+    learnt: int  # images that were corrected before the model's training run; they are left out
     mistakes: tuple[LabelledMistake, ...]  # highest confidence first, MISTAKES at most
 
 
 def compare_with_folders(
-    predictions: Iterable[Prediction], model: Model, corrected: Mapping[int, str] | None = None
+    predictions: Iterable[Prediction],
+    model: Model,
+    corrected: Mapping[int, str] | None = None,
+    learnt: Container[int] = (),
 ) -> LabelledEvaluation:
     """Compare predictions with the names of the images' folders, in constant memory.
 
     An image in `corrected`, by index, has that label instead. Corrections do not add images: people correct
-    what looks wrong, so the figures would be too low. Raises UserError if no image has a label.
+    what looks wrong, so the figures would be too low. Images in `learnt`, by index, are left out: the model
+    may have seen them in training. Raises UserError if no image has a label.
     """
     corrections = corrected or {}
     places = {name: place for place, name in enumerate(model.classes)}
     no_answer = len(places)
     counts: Counter[tuple[int, int]] = Counter()
     folders: Counter[str] = Counter()
-    left_out = used = 0
+    left_out = used = seen = 0
 
     def mistakes() -> Iterator[LabelledMistake]:
-        nonlocal left_out, used
+        nonlocal left_out, used, seen
         for each in predictions:
+            if each.index in learnt:
+                seen += 1
+                continue
             folder = folder_of(each.name)
             if folder not in places:
                 left_out += 1
@@ -90,7 +98,7 @@ def compare_with_folders(
     # `mistakes` also counts, because the predictions can be read only once.
     worst = heapq.nsmallest(MISTAKES, mistakes(), key=lambda mistake: (-mistake.confidence, mistake.index))
     if not counts:
-        raise UserError(_no_label(model, left_out, folders))
+        raise UserError(_no_label(model, left_out, seen, folders))
     confusion = [[counts[truth, place] for place in range(no_answer + 1)] for truth in range(no_answer)]
     return LabelledEvaluation(
         model=model.id,
@@ -99,6 +107,7 @@ def compare_with_folders(
         corrected=used,
         unlabelled=left_out,
         unlabelled_folders=tuple(name for name, _count in folders.most_common(_NAMED_FOLDERS)),
+        learnt=seen,
         mistakes=tuple(worst),
     )
 
@@ -155,8 +164,13 @@ def _windows(images: Iterable[SourceImage]) -> Iterator[tuple[list[str], list[by
         yield names, contents
 
 
-def _no_label(model: Model, images: int, folders: Counter[str]) -> str:
+def _no_label(model: Model, images: int, learnt: int, folders: Counter[str]) -> str:
     """Return why nothing can be compared, and what to do."""
+    if learnt and not images:
+        return (
+            f"All {learnt:,} images were corrected before model {model.id} was trained, so it may have "
+            "learnt them: evaluate it on other images."
+        )
     if not images:
         return "There is no prediction yet, so there is nothing to evaluate."
     named = [name for name, _count in folders.most_common(_NAMED_FOLDERS) if name]

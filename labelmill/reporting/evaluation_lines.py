@@ -66,8 +66,13 @@ def labelled_lines(found: LabelledEvaluation) -> list[str]:
     return lines
 
 
-def report_unlabelled(found: LabelledEvaluation) -> None:
-    """Print how many images were left out, because their folder is not a class; nothing if none was."""
+def report_left_out(found: LabelledEvaluation) -> None:
+    """Print how many images were left out, and why; nothing if none was."""
+    if found.learnt:
+        images = pluralize(found.learnt, "image")
+        say(
+            f"left out {images} that had been corrected before the model was trained: it may have learnt them"
+        )
     if found.unlabelled:
         named = ", ".join(printable(name) or "no folder" for name in found.unlabelled_folders)
         images = pluralize(found.unlabelled, "image")

@@ -15,6 +15,7 @@ from jobs.ledger.learning.models import get_model
 from jobs.models.evaluation import CONFIDENCE_EDGES, Figures
 from jobs.models.model import Model
 from labelmill.labels.labelled_jobs import LabelledEvaluation
+from labelmill.labels.learnt_images import learnt_images
 from labelmill.reporting.labelled_job_page import accuracy_values
 from labelmill.server.access import Session, SubmitSession
 from labelmill.server.batches import read_batch
@@ -46,10 +47,12 @@ def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Resp
     batch = read_batch(session.client.ledger, session.project, job_id)
     found, is_too_large = None, batch.job.total > _MAX_COMPARED
     if not is_too_large:
-        with session.client.ledger.reading() as connection:
+        client = session.client
+        learnt = learnt_images(client.ledger, client.store, client.settings, batch.id, batch.model)
+        with client.ledger.reading() as connection:
             model = get_model(connection, batch.model)
-            counted = count_confusions(connection, batch.id, tuple(model.classes))
-        found = _evaluation(batch, model, counted)
+            counted = count_confusions(connection, batch.id, tuple(model.classes), learnt)
+        found = _evaluation(batch, model, counted, len(learnt))
 
     gallery_url = partial(_gallery_url, batch.id)
     return page(
@@ -68,7 +71,9 @@ def _gallery_url(job_id: str, **chosen: Any) -> str:
     return f"/jobs/{job_id}/images?{query_of(chosen)}"
 
 
-def _evaluation(batch: BatchObject, model: Model, counted: Confusions) -> LabelledEvaluation | None:
+def _evaluation(
+    batch: BatchObject, model: Model, counted: Confusions, learnt: int
+) -> LabelledEvaluation | None:
     """Return what the counted labels say; None if no image is in a folder named after a class."""
     if not any(map(any, counted.confusion)):
         return None
@@ -78,8 +83,9 @@ def _evaluation(batch: BatchObject, model: Model, counted: Confusions) -> Labell
         figures=figures,
         errors=sum(row[-1] for row in counted.confusion),
         corrected=counted.corrected,
-        unlabelled=batch.job.done - figures.total,
+        unlabelled=batch.job.done - figures.total - learnt,
         unlabelled_folders=(),
+        learnt=learnt,
         mistakes=(),  # the gallery shows them all
     )
 

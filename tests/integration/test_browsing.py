@@ -99,9 +99,13 @@ def test_labels_are_counted_by_true_class(client: Client, ledger: Ledger, job: J
     with ledger.reading() as connection:
         confusion, corrected = count_confusions(connection, job.id, CLASSES)
         assert [tuple(each) for each in count_errors(connection, job.id)] == [("corrupt", 1, 6)]
+        without, not_corrected = count_confusions(connection, job.id, CLASSES, left_out={2})
     counted = {(truth, place) for truth, row in enumerate(confusion) for place in range(11) if row[place]}
     assert counted == {(0, 0), (3, 3), (3, 5), (4, 9), (8, 8), (8, 10)}  # 10: no label
     assert (sum(map(sum, confusion)), confusion[8][8], corrected) == (7, 2, 1)
+
+    # And images that are left out do not count
+    assert (sum(map(sum, without)), without[8][8], not_corrected) == (6, 1, 0)
 
 
 @pytest.mark.fast

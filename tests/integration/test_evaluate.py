@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.learning.corrections import NewCorrection, save_corrections
+from jobs.ledger.learning.runs import request_run
 from jobs.models.model import Model
-from jobs.schema import evaluations
+from jobs.schema import corrections, db_now, evaluations, training_runs
 from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.commands.evaluate import app as evaluate_command
@@ -29,8 +34,22 @@ OUTCOMES = (("3", "3"), ("3", "3"), ("3", "8"), ("8", "8"), ("8", None), ("misc"
 @pytest.fixture
 def job(submitted, worker) -> Job:
     """Return a finished job; two of its images are in folders named 3 and 8."""
+    return classify(submitted, worker, range(50, 50 + len(OUTCOMES)))
+
+
+def pretend_training(ledger: Ledger, model: Model) -> None:
+    """Add a training run that has made the model, half a minute from now."""
+    with ledger.transaction() as connection:
+        request_run(connection, new_id(), recipe={})
+        started = {"model_id": model.id, "started_at": db_now(30), "active": None}
+        connection.execute(training_runs.update().values(started))
+
+
+def classify(submitted, worker, pictures: Iterable[int]) -> Job:
+    """Classify these pictures as OUTCOMES says."""
     names = [f"pics/{folder}/{place}<b>.png" for place, (folder, _label) in enumerate(OUTCOMES)]
-    job: Job = submitted(SourceImage(name, picture(50 + place), None) for place, name in enumerate(names))
+    images = zip(names, pictures, strict=True)
+    job: Job = submitted(SourceImage(name, picture(number), None) for name, number in images)
     for chunk in job.chunks:
         worker.work(
             chunk,
@@ -70,6 +89,27 @@ def test_a_correction_counts_instead_of_the_folder(client: Client, job: Job) -> 
     assert found.mistakes == ()
 
 
+def test_images_that_the_model_has_learnt_are_left_out(
+    client: Client, ledger: Ledger, run_command, submitted, worker, job: Job, champion: Model
+) -> None:
+    # Given corrections of three images, two of which came before the training run of the model
+    for index in (0, 1, 2):
+        client.correct(job.id, index, "8")
+    pretend_training(ledger, champion)
+    with ledger.transaction() as connection:
+        later = corrections.update().where(corrections.c.index == 1)
+        connection.execute(later.values(created_at=db_now(60)))
+
+    # When the same images are submitted again, one of them as another picture of that name
+    again = classify(submitted, worker, [50, 51, 99, 53, 54, 55])
+
+    # Then the one that the model may have learnt is left out, and that is said
+    done = run_command(evaluate_command, again.id, "--json")
+    told = json.loads(done.stdout)
+    assert (told["total"], told["learnt"], told["unlabelled"], told["corrected"]) == (4, 1, 1, 0)
+    assert "left out 1 image that had been corrected before the model was trained" in done.stderr
+
+
 def test_the_report_on_a_job_shows_its_mistakes(run_command, store: Store, job: Job, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     assert run_command(evaluate_command, job.id, "--output", path).exit_code == 0
@@ -99,6 +139,14 @@ def test_a_labelled_folder_is_evaluated_with_a_model(
     (tmp_path / "digits" / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "digits" / "x.png").write_bytes(picture(9))
 
+    # And one that was corrected before the model was trained
+    (tmp_path / "digits" / "0" / "learnt.png").write_bytes(picture(8))
+    image_sha256 = hashlib.sha256(picture(8)).hexdigest()
+    row = NewCorrection(new_id(), 0, "a.png", "0", "8", 0.5, model.id, image_sha256)
+    with ledger.transaction() as connection:
+        save_corrections(connection, [row])
+    pretend_training(ledger, model)
+
     # When the model is evaluated on them
     done = run_command(models_command, "evaluate", model.id, "--images", tmp_path / "digits", "--json")
     told = json.loads(done.stdout)
@@ -113,6 +161,7 @@ def test_a_labelled_folder_is_evaluated_with_a_model(
         (classifier.predict(little_mnist.test_images[:60]).class_index == little_mnist.test_labels[:60]).sum()
     )
     assert (told["total"], told["correct"], told["errors"], told["unlabelled"]) == (61, right, 1, 1)
+    assert told["learnt"] == 1
     assert "left out 1 image whose folder is not a class of the model (digits)" in done.stderr
 
     # And nothing is stored

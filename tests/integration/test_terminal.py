@@ -38,7 +38,7 @@ from labelmill.console import terminal as console
 from labelmill.console.terminal import Console
 from labelmill.labels.labelled_jobs import compare_with_folders
 from labelmill.operations.doctor import Finding, Level
-from labelmill.reporting.evaluation_lines import labelled_lines, report_unlabelled
+from labelmill.reporting.evaluation_lines import labelled_lines, report_left_out
 from tests.conftest import Job, JobMaker, Worker
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
@@ -175,7 +175,7 @@ def test_what_evaluations_and_a_challenger_say_is_written_out(capsys, champion: 
     ]
     labelled = compare_with_folders([*wrong, replace(wrong[0], name="\x1b[31m\nred/0.png")], champion)
     folders = "\n".join(labelled_lines(labelled))
-    report_unlabelled(labelled)
+    report_left_out(labelled)
     assert obeyed(capsys.readouterr().err) == []
     for said in (figures, challenger, folders):
         assert obeyed(said) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -109,13 +109,22 @@ class Confusions(NamedTuple):
     corrected: int  # images whose true class is their correction
 
 
-def count_confusions(connection: Connection, job_id: str, classes: tuple[str, ...]) -> Confusions:
-    """Count the labels of the images whose folder is one of `classes`. Reads all images of the job."""
+def count_confusions(
+    connection: Connection, job_id: str, classes: tuple[str, ...], left_out: Collection[int] = ()
+) -> Confusions:
+    """Count the labels of the images whose folder is one of `classes`. Reads all images of the job.
+
+    The images in `left_out`, by index, do not count.
+    """
     table = predictions.c
     counted: sa.Select[Any] = sa.select(
         folder().label("folder"), corrected_class().label("corrected"), table.label.label("label")
     )
-    rows = counted.where(table.job_id == job_id).subquery().c
+    # Written out, because they may be more than a statement can have parameters.
+    others: sa.BindParameter[list[int]] = sa.bindparam(
+        "left_out", sorted(left_out), expanding=True, literal_execute=True
+    )
+    rows = counted.where(table.job_id == job_id, table.index.not_in(others)).subquery().c
     truth = sa.func.coalesce(rows.corrected, rows.folder)
     query = sa.select(truth, rows.label, sa.func.count(), sa.func.count(rows.corrected))
     query = query.where(rows.folder.in_(classes)).group_by(truth, rows.label)

@@ -23,7 +23,7 @@ from labelmill.reporting.evaluation_lines import (
     confusion_lines,
     labelled_lines,
     labelled_to_json,
-    report_unlabelled,
+    report_left_out,
     summary_lines,
 )
 
@@ -184,7 +184,7 @@ def evaluate(
 def _evaluate_images(client: Client, model: str, images: str, *, as_json: bool) -> None:
     with ProgressLine("classifying") as progress:
         found = client.evaluate_images(model, images, on_progress=progress.update)
-    report_unlabelled(found)
+    report_left_out(found)
     print_value(labelled_to_json(found), "\n".join(labelled_lines(found)), as_json=as_json)
 
 
