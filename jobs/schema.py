@@ -193,6 +193,7 @@ schedules = Table(
     Column("after_corrections", Integer, doc="a run starts after this many new corrections; null: never"),
     Column("request", _Json, nullable=False, doc="what the run trains, as JSON"),
     Column("changed_at", UtcTime, nullable=False, doc="when a person last changed it"),
+    Column("always", Boolean, nullable=False, doc="whether it trains even if nothing is new"),
     info={"doc": "one row per dataset whose model is trained by schedule"},
 )
 

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -26,8 +26,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.clock import database_now
 from jobs.ledger.learning.health import report_drift
-from jobs.ledger.learning.runs import clear_expired_run, request_run
-from jobs.ledger.learning.schedules import Schedule, list_schedules, new_corrections
+from jobs.ledger.learning.runs import clear_expired_run, request_run, skip_slot
+from jobs.ledger.learning.schedules import Schedule, is_anything_new, list_schedules, new_corrections
 from jobs.ledger.metrics import latest_requests
 from jobs.ledger.workers import BEAT
 from jobs.models.training_request import TrainingRequest
@@ -186,21 +186,23 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         slot = due_slot(parse_cron(schedule.cron), now) if schedule.cron else None
         if slot is not None and slot >= schedule.changed_at and slot != self._requested.get(schedule.dataset):
             clear_expired_run(ledger, schedule.dataset)
-            self._request(ledger, schedule, slot=slot)
+            with ledger.reading() as connection:
+                is_needed = schedule.always or is_anything_new(connection, schedule)
+            self._request(ledger, schedule, request_run if is_needed else skip_slot, slot=slot)
             self._requested[schedule.dataset] = slot
         if schedule.after_corrections is not None:
             with ledger.reading() as connection:
                 count, newest = new_corrections(connection, schedule.dataset)
             if newest is not None and count >= schedule.after_corrections:
-                self._request(ledger, schedule, corrections_seen=newest)
+                self._request(ledger, schedule, request_run, corrections_seen=newest)
 
-    def _request(self, ledger: Ledger, schedule: Schedule, **cause: Any) -> None:
+    def _request(
+        self, ledger: Ledger, schedule: Schedule, request: Callable[..., RunState | None], **cause: Any
+    ) -> None:
         run_id = new_id()
         recipe = recipe_of(TrainingRequest.of(dataset=schedule.dataset, **schedule.request))
         with ledger.transaction() as connection:
-            state = request_run(
-                connection, run_id, dataset=schedule.dataset, recipe=recipe.to_json(), **cause
-            )
+            state = request(connection, run_id, dataset=schedule.dataset, recipe=recipe.to_json(), **cause)
         if state == RunState.PENDING:
             with closing(Publisher(self.app)) as publisher:
                 publisher.request_run(run_id)

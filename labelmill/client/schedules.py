@@ -53,13 +53,16 @@ class ScheduleMethods(TrainingMethods):
         *,
         cron: str | None = None,
         after_corrections: int | None = None,
+        always: bool | None = None,
         **options: Any,
     ) -> Schedule:
         """Train the dataset's model at the times of a cron line, after so many new corrections, or both.
 
         A time that is left out stays as it is. `cron="never"` and `after_corrections=0` switch one of them
-        off; with both off, nothing is trained. `options` are the fields of TrainingRequest that say how to
-        train: without any of them, the training stays as it is, and otherwise all of them are replaced.
+        off; with both off, nothing is trained. At the times of the cron line, nothing is trained if no image,
+        correction or option is new since the schedule's last run, unless `always`. `options` are the
+        fields of TrainingRequest that say how to train: without any of them, the training stays as it is, and
+        otherwise all of them are replaced.
         Raises UserError if the cron line is malformed, the options do not fit together, or a dataset without
         a schedule gets no time; NotFound if there is no such dataset or model.
         """
@@ -82,6 +85,8 @@ class ScheduleMethods(TrainingMethods):
                 cron = present.cron if present else None
             if after_corrections is None:
                 after_corrections = present.after_corrections if present else None
+            if always is None:
+                always = present is not None and present.always
             is_off = cron in (None, NEVER) and not after_corrections
             # A schedule that can no longer be followed can still be switched off.
             if present is None or how != present.request or not is_off:
@@ -94,4 +99,5 @@ class ScheduleMethods(TrainingMethods):
                 cron=None if cron == NEVER else cron,
                 after_corrections=after_corrections or None,
                 request=how,
+                always=always,
             )

@@ -23,6 +23,7 @@ app = typer.Typer(add_completion=False)
         "labelmill schedule",
         "labelmill schedule birds --cron '0 3 * * 0'",
         "labelmill schedule birds --after-corrections 500 --architecture cnn",
+        "labelmill schedule birds --always",
         "labelmill schedule birds --off",
     )
 )
@@ -49,6 +50,14 @@ def schedule(
             "Default: unchanged.",
         ),
     ] = None,
+    always: Annotated[
+        bool | None,
+        typer.Option(
+            "--always/--if-new",
+            help="Train at the times of the cron line even if nothing is new, or only if something is. "
+            "Default: unchanged, at first --if-new.",
+        ),
+    ] = None,
     how: dict[str, Any],
     off: Annotated[bool, typer.Option("--off", help="Switch the whole schedule off.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
@@ -57,15 +66,17 @@ def schedule(
 
     A cron line has five fields in UTC: minute, hour, day of the month, month and day of the week (0 and 7 are
     Sunday). All five must match. Beat follows a change within seconds. Each dataset gets one run per
-    scheduled time, even if several beats run. If the dataset's previous run is still active, the new one is
-    `skipped`. The same happens to a time that beat misses by ten minutes, and to a run that no trainer claims
-    within an hour, unless trainers are executing other runs. The new model becomes champion only if it passes
-    the gate. When the first training adds `mnist`, it gets the cron line `0 3 * * 0`: every Sunday at 03:00.
+    scheduled time, even if several beats run. Unless --always is set, the run is `skipped` if no image, no
+    correction and no option is new since the schedule's last run. If the dataset's previous run is still
+    active, the new one is `skipped`, too. The same happens to a time that beat misses by ten minutes, and to
+    a run that no trainer claims within an hour, unless trainers are executing other runs. The new model
+    becomes champion only if it passes the gate. When the first training adds `mnist`, it gets the cron line
+    `0 3 * * 0`: every Sunday at 03:00.
 
     The options that say how to train are those of `labelmill retrain`: if you give any, they replace all
     earlier ones.
     """
-    times = {"cron": cron, "after_corrections": after_corrections}
+    times = {"cron": cron, "after_corrections": after_corrections, "always": always}
     changes = {name: value for name, value in times.items() if value is not None} | how
     if off and changes:
         raise UserError("Give --off alone: it switches the whole schedule off.")
@@ -110,5 +121,6 @@ _COLUMNS: Final = (
     Column("cron (UTC)", lambda status: status.schedule.cron or "never"),
     Column("next (UTC)", lambda status: short_time(status.next_slot)),
     Column("new corrections", _corrections, right=True),
+    Column("if nothing is new", lambda status: "trains" if status.schedule.always else "-", leave_out=2),
     Column("trains", _training, leave_out=1),
 )

@@ -323,13 +323,16 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = {
         }
     ],
     "TrainingOptions": [_TRAINING],
-    "ScheduleWanted": [{"cron": "0 3 * * 0", "after_corrections": 500, "training": _TRAINING}],
+    "ScheduleWanted": [
+        {"cron": "0 3 * * 0", "after_corrections": 500, "always": False, "training": _TRAINING}
+    ],
     "ScheduleObject": [
         {
             "object": "schedule",
             "dataset": DATASET,
             "cron": "0 3 * * 0",
             "after_corrections": 500,
+            "always": False,
             "training": _TRAINING,
             "next_at": _ENDED,
             "new_corrections": 12,

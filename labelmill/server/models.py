@@ -140,7 +140,11 @@ def set_schedule(dataset: DatasetPath, wanted: ScheduleWanted, session: AdminSes
     training = wanted.training.how if wanted.training is not None else {}
     with conflicts():
         schedule = session.client.schedule(
-            dataset, cron=wanted.cron or "never", after_corrections=wanted.after_corrections or 0, **training
+            dataset,
+            cron=wanted.cron or "never",
+            after_corrections=wanted.after_corrections or 0,
+            always=wanted.always,
+            **training,
         )
     return ScheduleObject.of(session.client.schedule_status(schedule))
 

@@ -635,6 +635,11 @@ class ScheduleWanted(_Wanted):
         description="as soon as this many corrections are new since the latest run. Default: never for that "
         "reason",
     )
+    always: bool = Field(
+        default=False,
+        description="whether it trains at the times of the cron line even if no image, no correction and no "
+        "option is new since its last run",
+    )
     training: TrainingOptions | None = Field(
         default=None, description="how to train: replaces all earlier options. Default: as before"
     )
@@ -649,6 +654,7 @@ class ScheduleObject(BaseModel):
     after_corrections: int | None = Field(
         description="a run starts when this many corrections are new; null: never for that reason"
     )
+    always: bool = Field(description="whether it trains at the times of the cron line even if nothing is new")
     training: TrainingOptions = Field(description="how to train")
     next_at: int | None = Field(description="the next time; null without one")
     new_corrections: int = Field(description="corrections since the latest run was requested")
@@ -662,6 +668,7 @@ class ScheduleObject(BaseModel):
             dataset=schedule.dataset,
             cron=schedule.cron,
             after_corrections=schedule.after_corrections,
+            always=schedule.always,
             training=TrainingOptions(**schedule.request),
             next_at=seconds(found.next_slot),
             new_corrections=found.new_corrections,

@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("after_corrections", sa.Integer()),
         sa.Column("request", DOCUMENT, nullable=False),
         sa.Column("changed_at", MOMENT, nullable=False),
+        sa.Column("always", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("dataset", name="pk_schedules"),
     )
     op.create_table(

@@ -20,7 +20,7 @@ from jobs.errors import UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning import runs
-from jobs.ledger.learning.corrections import NewCorrection, save_corrections
+from jobs.ledger.learning.corrections import NewCorrection, remove_correction, save_corrections
 from jobs.ledger.learning.runs import claim_run, latest_runs, request_run
 from jobs.ledger.learning.schedules import set_schedule
 from jobs.messages import RETRAIN_QUEUE
@@ -262,6 +262,7 @@ def schedule_dataset(
     after_corrections: int | None = None,
     request: dict[str, Any] | None = None,
     changed_at: datetime = SUNDAY - timedelta(days=1),
+    always: bool = False,
 ) -> None:
     """Store a schedule that was changed long before the slot, or then."""
     with ledger.transaction() as connection:
@@ -271,6 +272,7 @@ def schedule_dataset(
             cron=cron,
             after_corrections=after_corrections,
             request=request or {"architecture": "cnn"},
+            always=always,
         )
         changed = schedules.update().where(schedules.c.dataset == dataset)
         connection.execute(changed.values(changed_at=changed_at))
@@ -329,6 +331,45 @@ def test_a_new_schedule_does_not_open_a_slot_that_is_past(
     assert runs_by_dataset(ledger) == [("mnist", "pending")]
 
 
+@pytest.mark.usefixtures("mnist")
+def test_a_month_of_nights_without_news_is_one_training(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, make_model: Any
+) -> None:
+    # given a dataset that is trained each night, with three corrections
+    schedule_dataset(ledger, MNIST, cron="0 3 * * *", request=REQUEST)
+    model = make_model()
+    correct_images(ledger, model.id, range(3))
+
+    def nights(number: int) -> list[str]:
+        """Pass some nights in which each run finishes, and return the states of all runs, latest first."""
+        for _ in range(number):
+            beat.tick()
+            with ledger.transaction() as connection:
+                pending = training_runs.update().where(training_runs.c.state == RunState.PENDING)
+                data = {"corrections": 2, "live_images": 1, "left_out": 0}
+                ended = {"state": RunState.DONE, "active": None, "started_at": db_now()}
+                connection.execute(pending.values(**ended, dataset_version=1, data=data))
+            clock.at += timedelta(days=1)
+        return [str(state) for state, _ in states(ledger)]
+
+    # when a month passes, then there is one training, and one row for all other nights, which doctor accepts
+    assert nights(30) == ["skipped", "done"]
+    [skipped, _] = states(ledger)
+    assert skipped[1] == clock.at - timedelta(days=1)
+
+    # when a correction is new, or one is removed, then the next night trains again, once
+    correct_images(ledger, model.id, range(3, 4))
+    assert nights(2) == ["skipped", "done", "skipped", "done"]
+    with ledger.transaction() as connection:
+        for index in (0, 1):
+            assert remove_correction(connection, "06h0w99y8275b8s6", index) is not None
+    assert nights(1)[0] == "done"
+
+    # and with --always, each night does
+    schedule_dataset(ledger, MNIST, cron="0 3 * * *", request=REQUEST, always=True)
+    assert nights(3)[:3] == ["done"] * 3
+
+
 def test_enough_new_corrections_start_one_run(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, make_model: Any
 ) -> None:
@@ -382,7 +423,7 @@ def test_two_beats_request_one_run_per_dataset_and_slot(
 ) -> None:
     # given two beats and three datasets, one of which is trained after a correction too
     for dataset in ("birds", "boats", "mnist"):
-        schedule_dataset(ledger, dataset, cron="0 3 * * *")
+        schedule_dataset(ledger, dataset, cron="0 3 * * *", always=True)
     beats = [make_beat(settings), make_beat(settings)]
     for day in range(3):
         clock.at = SUNDAY + timedelta(days=day, seconds=1)
@@ -447,6 +488,12 @@ def test_a_schedule_changes_in_one_point(cli):
     # And it can be switched off
     cli("birds", "--off")
     assert listed(cli)["birds"]["next"] is None
+
+    # And it trains if something is new, unless told otherwise
+    assert listed(cli)["birds"]["always"] is False
+    cli("birds", "--always")
+    cli("birds", "--cron", "0 4 * * 0")
+    assert listed(cli)["birds"]["always"] is True
 
 
 def test_a_dataset_gets_a_schedule(cli):

@@ -39,6 +39,9 @@ RUN_LEASE_SECONDS: Final = 60.0
 #: does not count. A run that a person requested waits as long as it takes.
 SLOT_PATIENCE_SECONDS: Final = 3600.0
 
+#: Why a scheduled run is skipped whose images, corrections and settings are those of the last one.
+_NOTHING_NEW: Final = "nothing is new since the last run"
+
 #: Pending, or claimed by a trainer.
 UNFINISHED_RUN: Final = (RunState.PENDING, RunState.RUNNING)
 
@@ -153,6 +156,30 @@ def request_run(
         _report_end(connection, run_id, RunState.SKIPPED)
         return RunState.SKIPPED
     return RunState.PENDING
+
+
+def skip_slot(
+    connection: Connection, run_id: str, *, recipe: dict[str, Any], dataset: str, slot: datetime
+) -> RunState | None:
+    """Record that nothing was trained at this time, because nothing is new. Return the state of a new row.
+
+    One row stands for all such times that follow each other: it moves on to the latest.
+    """
+    if _has_run(connection, dataset, slot, None):
+        return None
+    query = sa.select(*training_runs.c["id", "state", "error"]).where(training_runs.c.dataset == dataset)
+    run = connection.execute(query.order_by(training_runs.c.requested_at.desc()).limit(1)).one_or_none()
+    times = {"slot": slot, "requested_at": db_now(), "finished_at": db_now()}
+    if run is not None and (run.state, run.error) == (RunState.SKIPPED, _NOTHING_NEW):
+        connection.execute(training_runs.update().where(training_runs.c.id == run.id).values(times))
+        return None
+    empty = {"data_source": "", "data_fingerprint": "", "error": _NOTHING_NEW}
+    if not _insert(
+        connection, run_id, state=RunState.SKIPPED, dataset=dataset, recipe=recipe, **times, **empty
+    ):
+        return None
+    _report_end(connection, run_id, RunState.SKIPPED)
+    return RunState.SKIPPED
 
 
 def _has_run(

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.database import insert_into
-from jobs.schema import RunState, corrections, db_now, models, schedules, training_runs
+from jobs.schema import RunState, corrections, dataset_versions, db_now, models, schedules, training_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Schedule:
     after_corrections: int | None  # as soon as this many corrections are new; None: never for that reason
     request: dict[str, Any]  # what to train, as a person would request it
     changed_at: datetime
+    always: bool  # train at the times of `cron` even if nothing is new
 
 
 def set_schedule(
@@ -31,6 +32,7 @@ def set_schedule(
     cron: str | None,
     after_corrections: int | None,
     request: dict[str, Any],
+    always: bool = False,
 ) -> Schedule:
     """Store the dataset's schedule in place of its present one, and return it."""
     values = {
@@ -38,6 +40,7 @@ def set_schedule(
         "after_corrections": after_corrections,
         "request": request,
         "changed_at": db_now(),
+        "always": always,
     }
     row = connection.execute(
         insert_into(connection, schedules)
@@ -58,6 +61,38 @@ def list_schedules(connection: Connection) -> list[Schedule]:
     """Return the schedules of all datasets that have one, by name."""
     query = sa.select(schedules).order_by(schedules.c.dataset)
     return [Schedule(**row._mapping) for row in connection.execute(query)]
+
+
+def is_anything_new(connection: Connection, schedule: Schedule) -> bool:
+    """Return whether a run of this schedule would train on other data, or in another way, than its last one.
+
+    That is a new version of the dataset, a new correction, one that was removed, or a change of the schedule.
+    A run that did not finish has trained on nothing.
+    """
+    runs = training_runs.c
+    by_schedule = sa.or_(runs.slot.is_not(None), runs.corrections_seen.is_not(None))
+    last = connection.execute(
+        sa.select(runs.dataset_version, runs.started_at, runs.data)
+        .where(runs.dataset == schedule.dataset, runs.state == RunState.DONE, by_schedule)
+        .where(runs.requested_at >= schedule.changed_at)
+        .order_by(runs.requested_at.desc())
+        .limit(1)
+    ).one_or_none()
+    if last is None:
+        return True
+    version = sa.select(sa.func.max(dataset_versions.c.version))
+    if (
+        connection.scalar(version.where(dataset_versions.c.dataset == schedule.dataset))
+        != last.dataset_version
+    ):
+        return True
+    images, newest = connection.execute(
+        sa.select(sa.func.count(corrections.c.image_sha256.distinct()), sa.func.max(corrections.c.created_at))
+        .join(models, models.c.id == corrections.c.model_id)
+        .where(models.c.dataset == schedule.dataset)
+    ).one()
+    used = sum((last.data or {}).get(each, 0) for each in ("corrections", "live_images", "left_out"))
+    return images < used or bool(newest is not None and newest > last.started_at)
 
 
 def new_corrections(connection: Connection, dataset: str) -> tuple[int, datetime | None]:
