@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from jobs.errors import ModelRefused, UserError
+from jobs.errors import Conflict, ModelRefused, NotFound, UserError
 from jobs.extras import require_tensorflow
 from jobs.ledger.jobs.queries import model_named
 from jobs.ledger.jobs.shadows import (
@@ -23,7 +24,7 @@ from jobs.ledger.jobs.shadows import (
 from jobs.ledger.learning.gate import Verdict, judge_and_promote, limits_of
 from jobs.ledger.learning.health import Health, model_health
 from jobs.ledger.learning.learnt import learnt_hashes
-from jobs.ledger.learning.model_changes import rename_classes
+from jobs.ledger.learning.model_changes import refused_models, rename_classes
 from jobs.ledger.learning.models import (
     Promotion,
     StoredEvaluation,
@@ -135,12 +136,29 @@ class ModelMethods(Installation):
     def remove_model(self, model: str) -> Model:
         """Remove a model that nothing refers to, with its file and its evaluations. Return its last state.
 
-        Raises Conflict, which says what refers to it; Unavailable.
+        A model that the gate refused can be removed even if a training run made it. Raises Conflict, which
+        says what refers to it; Unavailable.
         """
         found = self.model(model)
         check_store(self.ledger, self.store)
         remove_model(self.ledger, self.store, found)
         return found
+
+    @accept_numpy_numbers
+    def remove_refused_models(self, *, older_than_days: float = 0.0) -> list[Model]:
+        """Remove the models that the gate refused and that nothing else refers to. Return their last states.
+
+        - `older_than_days`: only models that were made so many days ago.
+
+        Raises Unavailable.
+        """
+        with self.ledger.reading() as connection:
+            refused = refused_models(connection, older_than_days=older_than_days)
+        removed = []
+        for each in refused:
+            with suppress(Conflict, NotFound):  # a job uses it, or another process has removed it
+                removed.append(self.remove_model(each))
+        return removed
 
     def evaluate(
         self, model: str | None = None, *, on_message: Callable[[str], None] = lambda _text: None

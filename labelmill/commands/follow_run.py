@@ -148,7 +148,8 @@ def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
     if run.state != RunState.DONE:
         return [f"training run {run.id} is {run.state}" + (f": {run.error}" if run.error else "")]
     accuracy = describe_accuracy(run.accuracy, run.dataset, run.dataset_version)
-    lines = [f"model {run.model_id}, accuracy {accuracy}"]
+    made = f"model {run.model_id}, accuracy {accuracy}"
+    lines = [made if run.model_id else "its model was removed"]
     lines += [f"  {'yes' if check['passed'] else 'NO '}  {check['text']}" for check in _checks(verdict)]
     return [*lines, run.verdict or ""]
 

@@ -24,6 +24,7 @@ from jobs.ledger.learning.models import (
     point_alias,
     save_evaluation,
 )
+from jobs.ledger.learning.runs import latest_runs
 from jobs.ledger.learning.schedules import set_schedule
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import corrections, db_now, metadata, training_runs
@@ -161,7 +162,6 @@ def test_a_model_that_nothing_refers_to_goes_with_its_file(
         (use_in_history, "promotions (1)"),
         (use_in_correction, "corrections (1)"),
         (use_in_run, "training runs (1)"),
-        (judge, "verdicts (1)"),
     ],
 )
 def test_a_model_that_something_refers_to_stays_with_its_names_and_its_file(
@@ -169,16 +169,38 @@ def test_a_model_that_something_refers_to_stays_with_its_names_and_its_file(
 ) -> None:
     with ledger.transaction() as connection:
         use(connection, model)
-    commands = [("remove", model.id)]
-    if use is not judge:  # a verdict does not name classes
-        commands.append(("edit", model.id, "--classes", ",".join(LETTERS)))
-    for command in commands:
+        if use is not use_in_run:  # even if the gate refused it
+            judge(connection, model)
+    for command in (("remove", model.id), ("edit", model.id, "--classes", ",".join(LETTERS))):
         code, printed, said = run(*command)
         assert (code, printed, f"it is used by {what}:" in said) == (2, "", True)
     with ledger.reading() as connection:
         assert get_model(connection, model.id).classes == model.classes
         assert find_evaluation(connection, model.id) is not None
     assert read_stored(store, model)
+
+
+def test_a_refused_model_can_be_removed_and_its_run_stays(
+    run: Run, model: Model, ledger: Ledger, store: Store
+) -> None:
+    # Given a model of a training run that the gate refused, one that became champion, and one in use
+    champion, used = (register_digits(ledger, store, keras_file(marker)) for marker in (b"a", b"b"))
+    with ledger.transaction() as connection:
+        use_in_run(connection, model)
+        move_champion(connection, champion.id, previous_id=None, how="promote")
+        use_in_job(connection, used)
+        for each in (model, champion, used):
+            judge(connection, each)
+
+    # When refused models are removed, Then young ones stay, and otherwise only the one that nobody uses goes
+    assert run("remove", "--refused", "--older-than", "1")[1].strip() == ""
+    code, printed, said = run("remove", "--refused")
+    assert (code, printed.split(), "1 refused model removed" in said) == (0, [model.id], True)
+    with ledger.reading() as connection:
+        assert {each.id for each in list_models(connection)} == {champion.id, used.id}
+        [kept] = latest_runs(connection, limit=9)
+    assert (kept.state, kept.model_id) == ("done", None)
+    assert not store.exists(model_key(model.sha256))
 
 
 def test_a_model_that_a_schedule_starts_from_stays(run: Run, model: Model, ledger: Ledger) -> None:

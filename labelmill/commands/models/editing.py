@@ -11,7 +11,7 @@ from jobs.models.model import name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.options import AsJson
-from labelmill.console.terminal import examples, print_value, report_errors, say
+from labelmill.console.terminal import examples, pluralize, print_value, report_errors, say
 
 app = typer.Typer(add_completion=False)
 
@@ -46,18 +46,37 @@ def edit(
     print_value(edited, edited.id, as_json=as_json)
 
 
-@app.command(epilog=examples("labelmill models remove 06h0w4r0rf0dkckt"))
+@app.command(
+    epilog=examples(
+        "labelmill models remove 06h0w4r0rf0dkckt", "labelmill models remove --refused --older-than 30"
+    )
+)
 @report_errors
 def remove(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model's id.")] = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Remove all models that the gate refused and nobody uses.")
+    ] = False,
+    older_than: Annotated[
+        float,
+        typer.Option(min=0, metavar="DAYS", help="With --refused: only models made so many days ago."),
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Remove a model that nothing refers to, with its file and its evaluations.
 
-    Refused if a job, a correction, a training run, an alias or a promotion refers to the model, or if the
-    gate has judged it or compared another model with it. The message says what refers to it.
+    Refused if a job, a correction, an alias or a promotion refers to the model, or if the gate has compared
+    another model with it. The message says what refers to it. A training run keeps its model unless the gate
+    refused it; the run itself always stays.
     """
+    if refused == (model is not None) or (older_than and not refused):
+        raise UserError("Name a model, or give --refused, alone or with --older-than DAYS.")
     with Client() as client:
+        if model is None:
+            all_removed = client.remove_refused_models(older_than_days=older_than)
+            say(f"{pluralize(len(all_removed), 'refused model')} removed")
+            print_value(all_removed, "\n".join(each.id for each in all_removed), as_json=as_json)
+            return
         removed = client.remove_model(model)
     say(f"model {removed.id} is removed, with its file of {removed.size_bytes:,} bytes")
     print_value(removed, removed.id, as_json=as_json)
