@@ -10,7 +10,7 @@ from jobs.models.model import InputSpec
 
 #: How to get one, to follow a colon.
 ADD_BACKBONE: Final = (
-    "`labelmill backbones add FILE.keras` adds one, such as a saved network of keras.applications"
+    "`labelmill backbones add efficientnetv2b0` adds one, or any other network of keras.applications"
 )
 
 

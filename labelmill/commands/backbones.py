@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -18,7 +17,7 @@ from labelmill.console.terminal import examples, print_value, report_errors, say
 app = listing_group(
     "List the backbones, pretrained networks on which training builds classifiers; add or remove one.",
     "labelmill backbones",
-    "labelmill backbones add efficientnetv2b0.keras --licence Apache-2.0",
+    "labelmill backbones add efficientnetv2b0 --licence Apache-2.0",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The backbone's name.")]
@@ -44,20 +43,21 @@ def list_all(as_json: AsJsonList = False) -> None:
 
 @app.command(
     epilog=examples(
-        "labelmill backbones add efficientnetv2b0.keras",
+        "labelmill backbones add efficientnetv2b0 --licence Apache-2.0",
         "labelmill backbones add mobilenet.keras --name birds-mobilenet --licence MIT",
     )
 )
 @report_errors
 def add(
-    file: Annotated[
-        Path,
+    source: Annotated[
+        str,
         typer.Argument(
-            metavar="FILE", help="A .keras file of a network that takes images and was trained on many."
+            metavar="NETWORK",
+            help="A network of keras.applications, or a .keras file of one that was trained on many images.",
         ),
     ],
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its name. Default: the file's, without its ending.")
+        str | None, typer.Option(metavar="NAME", help="Its name. Default: that of the network or file.")
     ] = None,
     licence: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The licence of its weights, to show in lists.")
@@ -66,15 +66,15 @@ def add(
 ) -> None:
     """Add a pretrained network, on which training runs build classifiers; prints its name.
 
-    A network of keras.applications can be saved as such a file: `EfficientNetV2B0().save("b0.keras")`, on a
-    machine that can download its weights. It must take numbers from 0 to 255 and scale them itself. Its last
-    Dense layer is cut off, and what it returns for a few made-up images is checked. Needs TensorFlow.
+    Keras downloads the weights of a network of keras.applications, once: they are kept in the object store. A
+    network in a file must take numbers from 0 to 255 and scale them itself. Its last Dense layer is cut off,
+    and what it returns for a few made-up images is checked. Needs TensorFlow.
 
     `retrain` then builds on it, for images in colour or larger than 64 pixels, unless you choose another
     architecture. If several are added, the latest counts, unless you choose one with --backbone.
     """
     with Client() as client:
-        added = client.add_backbone(file, name=name, licence=licence)
+        added = client.add_backbone(source, name=name, licence=licence)
     say(f"backbone {added.name}: {name_input(added.input_spec)} images, {added.features:,} features")
     say("  train on it:  labelmill retrain --dataset NAME --wait")
     print_value(asdict(added), added.name, as_json=as_json)

@@ -172,3 +172,28 @@ def test_a_backbone_keeps_its_name_for_one_file(client: Client, backbone_file: P
     keras.models.load_model(backbone_file).save(tmp_path / "tiny.keras")
     with pytest.raises(Conflict, match="another name"):
         client.add_backbone(tmp_path / "tiny.keras")
+
+
+def test_a_network_of_keras_is_added_by_name_with_the_weights_that_keras_has(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.learning.applications import save_application
+    from worker.predicting.tensorflow_runtime import keras
+
+    # Given a machine without a network, then the error says so, and what to do
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(
+        UserError, match=r"weights of mobilenet could not be downloaded .*add the \.keras file"
+    ):
+        client.add_backbone("mobilenet")
+    with pytest.raises(
+        UserError, match=r"neither a .keras file nor a network of keras.applications: .*xception"
+    ):
+        client.add_backbone("mobilenet5")
+    # Saved elsewhere, it takes bytes, scales them itself, and is registered like any file
+    save_application("mobilenet", tmp_path / "mobilenet.keras", weights=None)
+    added = client.add_backbone(tmp_path / "mobilenet.keras", name="mobilenet")
+    assert (added.features, added.input_spec) == (1024, InputSpec(224, 224, "RGB", reduction=2))
+    network = keras.models.load_model(tmp_path / "mobilenet.keras")
+    assert network.inputs[0].dtype == "uint8"
+    assert not any(isinstance(layer, keras.Model) for layer in network.layers)
