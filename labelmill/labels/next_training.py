@@ -21,9 +21,9 @@ class NextTraining(NamedTuple):
 
     def __str__(self) -> str:
         """Return it as a sentence."""
-        # What it cannot use is known only to the training: images of the evaluation set, or other classes.
+        # How many those are is known only to the training, which reads the pixels.
         count = pluralize(self.corrections, "correction")
-        words = f"{self.dataset} has {count} for its next training"
+        words = f"{self.dataset} has {count} for its next training, which leaves out test images"
         if self.missing:
             return f"{words}; with about {self.missing:,} more, models are judged by a part of them."
         return f"{words}." if self.missing is None else f"{words}; models are judged by a part of them."

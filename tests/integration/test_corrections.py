@@ -385,7 +385,7 @@ def test_labels_are_stored_and_removed_together_over_http(
 
     # then the answer has what is stored, and says what it changes
     assert [(each["index"], each["label"]) for each in found["data"]] == [(1, "2")]
-    said = "mnist has 1 correction for its next training; with about 199 more, models are judged by"
+    said = "mnist has 1 correction for its next training, which leaves out test images; with about 199 more"
     assert found["effect"] == f"{said} a part of them."
     assert [each.index for each in client.corrections()] == [1]
     assert copies(store) == {sha256(b"pixels 1")}
@@ -403,9 +403,12 @@ def test_labels_are_stored_and_removed_together_over_http(
 @pytest.mark.fast
 def test_what_there_is_for_the_next_training_is_one_sentence() -> None:
     assert str(NextTraining("mnist", 240, 0)) == (
-        "mnist has 240 corrections for its next training; models are judged by a part of them."
+        "mnist has 240 corrections for its next training, which leaves out test images; "
+        "models are judged by a part of them."
     )
-    assert str(NextTraining("mnist", 1, None)) == "mnist has 1 correction for its next training."
+    assert str(NextTraining("mnist", 1, None)) == (
+        "mnist has 1 correction for its next training, which leaves out test images."
+    )
 
 
 def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
