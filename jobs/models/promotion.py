@@ -23,6 +23,9 @@ FLOORS: Final = ("accuracy", "class recall")
 #: With fewer held-out corrections, the test set decides alone.
 MIN_LIVE_IMAGES: Final = 60
 
+#: A p value below this is shown as a bound: nobody needs its digits.
+_SMALLEST_P: Final = 1e-16
+
 #: Steps to find a confidence bound: it is then exact to 1e-9.
 _BISECTIONS: Final = 30
 
@@ -150,7 +153,7 @@ class Compared:
     def __str__(self) -> str:
         return (
             f"it gets {self.gained} right that the champion gets wrong and {self.lost} the other way round, "
-            f"p = {self.p:.2g}"
+            f"{'p < 1e-16' if self.p < _SMALLEST_P else f'p = {self.p:.2g}'}"
         )
 
 
@@ -187,6 +190,8 @@ def check_better(limits: GateLimits, test: Compared, live: Compared | None) -> t
             checks.append(Check(name, True, f"better on the {name}: {compared}"))
         elif any(better):
             checks.append(_check_not_worse(name, compared, margin))
+        elif compared.lost > compared.gained and compared.p < limits.significance:
+            checks.append(Check(name, False, f"worse on the {name}: {compared}"))
         else:
             wanted = f"; the gate requires more of the former, and p below {limits.significance:g}"
             checks.append(Check(name, False, f"not better on the {name}: {compared}{wanted}"))
