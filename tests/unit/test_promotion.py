@@ -131,7 +131,12 @@ def test_without_a_live_set_the_test_set_decides():
     assert checked(compared(100, gained=10, lost=0)) == [("test set", True)]
     assert checked(compared(100, gained=5, lost=0)) == [("test set", False)]
     # However small p is, if it is for the champion
-    assert checked(compared(100, gained=0, lost=29)) == [("test set", False)]
+    [worse] = check_better(LIMITS, compared(100, gained=0, lost=60), None)
+    assert not worse.passed
+    assert worse.text == (
+        "worse on the test set: it gets 0 right that the champion gets wrong and 60 the other way round, "
+        "p < 1e-16"
+    )
 
 
 def test_a_small_live_set_decides_nothing():
