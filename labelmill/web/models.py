@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, NotFound
 from jobs.ledger.jobs.queries import model_named
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, find_evaluation
+from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, find_evaluation, list_models
 from jobs.models.evaluation import NO_ANSWER, Evaluation, unpack_answers
 from jobs.models.model import Model
 from jobs.models.promotion import compare_answers
@@ -41,6 +41,14 @@ class Listed(NamedTuple):
     model: Model
     evaluation: Evaluation | None
     live: LiveAccuracy
+    data: str | None  # the fingerprint of the images that it was evaluated on
+
+
+class Group(NamedTuple):
+    """The models of a dataset."""
+
+    models: list[Listed]
+    pair: tuple[str, ...]  # the latest two that can be compared, or none
 
 
 class Flip(NamedTuple):
@@ -64,10 +72,7 @@ def show_models(request: Request, session: SubmitSession) -> Response:
     for model in session.client.models():
         found.setdefault(model.dataset, []).append(model)
     with session.client.ledger.reading() as connection:
-        datasets = {
-            dataset: [_listed(connection, each) for each in models[:_MODELS]]
-            for dataset, models in found.items()
-        }
+        datasets = {dataset: _group(connection, models[:_MODELS]) for dataset, models in found.items()}
     return page(request, "models.html", datasets=datasets, champion=CHAMPION)
 
 
@@ -85,7 +90,8 @@ def compare_models(
     if stored is None or theirs is None:
         raise Conflict(
             f"Models {one.id} and {other.id} were not evaluated on the same images: "
-            f"`labelmill models evaluate MODEL` evaluates each of them on the latest test set."
+            "go back and choose two others, or evaluate each of them on the latest test set with "
+            "`labelmill models evaluate MODEL`."
         )
     return page(request, "compare.html", one=one, other=other, **_comparison(stored, theirs))
 
@@ -99,14 +105,37 @@ def show_model(model_id: str, request: Request, session: SubmitSession) -> Respo
             report = load_report(connection, model.id)
         except NotFound:  # never evaluated
             report = None
-    others = [each for each in session.client.models(dataset=model.dataset) if each.id != model.id]
+        others = [] if report is None else _comparable_with(connection, model, report.stored)
     values = {} if report is None else report_values(report)
-    return page(request, "model_page.html", model=model, report=report, others=others[:_MODELS], **values)
+    return page(request, "model_page.html", model=model, report=report, others=others, **values)
+
+
+def _group(connection: Connection, models: list[Model]) -> Group:
+    listed = [_listed(connection, each) for each in models]
+    pairs = (
+        (one.model.id, other.model.id)
+        for one, other in combinations(listed, 2)
+        if one.data is not None and one.data == other.data and one.model.classes == other.model.classes
+    )
+    return Group(listed, next(pairs, ()))
 
 
 def _listed(connection: Connection, model: Model) -> Listed:
     stored = find_evaluation(connection, model.id)
-    return Listed(model, None if stored is None else stored.evaluation, live_accuracy(connection, model.id))
+    live = live_accuracy(connection, model.id)
+    return Listed(model, stored and stored.evaluation, live, stored and stored.data_fingerprint)
+
+
+def _comparable_with(connection: Connection, model: Model, stored: StoredEvaluation) -> list[Model]:
+    """Return the latest models that were evaluated on the same images."""
+    others = list_models(connection, dataset=model.dataset)[: _MODELS + 1]
+    return [
+        each
+        for each in others
+        if each.id != model.id
+        and each.classes == model.classes
+        and find_evaluation(connection, each.id, stored.data_fingerprint)
+    ]
 
 
 def _comparison(stored: StoredEvaluation, theirs: StoredEvaluation) -> dict[str, Any]:
