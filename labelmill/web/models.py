@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, NotFound
 from jobs.ledger.jobs.queries import model_named
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, find_evaluation, list_models
+from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, champion_before, find_evaluation, list_models
 from jobs.models.evaluation import NO_ANSWER, Evaluation, unpack_answers
 from jobs.models.model import Model
 from jobs.models.promotion import compare_answers
@@ -49,6 +49,7 @@ class Group(NamedTuple):
 
     models: list[Listed]
     pair: tuple[str, ...]  # the latest two that can be compared, or none
+    previous: str | None  # the champion before the present one, which a rollback brings back
 
 
 class Flip(NamedTuple):
@@ -72,7 +73,7 @@ def show_models(request: Request, session: SubmitSession) -> Response:
     for model in session.client.models():
         found.setdefault(model.dataset, []).append(model)
     with session.client.ledger.reading() as connection:
-        datasets = {dataset: _group(connection, models[:_MODELS]) for dataset, models in found.items()}
+        datasets = {dataset: _group(connection, dataset, models[:_MODELS]) for dataset, models in found.items()}
     return page(request, "models.html", datasets=datasets, champion=CHAMPION)
 
 
@@ -110,14 +111,18 @@ def show_model(model_id: str, request: Request, session: SubmitSession) -> Respo
     return page(request, "model_page.html", model=model, report=report, others=others, **values)
 
 
-def _group(connection: Connection, models: list[Model]) -> Group:
+def _group(connection: Connection, dataset: str, models: list[Model]) -> Group:
+    try:
+        previous = champion_before(connection, dataset)
+    except Conflict:
+        previous = None
     listed = [_listed(connection, each) for each in models]
     pairs = (
         (one.model.id, other.model.id)
         for one, other in combinations(listed, 2)
         if one.data is not None and one.data == other.data and one.model.classes == other.model.classes
     )
-    return Group(listed, next(pairs, ()))
+    return Group(listed, next(pairs, ()), previous)
 
 
 def _listed(connection: Connection, model: Model) -> Listed:
