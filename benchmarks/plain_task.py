@@ -34,8 +34,7 @@ class _Tools:
     def __init__(self) -> None:
         import numpy as np
 
-        from worker.predicting.classifier import configure_threads
-        from worker.predicting.tensorflow_runtime import keras
+        from worker.predicting.tensorflow_runtime import configure_threads, keras
 
         configure_threads(settings.processes)
         self.ledger = Ledger(settings.ledger)

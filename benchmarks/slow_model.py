@@ -88,7 +88,7 @@ def _image_ms(network: Any) -> float:
 
     from worker.predicting.classifier import Classifier
 
-    classifier = Classifier(network, _CLASSES, _SPEC)
+    classifier = Classifier.of_keras(network, _CLASSES, _SPEC)
     pixels = np.zeros((classifier.batch, *_SPEC.shape), np.uint8)
     classifier.warm_up()
     seconds = []

@@ -31,7 +31,7 @@ from worker.learning.head import Head, Labels, fit_head
 from worker.learning.stored import open_dataset
 from worker.learning.temperature import fit_temperature, scale
 from worker.learning.trainer import Trainer
-from worker.predicting.classifier import load_model
+from worker.predicting.networks.keras_network import load_model
 
 _SIZES: Final = (224, 160, 128)
 

@@ -146,7 +146,8 @@ def _test_run(
 
     Raises ModelRefused.
     """
-    from worker.predicting.classifier import Classifier, input_spec_of, load_model
+    from worker.predicting.classifier import Classifier
+    from worker.predicting.networks.keras_network import input_spec_of, load_model
 
     # A copy of the bytes that were read, because the file may have changed since.
     with temporary_folder(cache_dir, "registering-") as folder:
@@ -165,12 +166,12 @@ def _test_run(
             raise ModelRefused(
                 f"the model answers {number} classes, and {len(classes)} are named. {_NAME_CLASSES}"
             )
-        classifier = Classifier(model, classes, spec, logits=logits)
+        classifier = Classifier.of_keras(model, classes, spec, logits=logits)
         classifier.warm_up()
         if not _answers_probabilities(classifier):
             remedy = "they are not finite numbers" if logits else _NO_PROBABILITIES
             raise ModelRefused(f"its outputs are not probabilities that add up to 1: {remedy}")
-        if logits and _answers_probabilities(Classifier(model, classes, spec)):
+        if logits and _answers_probabilities(Classifier.of_keras(model, classes, spec)):
             raise ModelRefused("its outputs are probabilities already: leave out --logits")
     return classes, spec
 

@@ -124,7 +124,7 @@ def classify_images(
     `on_progress` is called with the number of images done. Raises ModelRefused if the model's file is
     missing, changed, or does not run; Unavailable.
     """
-    from worker.predicting.classifier import Classifier, translated_model_errors
+    from worker.predicting.classifier import Classifier
     from worker.predicting.timings import Timings
     from worker.predicting.windows import classify_images as classify
 
@@ -134,7 +134,7 @@ def classify_images(
         classifier.warm_up()
         done = 0
         for names, contents in _windows(images):
-            with translated_model_errors():
+            with classifier.network.translated_errors():
                 found = classify(names, contents, classifier, settings, Timings())
             for place, name in enumerate(names):
                 error = found.error[place] if found.error else None

@@ -61,5 +61,5 @@ class Classifier:
         return Predictions(index, confidence, top)
 
 
-def configure_threads(_processes: int) -> None:
-    """There is nothing to share."""
+def start_keras(_processes: int) -> None:
+    """There is nothing to start."""

@@ -667,7 +667,7 @@ def test_no_memory_for_a_batch_is_no_images_fault(
     keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, error: str, batch: int
 ) -> None:
     # given a machine without enough memory to run the model, at its first batch or its second
-    from worker.predicting.classifier import Classifier
+    from worker.predicting.networks.keras_network import KerasNetwork
     from worker.predicting.tensorflow_runtime import tf
 
     harness = keras_harness
@@ -676,20 +676,20 @@ def test_no_memory_for_a_batch_is_no_images_fault(
         monkeypatch.setattr("worker.predicting.windows._WINDOW_IMAGES", 2)
     job_id = harness.submit(digits(5))
     batches = 0
-    real = Classifier._batches
+    real = KerasNetwork._traced_for
 
-    def without_memory(classifier: Classifier, pixels: Any) -> Any:
+    def without_memory(network: KerasNetwork, size: int) -> Any:
         nonlocal batches
         batches += 1
         if batches < batch:
-            return real(classifier, pixels)
+            return real(network, size)
         if error == "python's":
             raise MemoryError
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     # when the chunk is tried, then it is released with the reason
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "_batches", without_memory)
+        patch.setattr(KerasNetwork, "_traced_for", without_memory)
         assert harness.classify() == 0
     assert batches == batch
     row = harness.chunk(job_id)

@@ -21,8 +21,8 @@ from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
 from tests.digits import Digits
 from tests.kerasfile import keras_file
-from worker.predicting.classifier import load_model
 from worker.predicting.context import WorkerContext
+from worker.predicting.networks.keras_network import load_model
 from worker.predicting.tensorflow_runtime import keras
 
 #: On both databases, test_models.py registers models, and test_promotions.py evaluates and promotes them.

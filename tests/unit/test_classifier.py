@@ -103,10 +103,12 @@ def test_the_larger_a_picture_the_fewer_are_in_a_batch(
         ]
     )
     model.set_weights([np.array([[-9, 9], [0, 0], [0, 0]], np.float32), np.array([4, -4], np.float32)])
-    classifier = Classifier(model, ("dark", "bright"), InputSpec(width=width, height=height, mode="RGB"))
+    classifier = Classifier.of_keras(
+        model, ("dark", "bright"), InputSpec(width=width, height=height, mode="RGB")
+    )
     classifier.warm_up()
     # Then pictures are classified in batches of these sizes
-    assert (tuple(classifier._run), classifier.batch) == (sizes, sizes[-1])
+    assert (tuple(classifier.network._traced), classifier.batch) == (sizes, sizes[-1])
     # and each of any number of pictures has its own answer.
     for count in (0, 1, 33, 130, 161):
         bright = np.random.default_rng(count).integers(2, size=count)
@@ -123,7 +125,9 @@ def test_grey_pictures_may_have_an_axis_for_their_channel() -> None:
     with_axis.set_weights([kernel])
     # Then both answer the same.
     images = pixels(40)
-    one, other = (Classifier(each, CLASSES, MNIST_INPUT).predict(images) for each in (plain, with_axis))
+    one, other = (
+        Classifier.of_keras(each, CLASSES, MNIST_INPUT).predict(images) for each in (plain, with_axis)
+    )
     assert one.class_index.tolist() == other.class_index.tolist()
     np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
 
@@ -145,7 +149,9 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
         assert (predictions.class_index == whole.class_index[start:]).all()
         assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
     # and TensorFlow traced once per batch size: every further trace would stay in memory.
-    traces = {size: each.experimental_get_tracing_count() for size, each in classifier._run.items()}
+    traces = {
+        size: each.experimental_get_tracing_count() for size, each in classifier.network._traced.items()
+    }
     assert traces == {SMALL_BATCH: 1, 128: 1, BATCH: 1, LARGE_BATCH: 1}
 
 
@@ -154,7 +160,7 @@ def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not()
     kernel = np.zeros((784, 10), np.float32)
     kernel[0] = 3e38
     kernel[1, 7] = 1
-    classifier = Classifier(linear(kernel), CLASSES, MNIST_INPUT)
+    classifier = Classifier.of_keras(linear(kernel), CLASSES, MNIST_INPUT)
     images = np.zeros((5, 28, 28), np.uint8)
     images[:, 0, 1] = 200
     images[2, 0, 0] = 200
@@ -173,7 +179,7 @@ def test_logits_become_probabilities_except_where_they_are_not_finite() -> None:
     images = pixels(5)
     images[:, 0, 0] = [0, 0, 200, 0, 0]
     # When it is served with a softmax
-    found = Classifier(model, CLASSES, MNIST_INPUT, logits=True).probabilities(images)
+    found = Classifier.of_keras(model, CLASSES, MNIST_INPUT, logits=True).probabilities(images)
     # Then each image has its probabilities, and the one that overflows has none.
     expected = keras.ops.softmax(model(images)).numpy()
     expected[2] = 0
@@ -183,7 +189,7 @@ def test_logits_become_probabilities_except_where_they_are_not_finite() -> None:
 @pytest.mark.parametrize("activation", ["linear", "sigmoid", "tanh"])
 def test_scores_that_are_not_probabilities_are_no_confidence(activation: str) -> None:
     kernel = np.random.default_rng(1).normal(0, 0.01, (784, 10)).astype(np.float32)
-    classifier = Classifier(linear(kernel, activation), CLASSES, MNIST_INPUT)
+    classifier = Classifier.of_keras(linear(kernel, activation), CLASSES, MNIST_INPUT)
     assert (classifier.predict(pixels(3)).class_index == -1).all()
 
 
@@ -260,15 +266,15 @@ def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
     program = f"""
 from pathlib import Path
 from jobs.models.model import MNIST_INPUT
-from worker.predicting.classifier import Classifier, configure_threads
+from worker.predicting.classifier import Classifier, start_keras
 from worker.predicting.tensorflow_runtime import set_threads, tf
 import numpy as np
-configure_threads(1000)
-configure_threads(1000)
+start_keras(1000)
+start_keras(1000)
 classifier = Classifier.load(Path({str(file)!r}), "0123456789", MNIST_INPUT)
 classifier.warm_up()
 classifier.predict(np.zeros((3, 28, 28), np.uint8))
-configure_threads(1000)
+start_keras(1000)
 threading = tf.config.threading
 print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())
 try:

@@ -158,7 +158,7 @@ def reader(scale: float = 0.01) -> Classifier:
     kernel = np.zeros((784, 3), np.float32)
     kernel[0, 0] = kernel[1, 1] = kernel[2, 2] = scale
     model.set_weights([kernel])
-    return Classifier(model, CLASSES, MNIST_INPUT)
+    return Classifier.of_keras(model, CLASSES, MNIST_INPUT)
 
 
 def pictures(rows: np.ndarray) -> np.ndarray:

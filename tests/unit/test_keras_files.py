@@ -19,7 +19,8 @@ from jobs.errors import ModelRefused
 from jobs.models.keras_names import APPLICATION_LAYERS, LAYERS, OPERATIONS
 from jobs.models.model_file import check_model_file
 from tests.kerasfile import archive, function, layer, members
-from worker.predicting.classifier import Classifier, input_spec_of, load_model
+from worker.predicting.classifier import Classifier
+from worker.predicting.networks.keras_network import input_spec_of, load_model
 from worker.predicting.tensorflow_runtime import keras
 
 #: Why these layers are not accepted.
@@ -161,7 +162,7 @@ def test_an_ordinary_model_passes_and_answers_as_before(name: str, tmp_path: Pat
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     answers, expected = (each(images, training=False).numpy() for each in (loaded, model))
     np.testing.assert_allclose(answers, expected, atol=1e-6)
-    classifier = Classifier(loaded, "abc", input_spec_of(loaded))
+    classifier = Classifier.of_keras(loaded, "abc", input_spec_of(loaded))
     assert set(classifier.predict(images).class_index.tolist()) <= {-1, 0, 1, 2}
 
 

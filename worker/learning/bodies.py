@@ -15,7 +15,7 @@ import numpy.typing as npt
 from jobs.errors import ModelRefused
 from jobs.models.model import InputSpec
 from worker.learning.networks import as_input
-from worker.predicting.classifier import input_spec_of, load_model, translated_model_errors
+from worker.predicting.networks.keras_network import input_spec_of, load_model, translated_model_errors
 from worker.predicting.tensorflow_runtime import keras
 
 #: A new backbone is tried on this many images of noise.

@@ -39,7 +39,7 @@ from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from worker.learning.data import Data, Labelled, Uint16
 from worker.learning.temperature import scale
-from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
+from worker.predicting.classifier import BATCH, Classifier, Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     try:
         classifier = Classifier.load_registered(path, model)
         classifier.warm_up()
-        with translated_model_errors():
+        with classifier.network.translated_errors():
             evaluated = evaluate_parts(classifier, data)
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error

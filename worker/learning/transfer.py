@@ -18,7 +18,7 @@ from worker.learning.head import Head, fit_head
 from worker.learning.prepare import Prepared
 from worker.learning.temperature import fit_temperature
 from worker.learning.trainer import Trainer
-from worker.predicting.classifier import load_model
+from worker.predicting.networks.keras_network import load_model
 from worker.predicting.tensorflow_runtime import keras
 
 

@@ -1,30 +1,28 @@
-"""Load a trained model and predict one class with its confidence for each image.
+"""Predict one class with its confidence for each image: batches, padding, and a check of the answers.
 
-`worker.predicting.decode` makes the pixels; `worker.predicting.windows` turns the predictions into outcomes.
-A classifier is not thread-safe: use one per process.
+A network (`worker.predicting.networks`) computes the batches. `worker.predicting.decode` makes the pixels;
+`worker.predicting.windows` turns the predictions into outcomes. A classifier is not thread-safe: use one per
+process.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-from billiard.exceptions import SoftTimeLimitExceeded
 
-from jobs.errors import ModelRefused, Unavailable
-from jobs.files import temporary_folder
-from jobs.models.model import MNIST_INPUT, PHOTO_REDUCTION, InputSpec, Invert, Model, Resampling
-from jobs.models.model_file import copy_with_config, find_compiled_parts
-from jobs.reading import why
-from worker.predicting.tensorflow_runtime import configure_threads, keras, tf
+from jobs.errors import ModelRefused
+from jobs.models.model import InputSpec, Model
+from worker.predicting.networks.network import Network, no_memory
 
-__all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
+if TYPE_CHECKING:
+    from worker.predicting.tensorflow_runtime import keras
 
 # Images per call of the model. There are few sizes, because TensorFlow traces and keeps a graph for each one.
 # On one core, the 784-512-512-10 network takes 17 us per image in batches of 256, 16 in 512, 14 in 2048.
@@ -85,14 +83,8 @@ def _most_probable(
 class Classifier:
     """A loaded model."""
 
-    def __init__(
-        self, model: keras.Model, classes: Sequence[str], spec: InputSpec, *, logits: bool = False
-    ) -> None:
-        """Wrap a Keras model, and add a softmax if it answers logits.
-
-        Raises ModelRefused if its shapes are not those of `spec` and `classes`.
-        """
-        _check_shapes(model, classes, spec)
+    def __init__(self, network: Network, classes: Sequence[str], spec: InputSpec) -> None:
+        self.network = network
         self.classes = tuple(classes)
         self.spec = spec
         self._sizes = _batch_sizes(math.prod(spec.shape))
@@ -100,26 +92,17 @@ class Classifier:
         self.batch = self._sizes[-1]
         self._padded = {size: np.zeros((size, *spec.shape), np.uint8) for size in self._sizes}
 
-        has_channel = len(model.inputs[0].shape) > len(spec.shape) + 1
+    @classmethod
+    def of_keras(
+        cls, model: keras.Model, classes: Sequence[str], spec: InputSpec, *, logits: bool = False
+    ) -> Self:
+        """Return a classifier that runs a Keras model; with `logits`, with a softmax.
 
-        def run(pixels: Any) -> Any:
-            if has_channel:
-                pixels = pixels[..., tf.newaxis]
-            scores = tf.cast(model(pixels, training=False), tf.float32)
-            if logits:
-                scores = tf.nn.softmax(scores)
-            # NaN needs no separate check, because every comparison with it is false.
-            sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
-                tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
-            )
-            return tf.where(sound[:, tf.newaxis], scores, 0.0)
+        Raises ModelRefused if the model's shapes are not those of `spec` and `classes`.
+        """
+        from worker.predicting.networks.keras_network import KerasNetwork
 
-        # keras.Model.predict() would trace each new shape, and leak memory; these shapes are traced once.
-        def traced(size: int) -> Any:
-            signature = [tf.TensorSpec((size, *spec.shape), tf.uint8)]
-            return tf.function(run, input_signature=signature, autograph=False)
-
-        self._run = {size: traced(size) for size in self._sizes}
+        return cls(KerasNetwork(model, classes, spec, logits=logits), classes, spec)
 
     @classmethod
     def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, logits: bool = False) -> Self:
@@ -128,7 +111,9 @@ class Classifier:
         Raises ModelRefused if the file has another format, does not load safely, or does not fit `spec` and
         `classes`; Unavailable if there is no memory for the model.
         """
-        return cls(load_model(path), classes, spec, logits=logits)
+        from worker.predicting.networks.keras_network import load_model
+
+        return cls.of_keras(load_model(path), classes, spec, logits=logits)
 
     @classmethod
     def load_registered(cls, path: Path, model: Model) -> Self:
@@ -136,12 +121,12 @@ class Classifier:
         return cls.load(path, model.classes, model.input_spec, logits=model.logits)
 
     def warm_up(self) -> None:
-        """Trace and run the model for each batch size, so that the first image does not have to wait for it.
+        """Run the network for each batch size, so that the first image does not have to wait for it.
 
-        Raises ModelRefused if the model cannot be run, Unavailable if this machine cannot run it or has no
+        Raises ModelRefused if the network cannot be run, Unavailable if this machine cannot run it or has no
         memory for it.
         """
-        with translated_model_errors():
+        with self.network.translated_errors():
             for batch in self._padded.values():
                 self.predict(batch)
 
@@ -158,17 +143,19 @@ class Classifier:
         An image has a row of zeros if the model's output for it was not a probability distribution (NaN,
         infinity, a negative number, a wrong sum). `pixels` is as for `predict`. Raises ValueError for other
         shapes and types, Unavailable if there is no memory for a batch, ModelRefused if the model returns a
-        wrong number of rows, and TensorFlow's errors for pixels that it cannot process.
+        wrong number of rows, and the runtime's errors for pixels that it cannot process.
         """
-        with _translated_memory_errors():
+        try:
             found = np.empty((len(pixels), len(self.classes)), np.float32)
             for start, size, batch in self._batches(pixels):
-                # .numpy() waits for the result, because TensorFlow may read the reused buffer in place.
-                rows = self._run[len(batch)](batch).numpy()
+                rows = self.network.run(batch)
                 if len(rows) != len(batch):
                     raise ModelRefused(f"the model returned {len(rows)} rows for {len(batch)} images")
                 found[start : start + size] = rows[:size]
-            return found
+        except MemoryError as error:
+            raise no_memory() from error
+        found[~_are_probabilities(found)] = 0.0
+        return found
 
     def _batches(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
         """Yield the index of a batch's first image, its number of images, and the batch, of a fixed size."""
@@ -199,126 +186,24 @@ class Classifier:
         return max(size for size in self._sizes if size <= left)
 
 
-def load_model(path: Path) -> keras.Model:
-    """Load the network in a `.keras` file, without how it was compiled.
+def start_keras(processes: int) -> None:
+    """Import TensorFlow, and use this process's share of the cores if it does not compute yet."""
+    from worker.predicting.tensorflow_runtime import configure_threads
 
-    Raises ModelRefused if the file has another format or does not load safely, Unavailable if there is no
-    memory for it.
-    """
-    if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
-        raise ModelRefused(
-            f"{path.name} is not a .keras file, the only format that is loaded: save the model as one"
-        )
-    try:
-        with _translated_memory_errors(), _without_compilation(path) as loadable:
-            return keras.saving.load_model(loadable, compile=False, safe_mode=True)
-    except (SoftTimeLimitExceeded, Unavailable):
-        raise
-    except Exception as error:
-        # Keras raises many kinds of errors on a bad file; the first line of the message is enough.
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelRefused(
-            f"{path.name} could not be loaded by Keras {keras.__version__}: {reason}"
-        ) from error
+    with suppress(RuntimeError):  # TensorFlow already runs in this process, with other threads
+        configure_threads(processes)
 
 
-@contextmanager
-def _without_compilation(path: Path) -> Iterator[Path]:
-    """Yield the path of the model's file, or of a temporary copy if a nested model was compiled."""
-    config = find_compiled_parts(path)
-    if config is None:
-        yield path
-        return
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(temporary_folder(path.parent, "loading-"))
-            copy_with_config(path, folder / path.name, config)
-        except OSError as error:
-            raise Unavailable(
-                f"No model can be copied in {path.parent} ({why(error)}): is its disk full?"
-            ) from error
-        yield folder / path.name
-
-
-@contextmanager
-def translated_model_errors() -> Iterator[None]:
-    """Translate the errors of a computation for which no image can be at fault.
-
-    Raises ModelRefused if the model cannot be run, Unavailable if this machine cannot run it.
-    """
-    try:
-        yield
-    except (
-        tf.errors.InvalidArgumentError,
-        tf.errors.UnimplementedError,
-        ValueError,
-        TypeError,
-    ) as error:
-        raise ModelRefused(f"the model does not run: {error}") from error
-    except tf.errors.OpError as error:
-        # For example, the GPU has failed or another process uses it.
-        reason = error.message.strip().partition("\n")[0]
-        raise Unavailable(f"The model does not run on this machine: {reason}") from error
-
-
-@contextmanager
-def _translated_memory_errors() -> Iterator[None]:
-    """Raise Unavailable if there is no memory for the model or its computations.
-
-    No image is at fault: every batch of a size takes the same memory, and a retry may succeed.
-    """
-    try:
-        yield
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise Unavailable(
-            "There is no memory left for the model on this machine: start fewer processes, or add memory."
-        ) from error
-
-
-def input_spec_of(
-    model: keras.Model, *, resampling: Resampling = MNIST_INPUT.resampling, invert: Invert | None = None
-) -> InputSpec:
-    """Return the input spec of a network; its size and colours come from the network's input shape.
-
-    If `invert` is left out, a network with MNIST's input shape inverts pictures as for MNIST, and any other
-    never does. Raises ModelRefused if the network does not take grey or RGB pictures of one size.
-    """
-    _check_one_input_and_output(model)
-    match tuple(model.inputs[0].shape):
-        case (None, int(height), int(width)) | (None, int(height), int(width), 1):
-            spec = InputSpec(width=width, height=height, mode="L", resampling=resampling)
-        case (None, int(height), int(width), 3):
-            spec = InputSpec(width, height, "RGB", resampling, reduction=PHOTO_REDUCTION)
-        case other:
-            raise ModelRefused(
-                f"the model's input is {other}, not pictures of one size: (None, height, width) or "
-                "(None, height, width, 1) for grey ones, (None, height, width, 3) for RGB"
-            )
-    if invert is None:
-        invert = MNIST_INPUT.invert if spec.shape == MNIST_INPUT.shape else "never"
-    return replace(spec, invert=invert)
+def _are_probabilities(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Return which rows are probability distributions: shape (n,)."""
+    # NaN needs no separate check, because every comparison with it is false. Sums of infinities would warn.
+    with np.errstate(all="ignore"):
+        deviation = np.abs(scores.sum(axis=1) - 1)
+        sound: npt.NDArray[np.bool_] = (scores.min(axis=1) >= 0) & (deviation <= _SUM_TOLERANCE)
+    return sound
 
 
 def _batch_sizes(picture_bytes: int) -> tuple[int, ...]:
     """Return the batch sizes for pictures of `picture_bytes` bytes each, the smallest first."""
     larger = (_MEDIUM_BATCH, BATCH, LARGE_BATCH)
     return (SMALL_BATCH, *(size for size in larger if size * picture_bytes <= _BATCH_BYTES))
-
-
-def _check_one_input_and_output(model: keras.Model) -> None:
-    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
-    if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1:
-        raise ModelRefused("the model must have one input and one output")
-
-
-def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
-    """Raise ModelRefused unless the model maps (n, *spec.shape) to (n, number of classes).
-
-    The shape of grey pictures may also be (height, width, 1).
-    """
-    _check_one_input_and_output(model)
-    takes, answers = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    if takes != (None, *spec.shape) and not (spec.mode == "L" and takes == (None, *spec.shape, 1)):
-        raise ModelRefused(f"the model's input is {takes}, not {(None, *spec.shape)}")
-    if answers != (None, len(classes)):
-        raise ModelRefused(f"the model's output is {answers}, not one of {len(classes)} classes")

@@ -13,7 +13,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -203,14 +203,14 @@ class WorkerContext:
         """
         with _time_limit_deferred():
             try:
-                from worker.predicting.classifier import Classifier, configure_threads
+                from worker.predicting.classifier import Classifier, start_keras
+
+                start_keras(self._processes)
             except ImportError as error:  # a fault of this worker's environment, not of an image
                 raise Unavailable(
                     f"This worker cannot import TensorFlow ({error}): install Labelmill with its extra "
                     "'worker' again."
                 ) from error
-        with suppress(RuntimeError):  # TensorFlow already runs in this process, with other threads
-            configure_threads(self._processes)
         if not self._classifiers:
             # TensorFlow's 400,000 objects live as long as the process, and each full garbage collection of
             # them takes a quarter of a second. Models are loaded after the freeze, so they are collected.

@@ -1,0 +1,1 @@
+"""The networks that a classifier can run: one file per runtime."""
