@@ -11,6 +11,11 @@ from typing import Final
 _CONTAINER_CORES: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
+def threads_per_process(processes: int) -> int:
+    """Return how many threads one of so many processes may use, which share the cores."""
+    return max(1, usable_cores() // processes)
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use. A fraction of a core counts as one.
 

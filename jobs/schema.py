@@ -343,6 +343,25 @@ evaluations = Table(
     info={"doc": "one row per model and evaluation set: figures, and the model's answer to each image"},
 )
 
+model_runtimes = Table(
+    "model_runtimes",
+    metadata,
+    Column("model_id", ForeignKey("models.id", ondelete="CASCADE"), primary_key=True, doc="the model"),
+    Column("runtime", String(16), primary_key=True, doc="`keras`, `onnxruntime` or `openvino`"),
+    Column("state", String(16), nullable=False, doc="`passed`, `differs` or `failed`"),
+    Column("reason", Text, doc="why it differs or failed; null if it passed"),
+    Column("image_microseconds", Double, doc="time per image on full batches"),
+    Column("threads", Integer, nullable=False, doc="how many threads computed them"),
+    Column("images", Integer, nullable=False, doc="on how many images it was compared with Keras"),
+    Column("agreement", Double, doc="share of the images with the same label"),
+    Column("confidence_difference", Double, doc="largest difference of a confidence"),
+    Column("version", Text, doc="the runtime's version"),
+    Column("sha256", String(64), doc="SHA-256 of the file that it runs; null for Keras, or if there is none"),
+    Column("size_bytes", BigInteger, doc="size of that file"),
+    Column("created_at", UtcTime, nullable=False, doc="when it was measured"),
+    info={"doc": "one row per model and runtime: whether it answers as Keras does, and its speed"},
+)
+
 verdicts = Table(
     "verdicts",
     metadata,

@@ -28,11 +28,12 @@ class KerasFile(NamedTuple):
     size_bytes: int
 
 
-def fetch(store: Store, file: KerasFile, cache_dir: Path) -> Path:
+def fetch(store: Store, file: KerasFile, cache_dir: Path, *, is_keras: bool = True) -> Path:
     """Return the path of the file on this machine. Its SHA-256 is checked at each call.
 
-    Raises ModelRefused if the file is gone, is not the one that was registered or may not be loaded,
-    Unavailable if the store cannot be reached or this machine cannot keep the file.
+    The content is checked only if `is_keras`: other formats hold no code. Raises ModelRefused if the file is
+    gone, is not the one that was registered or may not be loaded, Unavailable if the store cannot be reached
+    or this machine cannot keep the file.
     """
     cached = cache_dir / file.key
     with cache_errors(cached.parent):
@@ -40,10 +41,11 @@ def fetch(store: Store, file: KerasFile, cache_dir: Path) -> Path:
     from_store = data is None
     if data is None:
         data = read(store, file)
-    try:
-        check_model_file(data)
-    except ModelRefused as error:
-        raise ModelRefused(f"The file of {file.what} is refused. {error}") from None
+    if is_keras:
+        try:
+            check_model_file(data)
+        except ModelRefused as error:
+            raise ModelRefused(f"The file of {file.what} is refused. {error}") from None
     if from_store:
         with cache_errors(cached.parent):
             make_private_folder(cached.parent)

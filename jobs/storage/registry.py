@@ -11,9 +11,11 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.model_changes import remove_row
 from jobs.ledger.learning.models import add_model, get_model, has_file
+from jobs.ledger.learning.runtimes import list_runtimes
 from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec, Model
 from jobs.models.model_file import check_model_file
+from jobs.storage.artefacts import remove_artefacts
 from jobs.storage.keras_files import KerasFile, fetch, read
 from jobs.storage.store import Store
 
@@ -67,9 +69,9 @@ def register_model(
 
 
 def remove_model(ledger: Ledger, store: Store, model: Model) -> None:
-    """Remove a model that nothing refers to: its row, then its file.
+    """Remove a model that nothing refers to: its row, then its files.
 
-    If it is interrupted in between, a file is left over that nobody needs. Raises NotFound, Conflict if
+    If it is interrupted in between, files are left over that nobody needs. Raises NotFound, Conflict if
     anything refers to it, Unavailable.
     """
     key = model_key(model.sha256)
@@ -78,7 +80,9 @@ def remove_model(ledger: Ledger, store: Store, model: Model) -> None:
     except FileNotFoundError:
         data = b""
     with ledger.transaction() as connection:
+        runtimes = list_runtimes(connection, model.id)
         remove_row(connection, model.id)
+    remove_artefacts(ledger, store, runtimes)
     if not data or _is_registered(ledger, model.sha256):
         return
     store.remove(key)

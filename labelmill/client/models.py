@@ -39,10 +39,12 @@ from jobs.ledger.learning.models import (
     pin_champion,
     roll_back,
 )
+from jobs.ledger.learning.runtimes import list_runtimes
 from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Invert, Model, Resampling
+from jobs.models.runtime import ModelRuntime
 from jobs.storage.registry import read_stored, remove_model
 from jobs.storage.store_identity import check_store
 from labelmill.client.installation import Installation, accept_numpy_numbers
@@ -86,6 +88,7 @@ class ModelMethods(Installation):
         resampling: Resampling = "bilinear",
         invert: Invert | None = None,
         logits: bool = False,
+        on_message: Callable[[str], None] = lambda _text: None,
     ) -> Registered:
         """Register a model that was trained elsewhere. Only `promote` makes it the champion.
 
@@ -101,6 +104,9 @@ class ModelMethods(Installation):
         - `invert`: which images are inverted first: never, always, or dark_on_light (images with a bright
           border). Default: dark_on_light if the model takes MNIST's format; otherwise never.
         - `logits`: whether it answers logits instead of probabilities, so that a softmax is added.
+        - `on_message`: called with a line of text at each step that takes long.
+
+        A model that takes more than two milliseconds per image is compiled: see `compile_model`.
 
         Returns the model, whether it is new, and why `evaluate` cannot measure it (None if it can).
         Registering a file again returns the same model. Needs TensorFlow. Raises UserError if the file or the
@@ -121,7 +127,28 @@ class ModelMethods(Installation):
             resampling=resampling,
             invert=invert,
             logits=logits,
+            on_message=on_message,
         )
+
+    def compile_model(self, model: str | None = None) -> list[ModelRuntime]:
+        """Find out which runtime computes a model quickest, so that workers use it. Default: the champion.
+
+        The model is exported for ONNX Runtime and OpenVINO, and their labels and confidences are compared
+        with those of Keras, on images of its dataset and on made-up ones. Return what was found, the quickest
+        first. A runtime that fails or differs is a result, too. Needs TensorFlow, and takes a minute.
+        Raises ModelRefused if the model's file is missing or changed, Unavailable.
+        """
+        require_tensorflow("Compiling")
+        from worker.learning.compiling.compile import compile_model
+
+        found = self.model(model)
+        check_store(self.ledger, self.store)
+        return compile_model(self.ledger, self.store, self.settings, found)
+
+    def runtimes(self, model: str | None = None) -> list[ModelRuntime]:
+        """Return the runtimes that a model (default: the champion) was compiled for, the quickest first."""
+        with self.ledger.reading() as connection:
+            return list_runtimes(connection, model_named(connection, model).id)
 
     def edit_model(self, model: str, *, classes: Sequence[str]) -> Model:
         """Correct the names of a model's classes, in the order of its outputs, and return the model.

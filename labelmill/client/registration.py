@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -60,6 +61,7 @@ def register(
     resampling: Resampling,
     invert: Invert | None,
     logits: bool,
+    on_message: Callable[[str], None],
 ) -> Registered:
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
@@ -79,6 +81,8 @@ def register(
         check_class_names(classes, "The list of classes")
         classes = tuple(classes)
     require_tensorflow("Registering")
+    from worker.learning.compiling.compile import compile_if_slow
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -86,7 +90,9 @@ def register(
             f"{path} cannot be read ({error.strerror}): check the path and its permissions."
         ) from error
     try:
-        classes, input_spec = _test_run(settings.cache_dir, data, classes, resampling, invert, logits)
+        classes, input_spec, image_seconds = _test_run(
+            settings.cache_dir, data, classes, resampling, invert, logits
+        )
     except ModelRefused as error:
         raise UserError(f"{path} cannot be used: {error}") from error
     check_store(ledger, store)
@@ -119,6 +125,14 @@ def register(
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"
         raise Conflict(f"This file is already registered as model {model.id}, which answers {outputs}.")
+    compile_if_slow(
+        ledger,
+        store,
+        settings,
+        model,
+        image_seconds * 1e6,
+        on_begin=lambda: on_message("trying which runtime is the quickest: this takes a minute"),
+    )
     unfit = why_unfit(model, version.classes) if version is not None else None
     return Registered(model, model.id not in known, unfit)
 
@@ -141,8 +155,8 @@ def _test_run(
     resampling: Resampling,
     invert: Invert | None,
     logits: bool,
-) -> tuple[tuple[str, ...], InputSpec]:
-    """Load the model and run it. Return its classes, and how images are prepared for it.
+) -> tuple[tuple[str, ...], InputSpec, float]:
+    """Load the model and run it. Return its classes, how images are prepared for it, and the time per image.
 
     Raises ModelRefused.
     """
@@ -168,12 +182,15 @@ def _test_run(
             )
         classifier = Classifier.of_keras(model, classes, spec, logits=logits)
         classifier.warm_up()
-        if not _answers_probabilities(classifier):
+        started = time.perf_counter()
+        is_sound = _answers_probabilities(classifier)
+        image_seconds = (time.perf_counter() - started) / (_NOISE_IMAGES + 2)
+        if not is_sound:
             remedy = "they are not finite numbers" if logits else _NO_PROBABILITIES
             raise ModelRefused(f"its outputs are not probabilities that add up to 1: {remedy}")
         if logits and _answers_probabilities(Classifier.of_keras(model, classes, spec)):
             raise ModelRefused("its outputs are probabilities already: leave out --logits")
-    return classes, spec
+    return classes, spec, image_seconds
 
 
 def _answers_probabilities(classifier: Classifier) -> bool:

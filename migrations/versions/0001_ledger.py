@@ -174,6 +174,26 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model_id", "data_fingerprint", name="pk_evaluations"),
     )
     op.create_table(
+        "model_runtimes",
+        sa.Column("model_id", ID, nullable=False),
+        sa.Column("runtime", sa.String(16), nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("reason", sa.Text()),
+        sa.Column("image_microseconds", sa.Double()),
+        sa.Column("threads", sa.Integer(), nullable=False),
+        sa.Column("images", sa.Integer(), nullable=False),
+        sa.Column("agreement", sa.Double()),
+        sa.Column("confidence_difference", sa.Double()),
+        sa.Column("version", sa.Text()),
+        sa.Column("sha256", sa.String(64)),
+        sa.Column("size_bytes", sa.BigInteger()),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name="fk_model_runtimes_model_id", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("model_id", "runtime", name="pk_model_runtimes"),
+    )
+    op.create_table(
         "verdicts",
         sa.Column("id", ID, nullable=False),
         sa.Column("run_id", ID),

@@ -30,6 +30,11 @@ class Judged:
     temperature: float  # by which its logits were divided
     uncalibrated_error: float  # its calibration error on the test set without that
 
+    @property
+    def image_microseconds(self) -> float:
+        """Return the new model's time per image."""
+        return self.evaluated[Part.TEST].evaluation.image_microseconds
+
 
 def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
     """Evaluate the new model on the test set and the live set, then the champion, whose measures are stored.

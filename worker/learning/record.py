@@ -24,12 +24,16 @@ from worker.learning.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def record(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged, epochs: EpochWriter) -> None:
-    """Register the model, and make it the champion if it passes the gate. Raises RunLost, Unavailable."""
+def record(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged, epochs: EpochWriter) -> Model:
+    """Register the model, make it the champion if it passes the gate, and return it.
+
+    Raises RunLost, Unavailable.
+    """
     model = trainer.retry_longer(lambda: _register(trainer, data, recipe, judged))
     reason = trainer.retry_longer(lambda: _conclude(trainer, data, recipe, judged, epochs, model.id))
     run_id = trainer.claim.run_id
     logger.info("training run %s: %s (model %s)", run_id, reason, model.id, extra={"model": model.id})
+    return model
 
 
 def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> Model:

@@ -36,6 +36,7 @@ def execute_run(run_id: str, settings: Settings) -> None:
         with _kept(settings, ledger, claim) as trainer:
             add_images(trainer)
             # Imported here, because they import TensorFlow.
+            from worker.learning.compiling.compile import compile_if_slow
             from worker.learning.fit import fit
             from worker.learning.judge import judge
             from worker.learning.prepare import prepare
@@ -44,7 +45,9 @@ def execute_run(run_id: str, settings: Settings) -> None:
             prepared = prepare(trainer)
             fitted = fit(trainer, prepared)
             judged = judge(trainer, prepared.data, fitted)
-            record(trainer, prepared.data, prepared.recipe, judged, fitted.epochs)
+            registered = record(trainer, prepared.data, prepared.recipe, judged, fitted.epochs)
+        # After the run, so that no exporter can delay or fail a promotion.
+        compile_if_slow(ledger, trainer.store, settings, registered, judged.image_microseconds)
 
 
 def _claim_run(ledger: Ledger, run_id: str) -> RunClaim | None:

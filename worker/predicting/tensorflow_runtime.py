@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.cores import usable_cores
+from jobs.cores import threads_per_process
 
 # Keras reads keras.json from this folder, or creates it. With the null device it can do neither, so a file in
 # a user's home folder cannot change our number formats, and none is created there.
@@ -100,7 +100,7 @@ def configure_threads(processes: int) -> None:
     before the first computation. Raises RuntimeError if TensorFlow already runs with another number of
     threads.
     """
-    set_threads(max(1, usable_cores() // processes))
+    set_threads(threads_per_process(processes))
 
 
 def set_threads(intra_op: int) -> None:

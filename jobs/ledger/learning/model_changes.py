@@ -13,13 +13,14 @@ from jobs.errors import Conflict, UserError
 from jobs.ledger.learning.models import find_verdict, get_model
 from jobs.ledger.learning.schedules import list_schedules
 from jobs.models.model import Model, name_classes
-from jobs.schema import db_now, evaluations, metadata, models, training_runs, verdicts
+from jobs.schema import db_now, evaluations, metadata, model_runtimes, models, training_runs, verdicts
 
-#: The columns of other tables that name a model. Evaluations belong to their model, and go with it.
+#: The columns of other tables that name a model. Evaluations and runtimes belong to their model, and go with
+#: it.
 _REFERENCES: Final = tuple(
     column
     for table in metadata.sorted_tables
-    if table is not evaluations
+    if table not in (evaluations, model_runtimes)
     for column in table.columns
     if column.references(models.c.id)
 )

@@ -70,12 +70,14 @@ def show(
 ) -> None:
     """Show everything that is recorded about a model, as JSON.
 
-    This includes its classes, input and SHA-256, its latest evaluation, and the gate's latest verdict.
+    This includes its classes, input and SHA-256, its latest evaluation, the gate's latest verdict,
+    and the runtimes that it was compiled for.
     """
     with Client() as client:
         found = client.model(model, dataset=dataset)
         stored = client.evaluation(found.id)
         verdict = client.verdict(found.id)
+        runtimes = client.runtimes(found.id)
     evaluation = None
     if stored is not None:
         evaluation = {
@@ -85,7 +87,7 @@ def show(
             "created_at": stored.created_at,
             **evaluation_to_json(stored.evaluation),
         }
-    print_json({**asdict(found), "evaluation": evaluation, "verdict": verdict})
+    print_json({**asdict(found), "evaluation": evaluation, "verdict": verdict, "runtimes": runtimes})
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from labelmill.client import Client
 from labelmill.client.registration import describe_input
 from labelmill.commands.follow_run import add_mnist
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
+from labelmill.commands.models.compiling import milliseconds
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.commands.options import AliasOfOption, AsJson
 from labelmill.console.progress import ProgressLine
@@ -92,11 +93,14 @@ def register(
             resampling=resampling,
             invert=invert,
             logits=logits,
+            on_message=say,
         )
         model = registered.model
         say(f"model {model.id} " + ("is registered" if registered.new else "was registered before"))
         say(f"  its input:   {describe_input(model.input_spec)}")
         say(f"  its classes: {name_classes(model.classes)}")
+        for runtime in client.runtimes(model.id)[:1]:
+            say(f"  its runtime: {runtime.runtime}, {milliseconds(runtime)} ms per image")
         say(f"  use it:      labelmill submit SOURCES --model {model.id}")
         if registered.unfit is not None:
             say(f"  promote it:  labelmill models promote {model.id} --force")

@@ -1,0 +1,39 @@
+"""A runtime that can compute a model: whether its answers are those of Keras, and how quick it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Runtime(StrEnum):
+    """What computes a model. Keras is the reference, and always there."""
+
+    KERAS = "keras"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+class RuntimeState(StrEnum):
+    """Whether workers may use a runtime for a model."""
+
+    PASSED = "passed"  # its answers are those of Keras
+    DIFFERS = "differs"
+    FAILED = "failed"  # it is not installed, the model cannot be exported to it, or does not run on it
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRuntime:
+    """One runtime of a model: one row of the ledger."""
+
+    runtime: Runtime
+    state: RuntimeState
+    threads: int  # with which its speed was measured
+    images: int  # on which it was compared with Keras
+    reason: str | None = None  # why it differs or failed
+    image_microseconds: float | None = None
+    agreement: float | None = None  # share of the images with the same label
+    confidence_difference: float | None = None  # the largest
+    version: str | None = None
+    sha256: str | None = None  # of the file that it runs; None for Keras
+    size_bytes: int | None = None

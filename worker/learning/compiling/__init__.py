@@ -1,0 +1,1 @@
+"""Compile models for the runtimes other than Keras."""

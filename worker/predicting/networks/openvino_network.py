@@ -1,0 +1,46 @@
+"""A network that OpenVINO computes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+
+class OpenVinoNetwork:
+    """An ONNX model in OpenVINO, compiled once for each batch size."""
+
+    def __init__(self, data: bytes, threads: int) -> None:
+        """Read an ONNX model. Raises OpenVINO's errors."""
+        self._core = openvino.Core()
+        self._model = self._core.read_model(model=data)
+        self._options = {
+            # By default it computes in bfloat16 where the processor can, which changes labels.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # otherwise the threads of all processes get the same cores
+        }
+        self._compiled: dict[int, openvino.CompiledModel] = {}
+
+    def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the scores of a batch, and compile the model if the size is new.
+
+        Raises MemoryError, and OpenVINO's errors.
+        """
+        try:
+            if len(batch) not in self._compiled:
+                self._model.reshape(list(batch.shape))
+                self._compiled[len(batch)] = self._core.compile_model(self._model, "CPU", self._options)
+            scores: npt.NDArray[np.float32] = self._compiled[len(batch)](batch)[0]
+        except RuntimeError as error:
+            if "bad_alloc" in str(error) or "out of memory" in str(error):
+                raise MemoryError from error
+            raise
+        return scores
+
+    def translated_errors(self) -> AbstractContextManager[None]:
+        """Translate nothing: whoever loads this network uses Keras if it fails."""
+        return nullcontext()
