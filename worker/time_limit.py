@@ -1,11 +1,14 @@
-"""Recognise Celery's soft time limit, which can raise `SoftTimeLimitExceeded` at any point of the code."""
+"""Recognise and delay Celery's soft time limit: `SoftTimeLimitExceeded` can be raised at any point."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import SIG_SOFT_TIMEOUT
 
 
 def time_ran_out(error: BaseException | None) -> bool:
@@ -29,3 +32,20 @@ def time_limit_unmasked() -> Iterator[None]:
         if time_ran_out(error):
             raise SoftTimeLimitExceeded from error
         raise
+
+
+@contextmanager
+def time_limit_deferred() -> Iterator[None]:
+    """Delay Celery's soft time limit until the enclosed code has ended. Use it in the main thread only.
+
+    If the limit interrupted the import of TensorFlow, this process could never import it again, and all its
+    jobs would fail.
+    """
+    frames: list[Any] = []
+    handler = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(SIG_SOFT_TIMEOUT, handler)
+    if frames and callable(handler):
+        handler(SIG_SOFT_TIMEOUT, frames[0])

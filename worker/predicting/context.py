@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
-import signal
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from billiard.pool import SIG_SOFT_TIMEOUT
+from billiard.exceptions import SoftTimeLimitExceeded
 
+from jobs.cores import threads_per_process
 from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import champions, get_model
+from jobs.ledger.learning.runtimes import list_runtimes
 from jobs.ledger.workers import Problem, owner_name, report_model_problem
+from jobs.models.model import Model
+from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
 from jobs.network.references import Roots
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
+from jobs.storage.artefacts import fetch_artefact
 from jobs.storage.payloads import Payload, read_payload
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from jobs.traces import open_tracing
+from worker.time_limit import time_limit_deferred
 
 if TYPE_CHECKING:
     from jobs.ledger.jobs.claims import Claim
@@ -39,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 #: Models kept loaded: for example the champion, the previous champion, and a challenger.
 MODELS_KEPT: Final = 3
+
+#: While Keras serves a model, a process looks this often for a quicker runtime, because a new champion is
+#: compiled after its promotion.
+LOOK_AGAIN_SECONDS: Final = 60.0
 
 #: The work that a claim covers. It is short, because nothing interrupts a claim, and other jobs wait for it.
 CLAIM_SECONDS: Final = 0.5
@@ -60,23 +70,6 @@ SMALLEST_BATCH: Final = 32
 FETCH_THREADS: Final = 16
 
 
-@contextmanager
-def _time_limit_deferred() -> Iterator[None]:
-    """Delay Celery's soft time limit until the enclosed code has ended. Use it in the main thread only.
-
-    If the limit interrupted the import of TensorFlow, this process could never import it again, and all its
-    jobs would fail.
-    """
-    frames: list[Any] = []
-    handler = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(SIG_SOFT_TIMEOUT, handler)
-    if frames and callable(handler):
-        handler(SIG_SOFT_TIMEOUT, frames[0])
-
-
 class WorkerContext:
     """The resources of one process."""
 
@@ -92,6 +85,8 @@ class WorkerContext:
         self.ledger_is_full = False
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
+        self._look_again: dict[str, float] = {}  # when, by the id of a model that Keras serves
+        self._unusable: set[tuple[str, ModelRuntime]] = set()  # by the model's id
         self._image_seconds: dict[str, float] = {}
         self._ledger_seconds = 0.0  # of the last claim
         self._last_payload: tuple[str, Payload] | None = None
@@ -151,16 +146,26 @@ class WorkerContext:
 
         Raises ModelRefused, NotFound, or Unavailable, also if this machine has no room for the model.
         """
-        if model_id in self._classifiers:
+        loaded = self._classifiers.get(model_id)
+        if loaded is not None and time.monotonic() < self._look_again.get(model_id, math.inf):
             self._classifiers.move_to_end(model_id)
-            return self._classifiers[model_id]
-        load = self._start_tensorflow().load
+            return loaded
+        keras = self._start_tensorflow()
         with self.ledger.reading() as connection:
             model = get_model(connection, model_id)
-        path = fetch_model(self.store, model, self.settings.cache_dir)
-        classifier = load(path, model.classes, model.input_spec, logits=model.logits)
-        classifier.warm_up()
+            runtimes = list_runtimes(connection, model_id)
+        classifier = self._load_quicker(model, runtimes)
+        if classifier is not None:
+            self._look_again.pop(model_id, None)
+        else:
+            self._look_again[model_id] = time.monotonic() + LOOK_AGAIN_SECONDS
+            if loaded is not None:
+                return loaded
+            path = fetch_model(self.store, model, self.settings.cache_dir)
+            classifier = keras.load(path, model.classes, model.input_spec, logits=model.logits)
+            classifier.warm_up()
         self._classifiers[model_id] = classifier
+        self._classifiers.move_to_end(model_id)
         if self._not_loaded:
             with self.ledger.reading() as connection:
                 still = {champion.id for champion in champions(connection)} - {model_id}
@@ -169,6 +174,35 @@ class WorkerContext:
         if len(self._classifiers) > MODELS_KEPT:
             self._classifiers.popitem(last=False)
         return classifier
+
+    def _load_quicker(self, model: Model, runtimes: Sequence[ModelRuntime]) -> Classifier | None:
+        """Return the model in the quickest runtime that passed, loaded and warm, or None if that is Keras.
+
+        A runtime that cannot be used here is left out. Raises Unavailable.
+        """
+        from worker.predicting.classifier import Classifier
+        from worker.predicting.networks.loading import load_network
+
+        threads = threads_per_process(self._processes)
+        for each in runtimes:
+            if each.state is not RuntimeState.PASSED or each.runtime is Runtime.KERAS:
+                break
+            if (model.id, each) in self._unusable:
+                continue
+            try:
+                data = fetch_artefact(self.store, each, self.settings.cache_dir).read_bytes()
+                with time_limit_deferred():
+                    network = load_network(each.runtime, data, threads)
+                classifier = Classifier(network, model.classes, model.input_spec)
+                classifier.warm_up()
+            except (SoftTimeLimitExceeded, Unavailable):
+                raise
+            except Exception as error:
+                self._unusable.add((model.id, each))
+                logger.warning("model %s cannot be used with %s: %s", model.id, each.runtime, error)
+            else:
+                return classifier
+        return None
 
     def warm_up(self) -> None:
         """Start TensorFlow, and load the champions, so that no chunk has to wait for them.
@@ -201,7 +235,7 @@ class WorkerContext:
 
         The import is here because the parent of a fork must not import TensorFlow.
         """
-        with _time_limit_deferred():
+        with time_limit_deferred():
             try:
                 from worker.predicting.classifier import Classifier, start_keras
 

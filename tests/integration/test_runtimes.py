@@ -1,0 +1,205 @@
+"""A model is compiled for other runtimes; workers use the quickest that answers as Keras does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.errors import Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.learning.models import find_champion
+from jobs.ledger.learning.runs import latest_runs
+from jobs.ledger.learning.runtimes import list_runtimes, save_runtimes
+from jobs.models.model import InputSpec, Model
+from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
+from jobs.schema import RunState
+from jobs.settings import Settings
+from jobs.storage.artefacts import artefact_key
+from jobs.storage.registry import register_model, remove_model
+from jobs.storage.store import Store
+from labelmill.client import Client
+from tests import training
+from tests.digits import Digits
+from tests.kerasfile import keras_file
+from tests.registering import register_digits
+from worker.learning.compiling import compile as compiling
+from worker.learning.compiling.compile import compile_if_slow, compile_model
+from worker.learning.recipes import Recipe
+from worker.predicting import context as worker_context
+from worker.predicting.context import WorkerContext
+from worker.predicting.networks.keras_network import KerasNetwork
+from worker.predicting.networks.onnx_network import OnnxNetwork
+from worker.predicting.networks.openvino_network import OpenVinoNetwork
+from worker.predicting.tensorflow_runtime import keras
+
+pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+layers = keras.layers
+
+
+@pytest.fixture
+def model(ledger: Ledger, store: Store, tmp_path: Path) -> Model:
+    """Return a model of the layers whose export needs care: constants, random layers, and logits."""
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential(
+        [
+            keras.Input((24, 24, 3), dtype="uint8"),
+            layers.Normalization(mean=[120.0, 110.0, 100.0], variance=[4000.0, 4100.0, 4200.0]),
+            layers.RandomFlip(),
+            layers.Conv2D(8, 3, strides=2, activation="swish"),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.5),
+            layers.Dense(4, kernel_initializer=keras.initializers.RandomNormal(stddev=5.0)),
+        ]
+    )
+    network.save(tmp_path / "model.keras")
+    return register_model(
+        ledger,
+        store,
+        (tmp_path / "model.keras").read_bytes(),
+        architecture="custom",
+        classes=("a", "b", "c", "d"),
+        input_spec=InputSpec(24, 24, "RGB"),
+        accuracy=None,
+        metrics={},
+        logits=True,
+    )
+
+
+def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
+    ledger: Ledger, store: Store, settings: Settings, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker process in which Keras serves a model
+    monkeypatch.setattr(worker_context, "LOOK_AGAIN_SECONDS", 0.0)
+    context = WorkerContext(settings, processes=1)
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 24, 24, 3), np.uint8)
+    keras_classifier = context.classifier(model.id)
+    assert isinstance(keras_classifier.network, KerasNetwork)
+    expected = keras_classifier.probabilities(pixels)
+
+    # when the model is compiled, then each runtime gives Keras's answers
+    found = compile_model(ledger, store, settings, model)
+    assert {(each.runtime, each.state) for each in found} == {(each, RuntimeState.PASSED) for each in Runtime}
+    assert all(each.image_microseconds for each in found)
+
+    # and the process uses the quickest
+    for runtime, network in (
+        (Runtime.ONNXRUNTIME, OnnxNetwork),
+        (Runtime.OPENVINO, OpenVinoNetwork),
+        (Runtime.KERAS, KerasNetwork),
+    ):
+        _make_quickest(ledger, model, found, runtime)
+        with WorkerContext(settings, processes=1) as other:
+            assert isinstance(other.classifier(model.id).network, network)
+            np.testing.assert_allclose(other.classifier(model.id).probabilities(pixels), expected, atol=1e-4)
+    _make_quickest(ledger, model, found, Runtime.ONNXRUNTIME)
+    assert isinstance(context.classifier(model.id).network, OnnxNetwork)
+    context.close()
+
+    # If the file is damaged, a new process uses Keras.
+    key = artefact_key(next(each.sha256 for each in found if each.sha256) or "")
+    store.put(key, b"damaged")
+    (settings.cache_dir / key).unlink()
+    with WorkerContext(settings, processes=1) as other:
+        assert isinstance(other.classifier(model.id).network, KerasNetwork)
+
+    # The file goes with the model.
+    remove_model(ledger, store, model)
+    assert not store.exists(key)
+
+
+def _make_quickest(ledger: Ledger, model: Model, found: list[ModelRuntime], runtime: Runtime) -> None:
+    changed = [replace(each, image_microseconds=1.0 if each.runtime is runtime else 2.0) for each in found]
+    with ledger.transaction() as connection:
+        save_runtimes(connection, model.id, changed)
+
+
+def test_a_trained_model_is_compiled_after_its_promotion_which_a_failure_leaves_as_it_is(
+    settings: Settings,
+    ledger: Ledger,
+    little_mnist: Digits,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Given a compilation that fails
+    seen: list[tuple[str | None, RunState]] = []
+
+    def fail(_ledger: Ledger, _store: Store, _settings: Settings, model: Model) -> None:
+        with ledger.reading() as connection:
+            champion = find_champion(connection)
+            seen.append((champion and champion.id, latest_runs(connection, limit=1)[0].state))
+        raise Unavailable(f"model {model.id} is heavy")
+
+    monkeypatch.setattr(compiling, "compile_model", fail)
+    monkeypatch.setattr(compiling, "MIN_IMAGE_MICROSECONDS", 0.0)
+    with Client(settings) as client:
+        little_mnist.add_to(client, settings.home / "idx")
+    # When a model is trained, then its run is done and it is the champion before it is compiled.
+    trained = training.train(settings, Recipe(epochs=1, batch_size=32, seed=3))
+    assert seen == [(trained.model.id, RunState.DONE)]
+    assert f"{trained.model.id} is heavy" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("raise SystemError('no such layer')", "SystemError: no such layer"),
+        ("import os; os.kill(os.getpid(), 9)", "its process died of SIGKILL"),
+        ("import signal, time; signal.alarm(1); time.sleep(60)", "it took longer than 300 s"),
+    ],
+)
+def test_an_exporter_that_fails_is_a_row_with_its_reason(
+    ledger: Ledger,
+    store: Store,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    reason: str,
+) -> None:
+    # Given an exporter that raises, dies or hangs
+    real = subprocess.run
+
+    def run(command: list[str], **options: object) -> object:
+        done = program
+        if command[-1] == "keras":
+            folder = command[-3]
+            done = f"open({folder!r} + '/keras.json', 'w').write('{{\"state\": \"passed\", \"images\": 32}}')"
+        return real([sys.executable, "-c", done], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(compiling.subprocess, "run", run)
+    model = register_digits(ledger, store, keras_file())
+    # When a slow model is compiled, then the other runtimes have failed, with the reason
+    compile_if_slow(ledger, store, settings, model, 3_000.0)
+    with ledger.reading() as connection:
+        keras_row, *others = list_runtimes(connection, model.id)
+    assert keras_row.state is RuntimeState.PASSED
+    assert [(each.state, each.reason) for each in others] == [(RuntimeState.FAILED, reason)] * 2
+
+
+def test_without_the_packages_keras_is_used_and_a_quick_network_is_not_compiled(
+    ledger: Ledger, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an environment without the exporter
+    model = register_digits(ledger, store, keras_file())
+    monkeypatch.setattr(compiling, "_run_step", lambda *_: "the file has no network")
+    monkeypatch.setattr(compiling, "find_spec", lambda _: None)
+    # Then a quick network is not compiled
+    compile_if_slow(ledger, store, settings, model, 1_900.0)
+    with ledger.reading() as connection:
+        assert list_runtimes(connection, model.id) == []
+    # and a slow one has rows that say what is missing.
+    monkeypatch.setattr(compiling, "_run_step", _write_measures)
+    compile_if_slow(ledger, store, settings, model, 3_000.0)
+    with ledger.reading() as connection:
+        found = list_runtimes(connection, model.id)
+    assert [each.reason for each in found] == [None, *["tf2onnx is not installed"] * 2]
+
+
+def _write_measures(folder: Path, *step: str) -> None:
+    (folder / f"{step[-1]}.json").write_text('{"state": "passed", "images": 32}')
