@@ -12,7 +12,13 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, NotFound
 from jobs.ledger.jobs.queries import model_named
 from jobs.ledger.learning.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.learning.models import CHAMPION, StoredEvaluation, champion_before, find_evaluation, list_models
+from jobs.ledger.learning.models import (
+    CHAMPION,
+    StoredEvaluation,
+    champion_before,
+    find_evaluation,
+    list_models,
+)
 from jobs.models.evaluation import NO_ANSWER, Evaluation, unpack_answers
 from jobs.models.model import Model
 from jobs.models.promotion import compare_answers
@@ -73,7 +79,9 @@ def show_models(request: Request, session: SubmitSession) -> Response:
     for model in session.client.models():
         found.setdefault(model.dataset, []).append(model)
     with session.client.ledger.reading() as connection:
-        datasets = {dataset: _group(connection, dataset, models[:_MODELS]) for dataset, models in found.items()}
+        datasets = {
+            dataset: _group(connection, dataset, models[:_MODELS]) for dataset, models in found.items()
+        }
     return page(request, "models.html", datasets=datasets, champion=CHAMPION)
 
 
@@ -128,7 +136,9 @@ def _group(connection: Connection, dataset: str, models: list[Model]) -> Group:
 def _listed(connection: Connection, model: Model) -> Listed:
     stored = find_evaluation(connection, model.id)
     live = live_accuracy(connection, model.id)
-    return Listed(model, stored and stored.evaluation, live, stored and stored.data_fingerprint)
+    if stored is None:
+        return Listed(model, None, live, None)
+    return Listed(model, stored.evaluation, live, stored.data_fingerprint)
 
 
 def _comparable_with(connection: Connection, model: Model, stored: StoredEvaluation) -> list[Model]:

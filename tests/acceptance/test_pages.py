@@ -186,7 +186,9 @@ def test_one_image_is_corrected_and_the_correction_undone(
     assert len(browser.find_all("table.bars tbody tr")) == 3
     browser.choose("select[name=label]", "5")
     browser.click("button", "Save")
-    browser.find("#said", "Saved. mnist has 1 correction for its next training, which leaves out test images; with ")
+    browser.find(
+        "#said", "Saved. mnist has 1 correction for its next training, which leaves out test images; with "
+    )
     browser.find("tr", "correction 5, ")
     [stored] = up[0].json("correct", "--list")
     assert (stored["index"], stored["label"]) == (index, "5")

@@ -37,7 +37,9 @@ def test_models_are_compared_on_the_same_images(settings: Settings, ledger: Ledg
         # Then the latest two that can be compared are chosen, and there is no champion to go back to
         text = browser.get("/models").text
         assert f'name="first" value="{new.id}" aria-label="Compare {new.id}" required checked>' in text
-        assert f'name="second" value="{champion.id}" aria-label="with {champion.id}" required checked>' in text
+        assert (
+            f'name="second" value="{champion.id}" aria-label="with {champion.id}" required checked>' in text
+        )
         assert "/v1/models/rollback" not in text
 
         # And the differences say whose label is which
@@ -55,4 +57,7 @@ def test_models_are_compared_on_the_same_images(settings: Settings, ledger: Ledg
         # When there is a champion before the present one, then its name is in the question
         with ledger.transaction() as connection:
             move_champion(connection, first.id, previous_id=champion.id, how="promote")
-        assert f"Make {champion.id} the champion of mnist again, as it was before?" in browser.get("/models").text
+        assert (
+            f"Make {champion.id} the champion of mnist again, as it was before?"
+            in browser.get("/models").text
+        )
