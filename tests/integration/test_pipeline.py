@@ -605,16 +605,20 @@ def test_a_process_claims_nothing_while_the_ledgers_disk_is_full(
     ("broken", "error", "reason"),
     [
         (
-            "jobs.storage.registry.write_whole",
+            "jobs.storage.keras_files.write_whole",
             OSError(errno.ENOSPC, "No space left on device"),
             "No space left",
         ),
         (
-            "jobs.storage.registry.make_private_folder",
+            "jobs.storage.keras_files.make_private_folder",
             PermissionError(errno.EACCES, "Permission denied"),
             "denied",
         ),
-        ("jobs.storage.registry._read_cached", PermissionError(errno.EACCES, "Permission denied"), "denied"),
+        (
+            "jobs.storage.keras_files._read_cached",
+            PermissionError(errno.EACCES, "Permission denied"),
+            "denied",
+        ),
         (
             "worker.predicting.tensorflow_runtime.keras.saving.load_model",
             MemoryError(),
