@@ -32,6 +32,7 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
+from labelmill.reporting.run_lines import added_line
 
 app = listing_group(
     "List the training runs, show one, or stop one.", "labelmill runs", "labelmill runs show RUN --watch"
@@ -122,6 +123,7 @@ def _format_run(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
     lines = field_lines(
         ("run", run.id),
         ("dataset", describe_version(run.dataset, run.dataset_version)),
+        *([("added", added)] if (added := added_line(run)) else []),
         ("state", f"{run.state}, but {silence}" if silence else str(run.state)),
         ("requested by", _requested_by(run)),
         ("recipe", ", ".join(f"{name} {value}" for name, value in _options_in_use(run.recipe).items())),

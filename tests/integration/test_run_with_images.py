@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jobs.ledger.learning.runs import RunClaim, RunLost
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.reporting.run_lines import added_line
 from tests.labelled import write_classes
 from worker.learning import prepare
 from worker.learning.add_images import add_images
@@ -121,13 +123,23 @@ def test_an_archive_becomes_a_dataset_and_a_champion(
     assert run["status"] == "done"
     assert client.model("champion", dataset="pets").id == run["model"]
 
+    # And its page says so
+    with httpx.Client(base_url=api.base_url.join("/"), headers={"Accept": "text/html"}) as browser:
+        browser.post("/sign-in", data={"key": api.headers["Authorization"].removeprefix("Bearer ")})
+        assert (
+            "<p>80 images added: the dataset is now pets version 1.</p>"
+            in browser.get(f"/runs/{run_id}").text
+        )
+    again = replace(client.run(run_id), data={"added_images": 0})
+    assert added_line(again) == "no image was new: pets version 1 has all of them"
+
     # And the same archive adds nothing new, even if the training fails afterwards
-    def fail(_trainer: object) -> None:
-        raise DataUnavailable("No training today.")
+    def fail(_trainer: object, added: int) -> None:
+        raise DataUnavailable(f"No training today, with {added} new images.")
 
     monkeypatch.setattr(prepare, "prepare", fail)
     run = ended(api, settings, request(api, file_id, delete_input=True)["id"])
-    assert (run["status"], run["error"]) == ("failed", "No training today.")
+    assert (run["status"], run["error"]) == ("failed", "No training today, with 0 new images.")
     assert api.get("/files").json()["data"] == []
     assert client.dataset("pets").version == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -25,14 +26,14 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.2
 
 
-def add_images(trainer: Trainer) -> None:
-    """Add the images of the run's archive, if it has one, to its dataset as a new version.
+def add_images(trainer: Trainer) -> int | None:
+    """Add the images of the run's archive to its dataset. Return how many were new; None without an archive.
 
     Raises DataUnavailable with the reason if they cannot be added, RunLost, Unavailable.
     """
     file_id = trainer.claim.input_file_id
     if file_id is None:
-        return
+        return None
 
     def find() -> File:
         with trainer.ledger.reading() as connection:
@@ -51,12 +52,15 @@ def add_images(trainer: Trainer) -> None:
         archive = folder / ("images.zip" if file.name.lower().endswith(".zip") else "images.tar")
         archive.symlink_to(copy)
         try:
-            _run_command(trainer, archive)
+            added = _run_command(trainer, archive)
         except DataUnavailable:
             _delete_input(trainer, file)
             raise
     _delete_input(trainer, file)
-    logger.info("training run %s: added images to %s", trainer.claim.run_id, trainer.claim.dataset)
+    logger.info(
+        "training run %s: %d images are new to %s", trainer.claim.run_id, added, trainer.claim.dataset
+    )
+    return added
 
 
 def _delete_input(trainer: Trainer, file: File) -> None:
@@ -73,8 +77,10 @@ def _delete_input(trainer: Trainer, file: File) -> None:
             trainer.store.remove(file.key)
 
 
-def _run_command(trainer: Trainer, archive: Path) -> None:
-    """Add the archive by the command, which is ended if the run is lost. Raises DataUnavailable, RunLost.
+def _run_command(trainer: Trainer, archive: Path) -> int:
+    """Add the archive by the command, which is ended if the run is lost. Return how many images were new.
+
+    Raises DataUnavailable, RunLost.
 
     The code that reads archives is the producer's, which workers do not import. A process of its own also
     gives its memory back before the training.
@@ -85,18 +91,20 @@ def _run_command(trainer: Trainer, archive: Path) -> None:
         "labelmill",
         "datasets",
         "add",
+        "--json",
         "--",
         trainer.claim.dataset,
         archive.name,
     ]
     with (
+        tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(  # noqa: S603 -- our own command line
             command,
             cwd=archive.parent,
             env=os.environ | trainer.settings.environment(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=stderr,
         ) as child,
     ):
@@ -106,10 +114,14 @@ def _run_command(trainer: Trainer, archive: Path) -> None:
                 time.sleep(_POLL_SECONDS)
         finally:
             child.kill()  # without effect if it has ended; if not, the dataset stays as it was
+        stdout.seek(0)
         stderr.seek(0)
+        printed = stdout.read().decode(errors="replace")
         said = stderr.read().decode(errors="replace")
     if child.returncode != 0:
         raise DataUnavailable(_reason(child.returncode, said))
+    version = json.loads(printed)
+    return version["summary"]["added"] if version["new"] else 0
 
 
 def _reason(returncode: int, said: str) -> str:

@@ -32,8 +32,10 @@ class Prepared:
     backbone: Backbone | None  # what a transfer builds on
 
 
-def prepare(trainer: Trainer) -> Prepared:
+def prepare(trainer: Trainer, added: int | None) -> Prepared:
     """Load the latest version of the run's dataset, and write into the run's row what is trained on it.
+
+    `added` is how many images the run has added to it, or None if it brought none.
 
     Raises NotFound if the dataset, or the model to start from, does not exist; DataUnavailable; ModelRefused;
     Unavailable.
@@ -59,7 +61,7 @@ def prepare(trainer: Trainer) -> Prepared:
         start=start_model.id if start_model else None,
         backbone=backbone.name if backbone else None,
     )
-    _describe(trainer, data, recipe)
+    _describe(trainer, data, recipe, added)
     logger.info("training run %s: begins, on %s images", trainer.claim.run_id, f"{len(data.train):,}")
     return Prepared(data, recipe, start_model, backbone)
 
@@ -129,8 +131,9 @@ def _load_data(trainer: Trainer, images: StoredDataset, spec: InputSpec, backbon
     return data
 
 
-def _describe(trainer: Trainer, data: Data, recipe: Recipe) -> None:
-    content: dict[str, Any] = {
+def _describe(trainer: Trainer, data: Data, recipe: Recipe, added: int | None) -> None:
+    content: dict[str, Any] = {} if added is None else {"added_images": added}
+    content |= {
         "train_images": len(data.train),
         "validation_images": len(data.validation),
         "evaluation_images": len(data.test),

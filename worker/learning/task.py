@@ -34,7 +34,7 @@ def execute_run(run_id: str, settings: Settings) -> None:
         if claim is None:
             return
         with _kept(settings, ledger, claim) as trainer:
-            add_images(trainer)
+            added = add_images(trainer)
             # Imported here, because they import TensorFlow.
             from worker.learning.compiling.compile import compile_if_slow
             from worker.learning.fit import fit
@@ -42,7 +42,7 @@ def execute_run(run_id: str, settings: Settings) -> None:
             from worker.learning.prepare import prepare
             from worker.learning.record import record
 
-            prepared = prepare(trainer)
+            prepared = prepare(trainer, added)
             fitted = fit(trainer, prepared)
             judged = judge(trainer, prepared.data, fitted)
             registered = record(trainer, prepared.data, prepared.recipe, judged, fitted.epochs)
