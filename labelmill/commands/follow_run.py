@@ -21,6 +21,7 @@ from labelmill.client import Client
 from labelmill.console.progress import ProgressLine
 from labelmill.console.terminal import ExitCode, format_duration, format_time, pluralize, say
 from labelmill.local.own_trainer import OwnTrainer
+from labelmill.reporting.run_lines import end_line
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
@@ -138,18 +139,19 @@ def watch_run(client: Client, run_id: str, *, own_trainer: OwnTrainer | None = N
                 f"  stop it:    labelmill runs cancel {run_id}"
             )
         raise SystemExit(ExitCode.INTERRUPTED) from None
-    for line in closing_lines(run, client.verdict_on(run_id)):
+    for line in closing_lines(run, client.verdict_on(run_id), client.epochs(run_id)):
         say(line)
     return run
 
 
-def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
+def closing_lines(run: Run, verdict: StoredVerdict | None, epochs: list[Row[Any]]) -> list[str]:
     """Return how a run ended, and why."""
     if run.state != RunState.DONE:
         return [f"training run {run.id} is {run.state}" + (f": {run.error}" if run.error else "")]
     accuracy = describe_accuracy(run.accuracy, run.dataset, run.dataset_version)
     made = f"model {run.model_id}, accuracy {accuracy}"
-    lines = [made if run.model_id else "its model was removed"]
+    lines = [line] if (line := end_line(run, epochs)) else []
+    lines.append(made if run.model_id else "its model was removed")
     lines += [f"  {'yes' if check['passed'] else 'NO '}  {check['text']}" for check in _checks(verdict)]
     return [*lines, run.verdict or ""]
 

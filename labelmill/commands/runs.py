@@ -150,7 +150,7 @@ def _format_run(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
             f"{'held-out accuracy':<20}{curve([epoch.val_accuracy for epoch in epochs])}",
         ]
     if run.finished:
-        lines += ["", *closing_lines(run, verdict)]
+        lines += ["", *closing_lines(run, verdict, epochs)]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from jobs.models.training_request import Architecture
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus
 from labelmill.reporting.model_page import learning_curves
-from labelmill.reporting.run_lines import added_line
+from labelmill.reporting.run_lines import added_line, end_line
 from labelmill.server.access import SubmitSession
 from labelmill.web.rendering import page
 
@@ -70,6 +70,7 @@ def show_run(run_id: str, request: Request, session: SubmitSession) -> Response:
         has_trainer=session.client.trainer_is_running(),
         recipe=run.recipe,
         added=added_line(run),
+        end=end_line(run, epochs),
         **learning_curves(run, epochs),
     )
 
