@@ -454,6 +454,10 @@ def test_hostile_names_are_only_text(url: str, store: Store, harness: Harness, l
                 query = str(httpx.QueryParams({"next": each, "link": each}))
                 texts[f"/sign-in?{query}"] = stranger.get(f"/sign-in?{query}").text
 
+    # Then the filters show the error that the URL names
+    filtered = texts[f"/jobs/{job_id}/images?{httpx.QueryParams({'error': HOSTILE[1]})}"]
+    assert f'<option value="{escape(HOSTILE[1])}" selected>' in filtered
+
     # Then no hostile text has become a part of the page
     for path, text in texts.items():
         tags = Tags()
