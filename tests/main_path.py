@@ -103,7 +103,7 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     # When they roll back, then the champion is the one before
     browser.open("/models")
     browser.click("button", "Roll back")
-    browser.answer("the champion of mnist again, as it was before?")
+    browser.answer(f"Make {weak} the champion of mnist again, as it was before?")
     browser.find("#said", "is the champion again")
     assert champion(browser) == weak
 

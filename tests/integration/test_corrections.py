@@ -386,7 +386,7 @@ def test_labels_are_stored_and_removed_together_over_http(
     # then the answer has what is stored, and says what it changes
     assert [(each["index"], each["label"]) for each in found["data"]] == [(1, "2")]
     said = "mnist has 1 correction for its next training, which leaves out test images; with about 199 more"
-    assert found["effect"] == f"{said} a part of them."
+    assert found["effect"] == f"{said}, models are judged by a part of them."
     assert [each.index for each in client.corrections()] == [1]
     assert copies(store) == {sha256(b"pixels 1")}
 
