@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager, suppress
 
 from jobs.errors import LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.learning.models import find_champion
 from jobs.ledger.learning.runs import RunClaim, RunLost, claim_run, fail_run, get_run
 from jobs.ledger.workers import owner_name
 from jobs.schema import RunState
@@ -46,8 +47,11 @@ def execute_run(run_id: str, settings: Settings) -> None:
             fitted = fit(trainer, prepared)
             judged = judge(trainer, prepared.data, fitted)
             registered = record(trainer, prepared.data, prepared.recipe, judged, fitted.epochs)
-        # After the run, so that no exporter can delay or fail a promotion.
-        compile_if_slow(ledger, trainer.store, settings, registered, judged.image_microseconds)
+        # After the run, so that no exporter can delay or fail a promotion. A refused model serves nobody.
+        with ledger.reading() as connection:
+            champion = find_champion(connection, claim.dataset)
+        if champion is not None and champion.id == registered.id:
+            compile_if_slow(ledger, trainer.store, settings, registered, judged.image_microseconds)
 
 
 def _claim_run(ledger: Ledger, run_id: str) -> RunClaim | None:

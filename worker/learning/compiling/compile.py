@@ -113,7 +113,7 @@ def _dataset_pictures(ledger: Ledger, store: Store, settings: Settings, model: M
     """Return test images of the model's dataset, spread over all of them; none if they cannot be read."""
     try:
         dataset = open_dataset(settings, ledger, store, model.dataset)
-        test = dataset.prepared(model.input_spec, for_training=False).test
+        test = dataset.prepared(model.input_spec, for_training=False, on_demand=True).test
     except (NotFound, DataUnavailable):
         test = no_images(model.input_spec)
     return test.take(slice(None, None, max(1, len(test) // _REAL_IMAGES)))[:_REAL_IMAGES]
