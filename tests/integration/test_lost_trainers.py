@@ -41,8 +41,8 @@ def test_it_is_told_from_one_that_is_trained(
     ledger: Ledger, dead: runs.RunClaim, ask: Callable[..., Result]
 ) -> None:
     # given a run without a heartbeat, then every command that shows it says so
-    listed = ask().stdout.splitlines()[1]
-    assert " running " in listed
+    listed = " ".join(ask().stdout.split())  # the last column is wrapped
+    assert f"{dead.run_id} mnist running" in listed
     assert "no heartbeat since 20" in listed
     assert "running, but no heartbeat since 20" in ask("show", dead.run_id).stdout
     [told] = json.loads(ask("--json").stdout)
