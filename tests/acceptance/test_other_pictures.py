@@ -61,6 +61,7 @@ def test_a_model_of_ones_own_classifies_colour_photographs(new_home: Home, tmp_p
         "mode": "RGB",
         "resampling": "bilinear",
         "invert": "never",
+        "reduction": 2,
     }
 
     # And as the champion it classifies them
