@@ -280,11 +280,11 @@ def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
 @functools.cache
 def _set_up_training() -> None:
     """The seams of a training. TensorFlow comes with them, so they are made in the child."""
-    from worker.learning import fit, judge, record
+    from worker.learning import epochs, judge, record
 
     storing = False
 
-    @_wrap(fit, "add_epoch")
+    @_wrap(epochs, "add_epoch")
     def epoch(original: Callable[..., None], *args: Any) -> None:
         original(*args)
         passing("epoch")
