@@ -165,7 +165,7 @@ def test_nothing_that_works_says_a_secret(
         run("predictions", done, "--format", "csv")
         for command in ("evaluate", "review"):
             run(command, done, "--json")
-        for command in ("datasets", "schedule", "gate", "keys", "webhooks", "projects"):
+        for command in ("datasets", "backbones", "schedule", "gate", "keys", "webhooks", "projects"):
             run(command, "--json")
         run("webhooks", "attempts")
         run("jobs", "--json")

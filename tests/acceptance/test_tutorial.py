@@ -26,7 +26,7 @@ SHORTER = ("--max-minutes 1 ", "--max-minutes 0.1 ")
 #: What a reader does in the browser: each image gets the class that its folder is named after.
 CORRECT_ALL = """labelmill predictions $JOB --output all.csv
 sed -i.bak -E 's#^([0-9]+),([^,]*)/([a-z]+)/([^,]*),[a-z]*,#\\1,\\2/\\3/\\4,\\3,#' all.csv
-labelmill correct $JOB --from all.csv"""
+labelmill correct $JOB --from all.csv --confirm-unchanged"""
 
 #: What depends on chance if the training is that short: whether the gate promotes.
 VERDICT = re.compile(r" +(yes|NO) |promoted: ")

@@ -39,7 +39,7 @@ def test_a_dataset_has_limits_of_its_own(cli, client, store, make_model):
     cli(BIRDS, "--min-class-recall", "off")
     assert client.promote(heron.id).reason == "refused: accuracy is 0.7500, below the minimum of 0.9"
     assert listed(cli) == before | {BIRDS: before[BIRDS] | {"min_accuracy": 0.9}}
-    assert cli(BIRDS).stdout.split()[-8:] == ["birds", "0.9", "off", "0.01", "0.01", "0.05", "off", "off"]
+    assert cli(BIRDS).stdout.split()[-8:] == ["birds", "0.9", "off", "0.01", "0.01", "0.05", "0.03", "off"]
 
     # And by default it does not
     cli(BIRDS, "--defaults")
