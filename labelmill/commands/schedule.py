@@ -121,6 +121,6 @@ _COLUMNS: Final = (
     Column("cron (UTC)", lambda status: status.schedule.cron or "never"),
     Column("next (UTC)", lambda status: short_time(status.next_slot)),
     Column("new corrections", _corrections, right=True),
-    Column("if nothing is new", lambda status: "trains" if status.schedule.always else "-", leave_out=2),
+    Column("always", lambda status: "yes" if status.schedule.always else "-", leave_out=2),
     Column("trains", _training, leave_out=1),
 )
