@@ -84,25 +84,6 @@ class CorrectionMethods(Installation):
         """
         return self._corrector().undo_all(stored=requests)
 
-    def undo_from(
-        self,
-        lines: Iterable[str],
-        *,
-        jsonl: bool = False,
-        job_id: str | None = None,
-        confirm_unchanged: bool = False,
-    ) -> list[Correction]:
-        """Take back what `correct_from` stored with the same arguments, and return it.
-
-        Corrections that have a different label by now stay. Raises UserError with one line for each wrong
-        row.
-        """
-        from labelmill.labels.correction_files import all_requests_in
-
-        return self.undo_all(
-            all_requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
-        )
-
     @accept_numpy_numbers
     def review(
         self,

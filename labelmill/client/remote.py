@@ -26,7 +26,6 @@ from labelmill.client.installation import accept_numpy_numbers
 from labelmill.client.shared import CommonMethods
 from labelmill.labels.correction_files import (
     CorrectionRequest,
-    all_requests_in,
     collect,
     requests_in,
     summarize_problems,
@@ -319,19 +318,6 @@ class RemoteClient(CommonMethods):
     def undo_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
         """Take back what `correct_all` stored of these, and return it."""
         return self._change(requests, undo=True)
-
-    def undo_from(
-        self,
-        lines: Iterable[str],
-        *,
-        jsonl: bool = False,
-        job_id: str | None = None,
-        confirm_unchanged: bool = False,
-    ) -> list[Correction]:
-        """Take back what `correct_from` stored with the same arguments, and return it."""
-        return self.undo_all(
-            all_requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
-        )
 
     def _change(self, requests: Iterable[CorrectionRequest], *, undo: bool) -> list[Correction]:
         """Store or remove these corrections in one request. Raises UserError if they are too many."""

@@ -17,11 +17,13 @@ from producer.follow import follow
 from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
+    from jobs.ledger.learning.corrections import Correction
+    from labelmill.labels.correction_files import CorrectionRequest
     from producer.submit import Submitted
 
 
 class CommonMethods(ABC):
-    """Methods that need only `submission`, `status` and `close`."""
+    """Methods that need only `submission`, `status`, `undo_all` and `close`."""
 
     settings: Settings
 
@@ -32,6 +34,10 @@ class CommonMethods(ABC):
     @abstractmethod
     def status(self, job_id: str) -> JobStatus:
         """Return the job's state, counts, model, rate (images per second) and times. Raises NotFound."""
+
+    @abstractmethod
+    def undo_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
+        """Take back what `correct_all` stored of these, and return it."""
 
     @abstractmethod
     def close(self) -> None:
@@ -100,6 +106,25 @@ class CommonMethods(ABC):
             if status.finished:
                 break
         return status
+
+    def undo_from(
+        self,
+        lines: Iterable[str],
+        *,
+        jsonl: bool = False,
+        job_id: str | None = None,
+        confirm_unchanged: bool = False,
+    ) -> list[Correction]:
+        """Take back what `correct_from` stored with the same arguments, and return it.
+
+        Corrections that have a different label by now stay. Raises UserError with one line for each wrong
+        row.
+        """
+        from labelmill.labels.correction_files import all_requests_in
+
+        return self.undo_all(
+            all_requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
+        )
 
     def _images(
         self,
