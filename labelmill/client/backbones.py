@@ -21,6 +21,7 @@ from jobs.storage.backbones import remove_backbone, store_backbone
 from jobs.storage.store_identity import check_store
 from jobs.text import storable
 from labelmill.client.installation import Installation
+from labelmill.client.registration import read_model
 
 #: Where the progress of a download is shown.
 _STDERR: Final = 2
@@ -59,7 +60,7 @@ class BackboneMethods(Installation):
         with temporary_folder(self.settings.cache_dir, "adding-") as folder:
             copy = folder / "backbone.keras"
             if path.suffix == ".keras":
-                data = _read(path)
+                data = read_model(path)
                 copy.write_bytes(data)
             else:
                 _download(str(source), copy)
@@ -95,15 +96,6 @@ class BackboneMethods(Installation):
                 if key.startswith(removed.sha256[:24]):
                     self.store.remove_folder(features_folder(dataset, key))
         return removed
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): check the path and its permissions."
-        ) from error
 
 
 def _download(name: str, target: Path) -> None:

@@ -83,12 +83,7 @@ def register(
     require_tensorflow("Registering")
     from worker.learning.compiling.compile import compile_if_slow
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): check the path and its permissions."
-        ) from error
+    data = read_model(path)
     try:
         classes, input_spec, image_seconds = _test_run(
             settings.cache_dir, data, classes, resampling, invert, logits
@@ -135,6 +130,16 @@ def register(
     )
     unfit = why_unfit(model, version.classes) if version is not None else None
     return Registered(model, model.id not in known, unfit)
+
+
+def read_model(path: Path) -> bytes:
+    """Return the content of a model file. Raises UserError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions."
+        ) from error
 
 
 def describe_input(spec: InputSpec) -> str:
