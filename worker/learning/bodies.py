@@ -14,8 +14,12 @@ import numpy.typing as npt
 
 from jobs.errors import ModelRefused
 from jobs.models.model import InputSpec
-from worker.learning.networks import as_input
-from worker.predicting.networks.keras_network import input_spec_of, load_model, translated_model_errors
+from worker.predicting.networks.keras_network import (
+    as_input,
+    input_spec_of,
+    load_model,
+    translated_model_errors,
+)
 from worker.predicting.tensorflow_runtime import keras
 
 #: A new backbone is tried on this many images of noise.
@@ -47,12 +51,8 @@ def body_of(network: keras.Model) -> keras.Model:
         else:
             features = network.outputs[0]
         body = keras.Model(network.inputs[0], features, name=network.name)
-    except (
-        AttributeError,
-        IndexError,
-        TypeError,
-        ValueError,
-    ) as error:  # it is neither Sequential nor Functional
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        # It is neither Sequential nor Functional.
         reason = str(error).partition("\n")[0]
         raise ModelRefused(f"The network cannot be cut: {reason}. {_ADVICE}") from error
     if len(features.shape) != 2 or features.shape[1] is None:

@@ -22,8 +22,8 @@ from jobs.models.dataset import features_folder
 from jobs.models.model import InputSpec
 from jobs.storage.store import Store
 from worker.learning.data import Labelled, Uint8
-from worker.learning.networks import as_input
 from worker.learning.trainer import Trainer
+from worker.predicting.networks.keras_network import as_input
 from worker.predicting.tensorflow_runtime import keras, tf
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ Float32 = npt.NDArray[np.float32]
 #: The images in one file: 10 MB with 1,280 features. A training that is killed has lost fewer than these.
 _FILE_IMAGES: Final = 4096
 
-#: More files than this are written anew as full ones: each nightly run may have added a small one.
+#: More files than this are rewritten as full ones: each nightly run may have added a small one.
 _MOST_FILES: Final = 32
 
 #: The images that the body gets at a time.
@@ -161,7 +161,7 @@ def _write(store: Store, folder: str, features: dict[str, Float16]) -> str:
 
 
 def _merge(store: Store, folder: str, known: dict[str, Float16]) -> None:
-    """Write many files anew as few. If this is interrupted, some images are in two. Raises Unavailable."""
+    """Rewrite many files as few. If this is interrupted, some images are in two. Raises Unavailable."""
     before = store.files(folder)
     if len(before) <= max(_MOST_FILES, 2 * len(known) // _FILE_IMAGES):
         return

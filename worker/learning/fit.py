@@ -26,12 +26,13 @@ from jobs.models.model import InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.data import Data, Labelled
 from worker.learning.epochs import EpochResult, EpochWriter, Fitted
-from worker.learning.networks import as_input, build, freeze, make_training_copy, precision
+from worker.learning.networks import build, freeze, make_training_copy, precision
 from worker.learning.prepare import Prepared
 from worker.learning.recipes import Recipe
 from worker.learning.temperature import build_in, fit_temperature
 from worker.learning.trainer import Trainer
 from worker.learning.transfer import fit_transfer, with_new_head
+from worker.predicting.networks.keras_network import as_input
 from worker.predicting.tensorflow_runtime import keras, tf
 from worker.time_limit import time_ran_out
 
@@ -111,8 +112,8 @@ def train(
     images = learnt_images(data, recipe)
 
     # the network, and the copy that is trained
-    finished = start or build(recipe.architecture or "cnn", data.spec, len(data.classes))
-    model = make_training_copy(finished, precision(recipe.architecture or "cnn"))
+    finished = start or build(recipe.architecture, data.spec, len(data.classes))
+    model = make_training_copy(finished, precision(recipe.architecture))
     if start is not None:
         freeze(model)
     averaged = finished if recipe.averaging else model

@@ -21,7 +21,7 @@ _FIRST_SIDE: Final = 48
 _LAST_SIDE: Final = 8
 
 
-def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
+def build(architecture: str | None, spec: InputSpec, classes: int) -> keras.Model:
     """Return an untrained network from uint8 pixels (n, *spec.shape) to probabilities (n, classes).
 
     A `cnn` for MNIST's input is a network for digits, and one for any other input a residual network. Raises
@@ -59,11 +59,6 @@ def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
         ],
         name=architecture,
     )
-
-
-def as_input(model: keras.Model, images: Any) -> Any:
-    """Return grey images, (n, height, width), with an axis of one channel if the model takes one."""
-    return images[..., tf.newaxis] if len(model.inputs[0].shape) > len(images.shape) else images
 
 
 def _residual_network(spec: InputSpec, classes: int) -> keras.Model:
@@ -158,7 +153,7 @@ def _can_be_fused(layer: keras.Layer) -> bool:
     )
 
 
-def precision(architecture: str) -> str:
+def precision(architecture: str | None) -> str:
     """Return the precision in which a network is trained, "bfloat16" or "float32".
 
     Only a `cnn` uses bfloat16, and only if the processor multiplies it natively. The weights and the finished
@@ -194,8 +189,8 @@ def freeze(network: keras.Model) -> None:
     Batch normalisation keeps the statistics of the many images that the network has learnt: those of a few
     others would spoil it.
     """
-    normalisations = (keras.layers.BatchNormalization,)
-    weighted = [layer for layer in network.layers if layer.weights and not isinstance(layer, normalisations)]
+    normalisation = keras.layers.BatchNormalization
+    weighted = [layer for layer in network.layers if layer.weights and not isinstance(layer, normalisation)]
     learning = weighted if len(weighted) <= _FEW_LAYERS else weighted[-(len(weighted) // 3) :]
     network.trainable = True
     for layer in network.layers:

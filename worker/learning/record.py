@@ -41,7 +41,7 @@ def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> M
         trainer.ledger,
         trainer.store,
         judged.file,
-        architecture=recipe.backbone or recipe.architecture or "",
+        architecture=recipe.backbone or str(recipe.architecture),
         classes=data.classes,
         input_spec=data.spec,
         accuracy=judged.evaluated[Part.TEST].evaluation.accuracy,
@@ -49,7 +49,7 @@ def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> M
         metrics={
             "data": data.source,
             "run": trainer.claim.run_id,
-            "precision": precision(recipe.architecture or "cnn"),
+            "precision": precision(recipe.architecture),
             "temperature": judged.temperature,
             "uncalibrated_error": judged.uncalibrated_error,
         },

@@ -36,12 +36,9 @@ class KerasNetwork:
         _check_shapes(model, classes, spec)
         self._spec = spec
         self._traced: dict[int, Any] = {}
-        has_channel = len(model.inputs[0].shape) > len(spec.shape) + 1
 
         def compute(pixels: Any) -> Any:
-            if has_channel:
-                pixels = pixels[..., tf.newaxis]
-            scores = tf.cast(model(pixels, training=False), tf.float32)
+            scores = tf.cast(model(as_input(model, pixels), training=False), tf.float32)
             return tf.nn.softmax(scores) if logits else scores
 
         #: Computes the scores, float32 (n, classes), of pixels, a uint8 tensor (n, *spec.shape).
@@ -70,6 +67,11 @@ class KerasNetwork:
     def translated_errors(self) -> AbstractContextManager[None]:
         """Return `translated_model_errors`, for the classifier."""
         return translated_model_errors()
+
+
+def as_input(model: keras.Model, images: Any) -> Any:
+    """Return grey images, (n, height, width), with an axis of one channel if the model takes one."""
+    return images[..., tf.newaxis] if len(model.inputs[0].shape) > len(images.shape) else images
 
 
 def load_model(path: Path) -> keras.Model:
