@@ -16,9 +16,9 @@ def learnt_images(
 ) -> frozenset[int]:
     """Return the indices of images that had been corrected before the model's training run.
 
-    Their names find them and their bytes decide, so images that cannot be read again are not found. A part of
-    them is the live set, which no model learns: they are few, and telling them apart takes decoding.
-    Raises Unavailable.
+    Their names find them and their bytes decide, so images that cannot be read again are not found. Those
+    of the live set are among them, although no model learns it: only their pixels would tell. Raises
+    Unavailable.
     """
     with ledger.reading() as connection:
         hashes = perhaps_learnt(connection, job_id, model_id)

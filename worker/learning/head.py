@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from worker.learning.temperature import fit_temperature, scale
+from worker.learning.temperature import fit_temperature, scale, softmax
 
 Float32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.integer]
@@ -40,10 +40,7 @@ class Head:
 
     def probabilities(self, features: Float32) -> Float32:
         """Return the probability of each class, float32 (n, classes)."""
-        scores = features @ self.weights + self.bias
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        result: Float32 = scores / scores.sum(axis=1, keepdims=True)
-        return result
+        return softmax(features @ self.weights + self.bias)
 
     def calibrated_loss(self, features: Float32, labels: Labels) -> float:
         """Return the mean loss of each class's images, averaged over the classes, in nats; 0 without images.

@@ -47,9 +47,14 @@ def fit_temperature(probabilities: Float32, labels: npt.NDArray[np.integer]) -> 
 
 def scale(probabilities: Float32, temperature: float) -> Float32:
     """Return softmax(log p / T) for each row of probabilities."""
-    logarithms = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)) / np.float32(temperature)
-    scaled = np.exp(logarithms - logarithms.max(axis=1, keepdims=True))
-    result: Float32 = scaled / scaled.sum(axis=1, keepdims=True)
+    logarithms: Float32 = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return softmax(logarithms / np.float32(temperature))
+
+
+def softmax(scores: Float32) -> Float32:
+    """Return the probabilities that rows of scores stand for, float32 (n, classes)."""
+    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+    result: Float32 = grown / grown.sum(axis=1, keepdims=True)
     return result
 
 
