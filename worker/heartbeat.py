@@ -39,8 +39,10 @@ from worker.children import Deaths, death_name
 
 logger = logging.getLogger(__name__)
 
-#: A disk with less than this share of free space is nearly full, as for the alert `LabelmillDiskFillsUp`.
+#: A disk is nearly full with less than this share of free space, and less than so many bytes: a tenth of a
+#: large disk lasts for months. The alert `LabelmillDiskFillsUp` has the same limits.
 FREE_SHARE: Final = 0.1
+FREE_BYTES: Final = 10 * 1024**3
 
 
 class Heartbeat:
@@ -112,7 +114,7 @@ class Heartbeat:
     def _disk(self, name: str, path: Path) -> Disk:
         """Return the disk's free space, and log once if it becomes short. Raises OSError."""
         disk = read_disk(name, path)
-        is_nearly_full = disk.free_bytes < FREE_SHARE * disk.total_bytes
+        is_nearly_full = disk.free_bytes < min(FREE_SHARE * disk.total_bytes, FREE_BYTES)
         if is_nearly_full and name not in self._nearly_full:
             mebibytes = disk.free_bytes // 2**20, disk.total_bytes // 2**20
             logger.warning("the disk of the %s is nearly full: %d of %d MiB are free", name, *mebibytes)

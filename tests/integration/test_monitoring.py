@@ -165,7 +165,11 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
     ),
     "LabelmillDiskFillsUp": (
         {'labelmill_disk_free_bytes{disk="store"}': "9x120"},
-        {'labelmill_disk_free_bytes{disk="store"}': "11x120"},
+        # a large disk, of which less than a tenth is free, but many gigabytes
+        {
+            'labelmill_disk_free_bytes{disk="store"}': "11000000000x120",
+            'labelmill_disk_bytes{disk="store"}': "1000000000000x120",
+        },
     ),
     "LabelmillCertificateExpired": (
         {'labelmill_certificate_valid_seconds{service="ledger"}': "-10x120"},
