@@ -14,8 +14,11 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -25,6 +28,7 @@ from benchmarks.harness.model import TrainedModel
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.models.model import InputSpec
+from jobs.models.runtime import Runtime
 
 #: Images in one call of the model, and rows in one transaction. Processor time on one core: calls of 512 take
 #: 15.4 µs per image, of 1,024 14.3, of 2,048 13.9.
@@ -51,22 +55,35 @@ Network = Callable[[Pixels], tuple[list[int], list[float]]]
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a process computes. The default is the quickest for small digits."""
+
+    runtime: Runtime = Runtime.KERAS
+    batch: int = BATCH
+    processes: int | None = None  # default: one more than cores
+    threads: int = 1  # of the network
+    decoders: int = 0  # threads that decode the next batches meanwhile
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a process needs to begin."""
 
     url: str
-    model: Path
+    model: Path  # in the format of the runtime
     classes: tuple[str, ...]
     spec: InputSpec
     processes: int
     number: int  # of this process; the first is 0
+    way: Way
 
 
-def plans(url: str, model: TrainedModel, cores: int) -> list[Plan]:
+def plans(url: str, model: TrainedModel, cores: int, way: Way = Way()) -> list[Plan]:
     """Return a plan for each process that keeps `cores` cores busy."""
-    processes = cores + MORE_PROCESSES
+    processes = way.processes or cores + MORE_PROCESSES
+    path = model.path if way.runtime is Runtime.KERAS else model.path.with_suffix(".onnx")
     return [
-        Plan(url, model.path, model.row.classes, model.row.input_spec, processes, number)
+        Plan(url, path, model.row.classes, model.row.input_spec, processes, number, way)
         for number in range(processes)
     ]
 
@@ -152,12 +169,35 @@ def _serve(plan: Plan, pipe: Connection) -> None:
 
 
 def _load(plan: Plan) -> Network:
-    """Load the model, traced for any number of images, on one thread."""
+    """Load the model, and let it compute once."""
     import numpy as np
 
+    network = _load_keras(plan) if plan.way.runtime is Runtime.KERAS else _load_artefact(plan)
+    network(np.zeros((plan.way.batch, *plan.spec.shape), np.uint8))
+    return network
+
+
+def _load_artefact(plan: Plan) -> Network:
+    import numpy as np
+
+    from worker.predicting.networks.loading import load_network
+
+    loaded = load_network(plan.way.runtime, plan.model.read_bytes(), plan.way.threads)
+    padded = np.zeros((plan.way.batch, *plan.spec.shape), np.uint8)
+
+    def network(pixels: Pixels) -> tuple[list[int], list[float]]:
+        padded[: len(pixels)] = pixels  # for another size, OpenVINO would compile again
+        scores = loaded.run(padded)[: len(pixels)]
+        return scores.argmax(axis=1).tolist(), scores.max(axis=1).tolist()
+
+    return network
+
+
+def _load_keras(plan: Plan) -> Network:
+    """Load the model in Keras, traced for any number of images."""
     from worker.predicting.tensorflow_runtime import keras, set_threads, tf
 
-    set_threads(1)
+    set_threads(plan.way.threads)
     model = keras.saving.load_model(plan.model, compile=False)
 
     def answer(pixels: Pixels) -> Any:
@@ -171,7 +211,6 @@ def _load(plan: Plan) -> Network:
         labels, confidence = traced(pixels)
         return labels.numpy().tolist(), confidence.numpy().tolist()
 
-    network(np.zeros((BATCH, *plan.spec.shape), np.uint8))
     return network
 
 
@@ -179,15 +218,41 @@ def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, dat
     paths = list_images(folder)
     first = len(paths) * plan.number // plan.processes
     last = len(paths) * (plan.number + 1) // plan.processes
-    for start in range(first, last, BATCH):
-        rows = _classify_batch(plan, job_id, start, paths[start : min(start + BATCH, last)], network)
-        into = _insert if database.is_sqlite else _copy
-        with database.transaction() as connection:
-            into(connection.connection.driver_connection, rows)
+    into = _insert if database.is_sqlite else _copy
+    batches = [
+        range(start, min(start + plan.way.batch, last)) for start in range(first, last, plan.way.batch)
+    ]
+    rows: list[Row] = []
+    decoded = _decoded([[paths[place] for place in batch] for batch in batches], plan)
+    for batch, pixels in zip(batches, decoded, strict=True):
+        labels, confidences = network(pixels)
+        rows += [
+            (job_id, index, paths[index], plan.classes[label], confidence)
+            for index, label, confidence in zip(batch, labels, confidences, strict=True)
+        ]
+        if len(rows) >= BATCH or batch is batches[-1]:
+            with database.transaction() as connection:
+                into(connection.connection.driver_connection, rows)
+            rows = []
 
 
-def _classify_batch(plan: Plan, job_id: str, first: int, paths: list[str], network: Network) -> list[Row]:
-    """Classify up to BATCH images, the first of which has the index `first`; return their rows."""
+def _decoded(batches: list[list[str]], plan: Plan) -> Iterator[Pixels]:
+    """Yield the pixels of each batch. The plan's decoders are so many batches ahead."""
+    decode = partial(_decode_batch, spec=plan.spec)
+    if not plan.way.decoders:
+        yield from map(decode, batches)
+        return
+    with ThreadPoolExecutor(plan.way.decoders) as pool:
+        ahead: deque[Future[Pixels]] = deque()
+        for batch in batches:
+            ahead.append(pool.submit(decode, batch))
+            if len(ahead) > plan.way.decoders:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _decode_batch(paths: list[str], spec: InputSpec) -> Pixels:
     import numpy as np
 
     from worker.predicting.decode import decode
@@ -195,18 +260,14 @@ def _classify_batch(plan: Plan, job_id: str, first: int, paths: list[str], netwo
     from worker.predicting.pictures import DEFAULT_LIMITS
 
     contents = list(map(_read, paths))
-    together, pixels = decode_together(contents, plan.spec, DEFAULT_LIMITS)
+    together, pixels = decode_together(contents, spec, DEFAULT_LIMITS)
     if len(together) < len(paths):
         decoded = pixels
-        pixels = np.empty((len(paths), *plan.spec.shape), np.uint8)
+        pixels = np.empty((len(paths), *spec.shape), np.uint8)
         pixels[together] = decoded
         for place in set(range(len(paths))).difference(together):
-            pixels[place] = decode(contents[place], plan.spec)
-    answers = zip(paths, *network(pixels), strict=True)
-    return [
-        (job_id, index, name, plan.classes[label], confidence)
-        for index, (name, label, confidence) in enumerate(answers, first)
-    ]
+            pixels[place] = decode(contents[place], spec)
+    return pixels
 
 
 def _read(path: str) -> bytes:
