@@ -847,10 +847,24 @@ predictions = Table(
     },
 )
 
+known_labels = Table(
+    "known_labels",
+    metadata,
+    Column("job_id", _Id, primary_key=True, doc="the image's job"),
+    Column("index", BigInteger, primary_key=True, autoincrement=False, doc="the image's index in the job"),
+    Column("label", Text, nullable=False, doc="its true label; a correction replaces it"),
+    sqlite_with_rowid=False,
+    info={"doc": "one row per image whose true label is in the manifest that it was submitted with"},
+)
+
 #: The tables with rows of a job, each by the column that says where in the job a row begins, in the order in
 #: which they are emptied: as long as a job has chunks, it has all its predictions. A batch goes with its
 #: job's row, by a foreign key, and corrections stay.
-JOB_PLACES: Final[tuple[Column[Any], ...]] = (chunks.c.first_index, predictions.c.index)
+JOB_PLACES: Final[tuple[Column[Any], ...]] = (
+    chunks.c.first_index,
+    predictions.c.index,
+    known_labels.c.index,
+)
 
 locks = Table(
     "locks",

@@ -17,6 +17,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.api.batches import FAILED_ONLY, Batch, find_unread, last_chunk, read_urls
 from jobs.ledger.api.files import File, get_file
 from jobs.ledger.jobs.queries import Unlabelled, check_not_purged, images_without_label, job_status
+from jobs.ledger.learning.known_labels import manifest_labels
 from jobs.network.objects import is_url, local_path, shown_url
 from jobs.network.references import Reference, Roots
 from jobs.settings import Settings
@@ -79,9 +80,13 @@ class BatchReader:
             if not places:
                 continue
             names, contents = self._payload(job_id, chunk)
+            with self.ledger.reading() as connection:
+                indices = [chunk.first_index + place for place in places]
+                labels = manifest_labels(connection, job_id, indices)
             for place in places:
                 content = contents[place]
-                yield names[place], content, content.url if isinstance(content, Reference) else None
+                url = content.url if isinstance(content, Reference) else None
+                yield names[place], content, url, labels.get(chunk.first_index + place)
                 self.turn.check()
         if unread is not None:
             known_by = retry_id if skip else job_id

@@ -35,8 +35,8 @@ FIRST_IMAGES: Final = 2_048
 #: reference needs less than a lease.
 MAX_CHUNK_URLS: Final = 256
 
-#: One image for a payload: its name, its content, and the path or URL of its bytes.
-Item: TypeAlias = tuple[str, Content, str | None]
+#: One image for a payload: its name, its content, the path or URL of its bytes, and its true label.
+Item: TypeAlias = tuple[str, Content, str | None, str | None]
 
 
 @dataclass(slots=True)
@@ -48,6 +48,7 @@ class Chunk:
     size: int = 0  # of the images, in bytes
     names_size: int = 0  # in bytes
     is_last: bool = False  # of its job
+    labels: dict[int, str] = field(default_factory=dict)  # the true ones, by the image's place in the chunk
 
     def add(self, names: Sequence[str], contents: Sequence[Content], size: int, *, max_images: int) -> bool:
         """Add images, of `size` bytes together, unless the chunk would exceed `max_images` or its bytes.
@@ -76,12 +77,12 @@ def items_of(
     """
     for found in images:
         if isinstance(found, SourceImage):
-            yield found.name, content_of(found, roots), found.url
+            yield found.name, content_of(found, roots), found.url, found.label
         elif roots is None:
             yield found
         else:
             for image in found.one_by_one():
-                yield image.name, content_of(image, roots), image.url
+                yield image.name, content_of(image, roots), image.url, image.label
 
 
 def content_of(image: SourceImage, roots: Roots | None) -> Content:
@@ -126,9 +127,11 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
                     size = sum(map(len, found.data))
                     added = chunk.add(found.names, found.data, size, max_images=room)
                 else:
-                    name, content, url = found
+                    name, content, url, label = found
                     max_images = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
                     added = chunk.add((name,), (content,), _size_of(content), max_images=max_images)
+                    if added and label is not None:
+                        chunk.labels[len(chunk.names) - 1] = label
                 if added:
                     continue
                 if isinstance(found, SourceImages) and len(found.names) > 1:

@@ -248,7 +248,7 @@ def _take_in(
             row = store_payload(store, intake.job_id, total, chunk, priority)
             with ledger.transaction() as connection:
                 note_progress(connection, intake, unanswered=turn.unanswered)
-                add_chunk(connection, intake.job_id, row)
+                add_chunk(connection, intake.job_id, row, chunk.labels)
                 if chunk.is_last:
                     _finish(connection, intake, settings)
             total += row.images

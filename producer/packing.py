@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from producer.sources import SourceImage, SourceImages, Sources, no_images
-from producer.sources.tars import DETAIL, ERROR, MARK
+from producer.sources.tars import DETAIL, ERROR, LABEL, MARK
 
 #: Bytes that are yielded at a time.
 _BLOCK_BYTES: Final = 256 * 1024
@@ -44,10 +44,12 @@ def pack(
 
 
 def _member(image: SourceImage) -> bytes:
+    label = {} if image.label is None else {LABEL: image.label}
     if image.error is not None:
-        return _header(image.name, attributes={ERROR: str(image.error.code), DETAIL: image.error.detail})
+        error = {ERROR: str(image.error.code), DETAIL: image.error.detail}
+        return _header(image.name, attributes=error | label)
     data = image.data or b""
-    return _header(image.name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+    return _header(image.name, len(data), label) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _header(name: str, size: int = 0, attributes: dict[str, str] | None = None) -> bytes:

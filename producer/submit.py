@@ -250,7 +250,7 @@ class Submitter:
             with self.ledger.transaction() as connection:
                 if total == 0:
                     _open_job(connection, job)
-                add_chunk(connection, job.id, row)
+                add_chunk(connection, job.id, row, chunk.labels)
                 if chunk.is_last:  # in the same COMMIT: this halves their number for small jobs
                     seal_job(connection, job.id, fingerprint=fingerprint.hex() if fingerprint else None)
                     shadow_job(connection, job.id, share=self.shadow_share)

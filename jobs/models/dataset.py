@@ -92,6 +92,11 @@ def dataset_folder(dataset: str) -> str:
     return f"{DATASETS}/{dataset}"
 
 
+def known_label(name: str, label: str | None) -> str:
+    """Return the true label of an image as submitted: that of its manifest, otherwise its folder's name."""
+    return label or folder_of(name)
+
+
 def folder_of(name: str) -> str:
     """Return the name of the folder that directly contains an image; empty if there is none."""
     return name.rpartition("/")[0].rstrip("/").rpartition("/")[2]

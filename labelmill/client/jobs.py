@@ -24,6 +24,7 @@ from jobs.ledger.jobs.queries import (
     stream_predictions,
 )
 from jobs.ledger.learning.corrections import corrected_labels
+from jobs.ledger.learning.known_labels import manifest_labels
 from jobs.ledger.learning.models import get_model
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.options import JobKeywords, JobOptions
@@ -222,7 +223,8 @@ class JobMethods(Installation):
         - `errors`: only images that got an error.
         - `error`: only images with this error code.
         - `name`: only images whose whole name matches this glob.
-        - `truth`: only images of this true class: that of their correction, otherwise their folder's name.
+        - `truth`: only images of this true class: that of their correction, otherwise their
+          label in the job's manifest, otherwise their folder's name.
         - `mistakes`: only images whose label is not their true class, if that is a class of the model.
         - `after`: only images with an index above this.
         - `limit`: at most this many.
@@ -245,23 +247,24 @@ class JobMethods(Installation):
     def evaluate_job(
         self, job_id: str, *, on_progress: Callable[[int, int], None] = lambda _done, _total: None
     ) -> LabelledEvaluation:
-        """Compare a job's labels with the names of the folders that its images are in. Nothing is stored.
+        """Compare a job's labels with those of its manifest, or with the names of its images' folders.
 
-        Only images whose folder is named after a class of the job's model count. A correction replaces the
-        folder's name. An image with an error counts as wrong. Images that were corrected before the model's
+        Nothing is stored. Only images count whose known label is a class of the job's model. A correction
+        replaces it. An image with an error counts as wrong. Images that were corrected before the model's
         training run are left out. Needs no TensorFlow.
 
         - `on_progress`: called with the number of predictions read, and the number of images.
 
-        Raises NotFound if the job does not exist, UserError if no image is in such a folder, Conflict if the
+        Raises NotFound if the job does not exist, UserError if no image has such a label, Conflict if the
         job was purged meanwhile.
         """
-        from labelmill.labels.labelled_jobs import compare_with_folders
+        from labelmill.labels.labelled_jobs import compare_with_known
         from labelmill.labels.learnt_images import learnt_images
 
         with self.ledger.reading() as connection:
             status = job_status(connection, job_id)
             model = get_model(connection, status.model)
+            known = manifest_labels(connection, job_id)
             corrected = corrected_labels(connection, job_id)
 
         def reported() -> Iterator[Prediction]:
@@ -273,10 +276,10 @@ class JobMethods(Installation):
             on_progress(done, status.total)
 
         learnt = learnt_images(self.ledger, self.store, self.settings, job_id, model.id)
-        return compare_with_folders(reported(), model, corrected, learnt)
+        return compare_with_known(reported(), model, known, corrected, learnt)
 
     def job_report(self, job_id: str, evaluation: LabelledEvaluation | None = None) -> str:
-        """Return an HTML report on how well a job's labels agree with the folders of its images.
+        """Return an HTML report on how well a job's labels agree with the known ones of its images.
 
         The page needs no other file. `evaluation` is what `evaluate_job` returned; without it, the job is
         evaluated. Needs Pillow, and reads the images of the worst mistakes from the store. Raises what

@@ -236,20 +236,21 @@ class ModelMethods(Installation):
         *sources: str | PathLike[str],
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> LabelledEvaluation:
-        """Run a model on labelled images and compare its labels with the names of their folders.
+        """Run a model on labelled images and compare its labels with those of their manifest or folders.
 
         The model runs in this process, which must be its main thread, and nothing is stored. Only images
-        whose folder is named after a class of the model count, and images that were corrected before its
-        training run are left out. Needs TensorFlow.
+        whose label is a class of the model count, and images that were corrected before its training run
+        are left out. Needs TensorFlow.
 
         - `model`: the model to evaluate; None is the champion.
-        - `sources`: what `submit` takes, usually a folder with one subfolder per class.
+        - `sources`: what `submit` takes: a folder with one subfolder per class, or a manifest with the column
+          `label`.
         - `on_progress`: called with the number of images classified so far.
 
-        Raises SourceError if a source cannot be read, UserError if no image is in such a folder, ModelRefused
+        Raises SourceError if a source cannot be read, UserError if no image has such a label, ModelRefused
         if the model's file is missing, changed, or does not run.
         """
-        from labelmill.labels.labelled_jobs import classify_images, compare_with_folders
+        from labelmill.labels.labelled_jobs import classify_images, compare_with_known
         from producer.sources import Sources
 
         require_tensorflow("Evaluating")
@@ -262,15 +263,18 @@ class ModelMethods(Installation):
         with self.ledger.reading() as connection:
             hashes = learnt_hashes(connection, found.id)
         learnt: set[int] = set()
+        known: dict[int, str] = {}
 
         def noted() -> Iterator[SourceImage]:
             for index, image in enumerate(images):
                 if image.data is not None and hashlib.sha256(image.data).hexdigest() in hashes:
                     learnt.add(index)
+                if image.label is not None:
+                    known[index] = image.label
                 yield image
 
         predictions = classify_images(self.store, self.settings, found, noted(), on_progress)
-        return compare_with_folders(predictions, found, learnt=learnt)
+        return compare_with_known(predictions, found, known, learnt=learnt)
 
     def evaluation(self, model: str | None = None) -> StoredEvaluation | None:
         """Return the latest evaluation of a model (default: the champion), or None."""

@@ -1,4 +1,4 @@
-"""`labelmill evaluate`: compare a job's labels with the names of its images' folders."""
+"""`labelmill evaluate`: compare a job's labels with the known ones of its images."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def evaluate(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Compare a job's labels with the folders that its images are in, if these are named after classes.
+    """Compare a job's labels with those of its manifest, or with the folders that its images are in.
 
-    An image named photos/cat/1.jpg is a `cat`. The command prints accuracy, macro F1 and balanced accuracy,
-    precision and recall by class, the confusion matrix and the worst mistakes. Nothing is stored, and no
-    model is run.
+    A manifest gives them in its column label; without it, an image named photos/cat/1.jpg is a `cat`. The
+    command prints accuracy, macro F1 and balanced accuracy, precision and recall by class, the confusion
+    matrix and the worst mistakes. Nothing is stored, and no model is run.
 
-    Images with an error count as wrong. If an image was corrected, its correction counts instead of its
-    folder. A correction alone does not add an image, because people mostly correct mistakes. Images whose
-    folder is not a class of the job's model are skipped: stderr says how many, and names some folders. Images
-    that had been corrected before the model was trained are skipped, too: it may have learnt them. If no
-    image remains, the exit code is 2.
+    Images with an error count as wrong. If an image was corrected, its correction counts instead. A
+    correction alone does not add an image, because people mostly correct mistakes. Images whose label or
+    folder is not a class of the job's model are skipped: stderr says how many, and names some. Images that
+    had been corrected before the model was trained are skipped, too: it may have learnt them. If no image
+    remains, the exit code is 2.
 
     The report of --output shows the 48 worst mistakes as pictures, which needs Pillow (the extra `worker`).
     """

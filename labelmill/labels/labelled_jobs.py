@@ -1,4 +1,4 @@
-"""Evaluate predictions of labelled images: an image's label is the name of the folder that it is in.
+"""Evaluate predictions of labelled images: by the labels of their manifest, or the names of their folders.
 
 The predictions are those of a job, or made here for a folder of images. Nothing is stored.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ImageError, ModelRefused, UserError
 from jobs.ledger.jobs.outcomes import Prediction
-from jobs.models.dataset import folder_of
+from jobs.models.dataset import known_label
 from jobs.models.evaluation import MISTAKES, Figures
 from jobs.models.model import Model, name_classes
 from jobs.settings import Settings
@@ -24,9 +24,9 @@ from producer.sources import SourceImage
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: How many folders that are not classes are named, and how many are counted to find the most frequent ones.
-_NAMED_FOLDERS: Final = 5
-_COUNTED_FOLDERS: Final = 1_000
+#: How many labels that are not classes are named, and how many are counted to find the most frequent ones.
+_NAMED_LABELS: Final = 5
+_COUNTED_LABELS: Final = 1_000
 
 #: Images of a folder that are classified at a time, and about how many bytes of files.
 _WINDOW_IMAGES: Final = 2_048
@@ -46,27 +46,29 @@ class LabelledMistake:
 
 @dataclass(frozen=True, slots=True)
 class LabelledEvaluation:
-    """How well the labels of images agree with the names of their folders."""
+    """How well the predicted labels of images agree with their known ones."""
 
     model: str
     figures: Figures
     errors: int  # images with an error; they count as wrong
-    corrected: int  # images whose true label is a correction, not the folder's name
-    unlabelled: int  # images whose folder is not one of the model's classes; they are left out
-    unlabelled_folders: tuple[str, ...]  # the names of some of these folders
+    corrected: int  # images whose true label is a correction
+    unlabelled: int  # images whose known label is not one of the model's classes; they are left out
+    unlabelled_folders: tuple[str, ...]  # some of these labels
     learnt: int  # images that were corrected before the model's training run; they are left out
     mistakes: tuple[LabelledMistake, ...]  # highest confidence first, MISTAKES at most
 
 
-def compare_with_folders(
+def compare_with_known(
     predictions: Iterable[Prediction],
     model: Model,
+    known: Mapping[int, str],
     corrected: Mapping[int, str] | None = None,
     learnt: Container[int] = (),
 ) -> LabelledEvaluation:
-    """Compare predictions with the names of the images' folders, in constant memory.
+    """Compare predictions with the true labels that are known, reading each prediction once.
 
-    An image in `corrected`, by index, has that label instead. Corrections do not add images: people correct
+    `known` has those of a manifest, by index; the others are the names of the images' folders. An image in
+    `corrected`, by index, has that label instead. Corrections do not add images: people correct
     what looks wrong, so the figures would be too low. Images in `learnt`, by index, are left out: the model
     may have seen them in training. Raises UserError if no image has a label.
     """
@@ -74,7 +76,7 @@ def compare_with_folders(
     places = {name: place for place, name in enumerate(model.classes)}
     no_answer = len(places)
     counts: Counter[tuple[int, int]] = Counter()
-    folders: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     left_out = used = seen = 0
 
     def mistakes() -> Iterator[LabelledMistake]:
@@ -83,13 +85,13 @@ def compare_with_folders(
             if each.index in learnt:
                 seen += 1
                 continue
-            folder = folder_of(each.name)
-            if folder not in places:
+            label = known_label(each.name, known.get(each.index))
+            if label not in places:
                 left_out += 1
-                if folder in folders or len(folders) < _COUNTED_FOLDERS:
-                    folders[folder] += 1
+                if label in others or len(others) < _COUNTED_LABELS:
+                    others[label] += 1
                 continue
-            truth = corrections.get(each.index, folder)
+            truth = corrections.get(each.index, label)
             used += each.index in corrections
             counts[places[truth], no_answer if each.label is None else places[each.label]] += 1
             if each.label not in (None, truth):
@@ -98,7 +100,7 @@ def compare_with_folders(
     # `mistakes` also counts, because the predictions can be read only once.
     worst = heapq.nsmallest(MISTAKES, mistakes(), key=lambda mistake: (-mistake.confidence, mistake.index))
     if not counts:
-        raise UserError(_no_label(model, left_out, seen, folders))
+        raise UserError(_no_label(model, left_out, seen, others))
     confusion = [[counts[truth, place] for place in range(no_answer + 1)] for truth in range(no_answer)]
     return LabelledEvaluation(
         model=model.id,
@@ -106,7 +108,7 @@ def compare_with_folders(
         errors=sum(row[-1] for row in confusion),
         corrected=used,
         unlabelled=left_out,
-        unlabelled_folders=tuple(name for name, _count in folders.most_common(_NAMED_FOLDERS)),
+        unlabelled_folders=tuple(name for name, _count in others.most_common(_NAMED_LABELS)),
         learnt=seen,
         mistakes=tuple(worst),
     )
@@ -164,7 +166,7 @@ def _windows(images: Iterable[SourceImage]) -> Iterator[tuple[list[str], list[by
         yield names, contents
 
 
-def _no_label(model: Model, images: int, learnt: int, folders: Counter[str]) -> str:
+def _no_label(model: Model, images: int, learnt: int, labels: Counter[str]) -> str:
     """Return why nothing can be compared, and what to do."""
     if learnt and not images:
         return (
@@ -173,9 +175,10 @@ def _no_label(model: Model, images: int, learnt: int, folders: Counter[str]) -> 
         )
     if not images:
         return "There is no prediction yet, so there is nothing to evaluate."
-    named = [name for name, _count in folders.most_common(_NAMED_FOLDERS) if name]
-    found = f"their folders are {', '.join(named)}" if named else "they are in no folder"
+    named = [name for name, _count in labels.most_common(_NAMED_LABELS) if name]
+    found = f"their labels or folders are {', '.join(named)}" if named else "they are in no folder"
     return (
         f"None of the {images:,} images is in a folder named after a class of model {model.id} "
-        f"({name_classes(model.classes)}): {found}. Sort the images into one folder per class."
+        f"({name_classes(model.classes)}): {found}. Sort the images into one folder per class, or submit a "
+        "manifest with the column label."
     )

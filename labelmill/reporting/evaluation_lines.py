@@ -53,9 +53,7 @@ def labelled_lines(found: LabelledEvaluation) -> list[str]:
     if found.errors:
         lines.append(f"without an answer   {found.errors:,}, counted as wrong")
     if found.corrected:
-        lines.append(
-            f"corrected           {found.corrected:,}, by their corrections instead of their folders"
-        )
+        lines.append(f"corrected           {found.corrected:,}, by their corrections")
     lines += ["", *class_lines(found.figures), "", *confusion_lines(found.figures)]
     if found.mistakes:
         lines += [
@@ -76,7 +74,7 @@ def report_left_out(found: LabelledEvaluation) -> None:
     if found.unlabelled:
         named = ", ".join(printable(name) or "no folder" for name in found.unlabelled_folders)
         images = pluralize(found.unlabelled, "image")
-        say(f"left out {images} whose folder is not a class of the model ({named})")
+        say(f"left out {images} whose label or folder is not a class of the model ({named})")
 
 
 def summary_lines(figures: Figures) -> list[str]:

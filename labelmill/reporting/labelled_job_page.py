@@ -1,4 +1,4 @@
-"""Render how well a job's labels agree with the folders of its images, as one HTML page."""
+"""Render how well a job's labels agree with the known ones of its images, as one HTML page."""
 
 from __future__ import annotations
 

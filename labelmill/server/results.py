@@ -110,7 +110,8 @@ def list_results(
         Query(
             max_length=1024,
             pattern=NO_NUL,
-            description="only images of this true class: that of their correction, otherwise their folder",
+            description="only images of this true class: that of their correction, otherwise of their "
+            "manifest, otherwise their folder",
         ),
     ] = None,
     mistakes: Annotated[

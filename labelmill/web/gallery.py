@@ -12,9 +12,10 @@ from jobs.ledger.jobs.browsing import ORDERS
 from jobs.ledger.jobs.filters import Filter
 from jobs.ledger.jobs.queries import predictions_of
 from jobs.ledger.learning.corrections import find_corrections
+from jobs.ledger.learning.known_labels import manifest_labels
 from jobs.ledger.learning.models import get_model
 from jobs.limits import MAX_GLOB_LENGTH
-from jobs.models.dataset import folder_of
+from jobs.models.dataset import known_label
 from jobs.schema import UNSURE
 from labelmill.server.access import SubmitSession
 from labelmill.server.batches import read_batch
@@ -85,7 +86,9 @@ def show_images(
     ledger = session.client.ledger
     found = ORDERS[order](ledger, batch.id, batch.job.total, wanted, after=after, limit=_IMAGES)
     with ledger.reading() as connection:
-        corrections = find_corrections(connection, batch.id, [each.index for each in found.images])
+        indices = [each.index for each in found.images]
+        corrections = find_corrections(connection, batch.id, indices)
+        labels = manifest_labels(connection, batch.id, indices)
     # The next page of a list needs only its images: thousands of whole pages would fill the browser's memory.
     is_next = after is not None and "hx-request" in request.headers
     return page(
@@ -100,7 +103,7 @@ def show_images(
         classes=model.classes,
         after=after,
         unsure=UNSURE,
-        folder_of=folder_of,
+        truths={each.index: known_label(each.name, labels.get(each.index)) for each in found.images},
     )
 
 
@@ -111,6 +114,7 @@ def show_image(job_id: str, index: Index, request: Request, session: SubmitSessi
     with session.client.ledger.reading() as connection:
         prediction = predictions_of(connection, batch.id, [index]).get(index)
         correction = find_corrections(connection, batch.id, [index]).get(index)
+        label = manifest_labels(connection, batch.id, [index]).get(index)
         model = get_model(connection, batch.model)
     if prediction is None:
         raise NotFound(f"Job {batch.id} has no image {index} with an outcome.")
@@ -122,5 +126,6 @@ def show_image(job_id: str, index: Index, request: Request, session: SubmitSessi
         image=prediction,
         correction=correction,
         classes=model.classes,
-        truth=folder_of(prediction.name),
+        truth=known_label(prediction.name, label),
+        source="folder" if label is None else "manifest",
     )

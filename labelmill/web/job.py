@@ -26,7 +26,7 @@ from labelmill.web.rendering import page, query_of
 
 router = APIRouter(prefix="/jobs")
 
-#: Larger jobs are compared with the names of their folders only by the command: it takes many seconds.
+#: Larger jobs are compared with their known labels only by the command: it takes many seconds.
 _MAX_COMPARED: Final = 1_000_000
 
 #: Labels and errors that are listed.
@@ -43,7 +43,7 @@ async def show_job(job_id: str, request: Request, session: SubmitSession) -> Res
 
 @router.get("/{job_id}/accuracy")
 def show_accuracy(job_id: str, request: Request, session: SubmitSession) -> Response:
-    """Show how well the labels agree with the names of the images' folders, and with corrections."""
+    """Show how well the labels agree with the known ones of the images, and with corrections."""
     batch = read_batch(session.client.ledger, session.project, job_id)
     found, is_too_large = None, batch.job.total > _MAX_COMPARED
     if not is_too_large:
@@ -74,7 +74,7 @@ def _gallery_url(job_id: str, **chosen: Any) -> str:
 def _evaluation(
     batch: BatchObject, model: Model, counted: Confusions, learnt: int
 ) -> LabelledEvaluation | None:
-    """Return what the counted labels say; None if no image is in a folder named after a class."""
+    """Return what the counted labels say; None if no image has a known class."""
     if not any(map(any, counted.confusion)):
         return None
     figures = Figures.from_confusion(tuple(model.classes), counted.confusion)

@@ -534,6 +534,14 @@ def upgrade() -> None:
         columns = ["job_id", column, "index"]
         op.create_index(name, "predictions", columns, postgresql_where=where, sqlite_where=where)
     op.create_table(
+        "known_labels",
+        sa.Column("job_id", ID, nullable=False),
+        sa.Column("index", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("label", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "index", name="pk_known_labels"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "locks",
         sa.Column("name", sa.String(64), nullable=False),
         sa.Column("holder", sa.Text(), nullable=False),

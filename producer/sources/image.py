@@ -36,6 +36,7 @@ class SourceImage(NamedTuple):
     data: bytes | None  # the file's bytes; None if there is an error
     error: ImageError | None
     url: str | None = None  # the path or URL that it was read from; None if it is part of a file
+    label: str | None = None  # its true label, if its manifest names one
 
 
 class SourceImages(NamedTuple):

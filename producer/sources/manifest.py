@@ -1,9 +1,9 @@
 """Read the images that a manifest names, under its owner's own ids.
 
 A row names an image by `path`, or by `url`: a link or a `data:` image. Its `custom_id`, if it has one, is the
-image's name. The request lines of OpenAI's Batch API are rows, too. A row without a readable image is that
-image's error; a file that is no manifest, or that repeats a `custom_id`, is a SourceError before any image is
-read.
+image's name, and its `label` the true one. The request lines of OpenAI's Batch API are rows, too. A row
+without a readable image is that image's error; a file that is no manifest, or that repeats a `custom_id`, is
+a SourceError before any image is read.
 """
 # Paths are strings, as in `files`.
 # ruff: noqa: PTH118
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import unicodedata
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from producer.sources.image import SourceImage, Turn, check_name_length
 from producer.sources.repeats import Repeats
 from producer.sources.rows import MAX_LINE_BYTES, read_rows, wrong
 
-_COLUMNS: Final = ("custom_id", "path", "url", "body")
+_COLUMNS: Final = ("custom_id", "path", "url", "body", "label")
 
 #: How long the server of one image may take, in seconds, and the pauses before it is asked again.
 _SECONDS: Final = 20.0
@@ -58,6 +59,7 @@ class _Row(NamedTuple):
     path: str | None
     url: str | None
     error: str | None  # why it names no image
+    label: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ class Manifest:
         name = _custom_id(row)
         if name is None:
             name = f"image-{number}" if error or _is_data(url) else self._usual_name(path, url)
-        return _Row(name, path or None, url or None, error)
+        return _Row(name, path or None, url or None, error, _label(row))
 
     def _usual_name(self, path: str | None, url: str | None) -> str:
         if path:
@@ -174,8 +176,8 @@ class Manifest:
             link, path = row.url or "", row.path
             data, url = self._read_link(link) if path is None else self._read_file(path)
         except ImageError as error:
-            return check_name_length(SourceImage(row.name, None, error))
-        return check_name_length(SourceImage(row.name, data, None, url))
+            return check_name_length(SourceImage(row.name, None, error, label=row.label))
+        return check_name_length(SourceImage(row.name, data, None, url, row.label))
 
     def _read_file(self, path: str) -> tuple[bytes, str]:
         """Return the bytes of a local file, and its path. Raises ImageError."""
@@ -233,6 +235,12 @@ def _custom_id(row: dict[str, Any]) -> str | None:
     """Return the owner's id of a row, or None."""
     custom_id = row.get("custom_id")
     return None if custom_id is None or custom_id == "" else storable(str(custom_id))
+
+
+def _label(row: dict[str, Any]) -> str | None:
+    """Return the true label in a row, or None. Classes are named in this form, too."""
+    label = row.get("label")
+    return None if label is None or label == "" else unicodedata.normalize("NFC", storable(str(label)))
 
 
 def _is_data(url: str | None) -> bool:

@@ -33,6 +33,7 @@ HEAD_BYTES: Final = tarfile.BLOCKSIZE
 MARK: Final = ".labelmill-images"
 ERROR: Final = "LABELMILL.error"
 DETAIL: Final = "LABELMILL.detail"
+LABEL: Final = "LABELMILL.label"
 
 #: Names of TAR archives with any compression.
 _NAME: Final = re.compile(r"\.(tar(\.\w+)?|tgz|taz|tbz2?|tb2|txz|tlz|tzst)$", re.IGNORECASE)
@@ -139,7 +140,7 @@ def read_packed(path: str, *, max_bytes: int, limits: ArchiveLimits) -> Iterator
                 image = SourceImage(name, None, too_large(max_bytes))
             else:
                 image = SourceImage(name, stream.take(member.size), None)
-            yield check_name_length(image)
+            yield check_name_length(image)._replace(label=member.pax_headers.get(LABEL))
 
 
 def scan_tar(

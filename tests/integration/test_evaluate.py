@@ -12,7 +12,9 @@ from PIL import Image
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.browsing import count_confusions
 from jobs.ledger.learning.corrections import NewCorrection, save_corrections
+from jobs.ledger.learning.health import model_health
 from jobs.ledger.learning.runs import request_run
 from jobs.models.model import Model
 from jobs.schema import corrections, db_now, evaluations, training_runs
@@ -20,7 +22,7 @@ from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.commands.evaluate import app as evaluate_command
 from labelmill.commands.models import app as models_command
-from producer.sources import SourceImage
+from producer.sources import SourceImage, Sources
 from tests.conftest import Job
 from tests.labelled import picture
 from tests.ledger_probes import count_rows
@@ -72,7 +74,7 @@ def test_a_job_is_evaluated_by_the_folders_of_its_images(ledger: Ledger, run_com
     assert told["accuracy_low"] < 0.6 < told["accuracy_high"]
     assert told["confusion"][8][-1] == 1
     assert [mistake["index"] for mistake in told["mistakes"]] == [2]
-    assert "left out 1 image whose folder is not a class of the model (misc)" in done.stderr
+    assert "left out 1 image whose label or folder is not a class of the model (misc)" in done.stderr
     done = run_command(evaluate_command, job.id)
     assert "right               3 of 5" in done.stdout
     assert "most confident mistakes" in done.stdout
@@ -87,6 +89,34 @@ def test_a_correction_counts_instead_of_the_folder(client: Client, job: Job) -> 
     found = client.evaluate_job(job.id)
     assert (found.figures.correct, found.figures.total, found.corrected) == (4, 5, 1)
     assert found.mistakes == ()
+
+
+def test_the_labels_of_a_manifest_are_the_truth(
+    client: Client, ledger: Ledger, run_command, submitted, worker, champion: Model, tmp_path: Path
+) -> None:
+    # Given a job of a manifest with labels, one of them for an image in another class's folder
+    (tmp_path / "8").mkdir()
+    names = ("a.png", "b.png", "8/c.png", "8/d.png")
+    for place, name in enumerate(names):
+        (tmp_path / name).write_bytes(picture(50 + place))
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text("path,label\na.png,3\nb.png,8\n8/c.png,3\n8/d.png,\n")
+    job: Job = submitted(Sources([str(manifest)], max_bytes=1_000_000))
+    for chunk in job.chunks:
+        worker.work(chunk, [Outcome(name, "3", 0.75) for name in names[chunk.first_index :][: chunk.images]])
+
+    # Then the labels count, and without one the folder
+    told = json.loads(run_command(evaluate_command, job.id, "--json").stdout)
+    assert (told["total"], told["correct"], told["unlabelled"]) == (4, 2, 0)
+    assert [mistake["index"] for mistake in told["mistakes"]] == [1, 3]
+
+    # And all that asks for the truth gets the same
+    assert [each.index for each in client.predictions(job.id, mistakes=True)] == [1, 3]
+    with ledger.reading() as connection:
+        known = model_health(connection, champion.id).known
+        counted = count_confusions(connection, job.id, champion.classes)
+    assert (known.right, known.images) == (2, 4)
+    assert (counted.confusion[3][3], counted.confusion[8][3]) == (2, 2)
 
 
 def test_images_that_the_model_has_learnt_are_left_out(
@@ -162,7 +192,13 @@ def test_a_labelled_folder_is_evaluated_with_a_model(
     )
     assert (told["total"], told["correct"], told["errors"], told["unlabelled"]) == (61, right, 1, 1)
     assert told["learnt"] == 1
-    assert "left out 1 image whose folder is not a class of the model (digits)" in done.stderr
+    assert "left out 1 image whose label or folder is not a class of the model (digits)" in done.stderr
+
+    # When a manifest gives the image in no class's folder a label, Then that counts
+    manifest = tmp_path / "digits" / "labels.csv"
+    manifest.write_text("path,label\nx.png,9\n")
+    done = run_command(models_command, "evaluate", model.id, "--images", manifest, "--json")
+    assert json.loads(done.stdout)["confusion"][9] != [0] * 11
 
     # And nothing is stored
     assert count_rows(ledger, evaluations) == 0

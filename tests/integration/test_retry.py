@@ -14,6 +14,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.jobs import queries as retries
 from jobs.ledger.jobs.queries import job_status
 from jobs.ledger.jobs.submission import NewChunk
+from jobs.ledger.learning.known_labels import manifest_labels
 from jobs.network.references import Roots
 from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX
@@ -76,6 +77,14 @@ def finish(worker, job: Job, *, errors: Sequence[int] = (), only: Sequence[int] 
 
 def names_of(images: Iterable[tuple[str, Content]]) -> list[str]:
     return [name for name, _ in images]
+
+
+def test_a_retried_image_keeps_its_true_label(ledger, submitted, again, worker):
+    # Given a job whose images have known labels, the second with an error
+    job = submitted(SourceImage(f"{n}.png", b"x", None, label="ant") for n in range(2))
+    finish(worker, job, errors=[1])
+    with ledger.reading() as connection:
+        assert manifest_labels(connection, again(job).job_id) == {0: "ant"}
 
 
 # ---- which images -------------------------------------------------------------------------------------

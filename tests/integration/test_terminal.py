@@ -36,7 +36,7 @@ from labelmill.commands import demo, doctor
 from labelmill.commands.models import registering, shadow
 from labelmill.console import terminal as console
 from labelmill.console.terminal import Console
-from labelmill.labels.labelled_jobs import compare_with_folders
+from labelmill.labels.labelled_jobs import compare_with_known
 from labelmill.operations.doctor import Finding, Level
 from labelmill.reporting.evaluation_lines import labelled_lines, report_left_out
 from tests.conftest import Job, JobMaker, Worker
@@ -173,7 +173,7 @@ def test_what_evaluations_and_a_challenger_say_is_written_out(capsys, champion: 
         Prediction(n, f"pics/{CLASSES[n - 1]}/{n}\x1b[31m.png", each, 0.5, None, None, "m")
         for n, each in enumerate(CLASSES)
     ]
-    labelled = compare_with_folders([*wrong, replace(wrong[0], name="\x1b[31m\nred/0.png")], champion)
+    labelled = compare_with_known([*wrong, replace(wrong[0], name="\x1b[31m\nred/0.png")], champion, {})
     folders = "\n".join(labelled_lines(labelled))
     report_left_out(labelled)
     assert obeyed(capsys.readouterr().err) == []

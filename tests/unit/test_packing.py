@@ -35,7 +35,7 @@ NAMES = [
 def read(path: Path, max_bytes: int = 1000) -> list[tuple[str, bytes | None, str | None]]:
     assert is_packed(str(path))
     found = read_packed(str(path), max_bytes=max_bytes, limits=ArchiveLimits())
-    return [(name, data, error and f"{error.code} {error.detail}") for name, data, error, _ in found]
+    return [(name, data, error and f"{error.code} {error.detail}") for name, data, error, *_ in found]
 
 
 def test_all_names_contents_and_errors_come_back(tmp_path: Path) -> None:
@@ -51,6 +51,11 @@ def test_all_names_contents_and_errors_come_back(tmp_path: Path) -> None:
         ("gone.png", None, "source_missing No such file or directory"),
         ("large.png", None, f"too_large {too_large(1000).detail}"),
     ]
+    # And so do their true labels
+    labelled = tmp_path / "labelled"
+    labelled.write_bytes(b"".join(pack([image._replace(label="ändern") for image in images])))
+    found = read_packed(str(labelled), max_bytes=1000, limits=ArchiveLimits())
+    assert {image.label for image in found} == {"ändern"}
     # And the same images give the same bytes, which any program can list
     assert b"".join(pack(images)) == path.read_bytes()
     with tarfile.open(path) as archive:

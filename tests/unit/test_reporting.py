@@ -20,7 +20,7 @@ from jobs.ledger.learning.runs import Run
 from jobs.models.evaluation import NO_ANSWER
 from jobs.models.model import MNIST_INPUT, Model
 from jobs.schema import RunState
-from labelmill.labels.labelled_jobs import compare_with_folders
+from labelmill.labels.labelled_jobs import compare_with_known
 from labelmill.labels.reviewing import Review, ReviewImage
 from labelmill.reporting import charts
 from labelmill.reporting import report_rows as tables
@@ -214,7 +214,7 @@ def page_on_a_job(name="a.png", classes=DIGITS):
         Prediction(place, f"{classes[place % 10]}/{name}", classes[max(place, 10) % 10], 0.9, None, None, "m")
         for place in range(100)
     ]
-    found = compare_with_folders(predictions, make_model(classes=classes))
+    found = compare_with_known(predictions, make_model(classes=classes), {})
     return render_labelled("06h0w97q1v5eqnwm", found, dict.fromkeys(range(9), b"a picture"))
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.database import Ledger
-from jobs.ledger.jobs.filters import Filter, corrected_class, folder
+from jobs.ledger.jobs.filters import Filter, corrected_class, known_class
 from jobs.ledger.jobs.outcomes import Prediction
 from jobs.ledger.jobs.queries import PREDICTIONS
 from jobs.schema import UNSURE, predictions
@@ -112,22 +112,22 @@ class Confusions(NamedTuple):
 def count_confusions(
     connection: Connection, job_id: str, classes: tuple[str, ...], left_out: Collection[int] = ()
 ) -> Confusions:
-    """Count the labels of the images whose folder is one of `classes`. Reads all images of the job.
+    """Count the labels of the images whose known class is one of `classes`. Reads all images of the job.
 
     The images in `left_out`, by index, do not count.
     """
     table = predictions.c
     counted: sa.Select[Any] = sa.select(
-        folder().label("folder"), corrected_class().label("corrected"), table.label.label("label")
+        known_class().label("known"), corrected_class().label("corrected"), table.label.label("label")
     )
     # Written out, because they may be more than a statement can have parameters.
     others: sa.BindParameter[list[int]] = sa.bindparam(
         "left_out", sorted(left_out), expanding=True, literal_execute=True
     )
     rows = counted.where(table.job_id == job_id, table.index.not_in(others)).subquery().c
-    truth = sa.func.coalesce(rows.corrected, rows.folder)
+    truth = sa.func.coalesce(rows.corrected, rows.known)
     query = sa.select(truth, rows.label, sa.func.count(), sa.func.count(rows.corrected))
-    query = query.where(rows.folder.in_(classes)).group_by(truth, rows.label)
+    query = query.where(rows.known.in_(classes)).group_by(truth, rows.label)
     places = {name: place for place, name in enumerate(classes)}
     confusion = [[0] * (len(classes) + 1) for _ in classes]
     all_corrected = 0

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import UserError
 from jobs.ledger.jobs.globs import matches_glob
 from jobs.limits import MAX_GLOB_LENGTH
-from jobs.schema import corrections, predictions
+from jobs.schema import corrections, known_labels, predictions
 
 
 class FilterKeywords(TypedDict, total=False):
@@ -73,8 +73,17 @@ class Filter:
 
 
 def true_class() -> sa.ColumnElement[str]:
-    """Return the true class of a prediction's image: its correction, otherwise the folder that it is in."""
-    return sa.func.coalesce(corrected_class(), folder())
+    """Return the true class of a prediction's image: its correction, otherwise its known class."""
+    return sa.func.coalesce(corrected_class(), known_class())
+
+
+def known_class() -> sa.ColumnElement[str]:
+    """Return what `jobs.models.dataset.known_label` returns for a prediction's image."""
+    table, query = predictions.c, sa.select(known_labels.c.label)
+    of_manifest = query.where(
+        known_labels.c.job_id == table.job_id, known_labels.c.index == table.index
+    ).scalar_subquery()
+    return sa.func.coalesce(of_manifest, folder())
 
 
 def corrected_class() -> sa.ScalarSelect[str]:

@@ -347,6 +347,7 @@ class Unlabelled:
     payload: str
     payload_digest: str
     payload_offset: int
+    first_index: int
     images: int
     #: Their positions in the chunk, from 0, in order.
     places: list[int]
@@ -425,7 +426,13 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
                 places = [] if failed_only else list(range(chunk.images))
             if places:
                 yield Unlabelled(
-                    chunk.payload, chunk.payload_digest, chunk.payload_offset, chunk.images, places, failed
+                    chunk.payload,
+                    chunk.payload_digest,
+                    chunk.payload_offset,
+                    chunk.first_index,
+                    chunk.images,
+                    places,
+                    failed,
                 )
         if len(page) < _PAGE_CHUNKS:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -14,7 +15,7 @@ from jobs.ledger.counters import CounterName, count
 from jobs.ledger.webhook_outbox import report_ended_jobs
 from jobs.limits import ErrorLimits
 from jobs.options import DEFAULT_OPTIONS, JobOptions
-from jobs.schema import JOB_PLACES, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import JOB_PLACES, ChunkState, JobState, chunks, db_now, jobs, known_labels
 
 #: A job in state `receiving` without a heartbeat for this long is abandoned: its producer was killed or has
 #: stalled. A heartbeat comes every ten seconds (`producer.heartbeat`) and with every chunk.
@@ -96,8 +97,14 @@ def open_job(
         ) from error
 
 
-def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
-    """Add a chunk: pending, or held if the job is paused. Raises Stopped if the job is not being received."""
+def add_chunk(
+    connection: Connection, job_id: str, chunk: NewChunk, known: Mapping[int, str] | None = None
+) -> None:
+    """Add a chunk: pending, or held if the job is paused.
+
+    `known` has true labels of its images, by their place in the chunk. Raises Stopped if the job is not being
+    received.
+    """
     job = connection.execute(_COUNT_CHUNK, {"of_job": job_id, "more": chunk.images}).one_or_none()
     if job is None:
         raise _stopped(connection, job_id)
@@ -105,6 +112,12 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
     connection.execute(
         _ADD_CHUNK, {**asdict(chunk), "job_id": job_id, "project": job.project, "state": state}
     )
+    if known:
+        rows = [
+            {"job_id": job_id, "index": chunk.first_index + place, "label": label}
+            for place, label in known.items()
+        ]
+        connection.execute(known_labels.insert(), rows)
 
 
 def touch_job(connection: Connection, job_id: str) -> bool:

@@ -65,7 +65,7 @@ class Health:
     accuracy_low: float | None  # of its 95 % interval; None without an evaluation
     live: LiveAccuracy
     live_set: KnownAccuracy | None  # on corrections that training leaves out; None if it was not measured
-    known: KnownAccuracy | None  # on recent images in folders named after classes; None without any
+    known: KnownAccuracy | None  # on recent images whose manifest or folder names a class; None without any
     jobs: int  # recent jobs
     images: int  # of these jobs, with a label, as far as counted
     #: None if the model was never evaluated: there is nothing to compare with.
@@ -83,7 +83,7 @@ class Health:
         """Return a warning if the accuracy on recent images is clearly below that of the evaluation.
 
         People correct what looks wrong, so corrections alone would make every model look worse: only images
-        in folders named after classes count.
+        whose manifest or folder names a class count.
         """
         if self.known is None or self.accuracy_low is None or self.known.interval[1] >= self.accuracy_low:
             return None

@@ -42,8 +42,8 @@ def health(
 
     - accuracy is that of its evaluation, and live accuracy the share of corrected or confirmed predictions
       that were right. live set is its accuracy on corrections that training leaves out.
-    - known labels is its accuracy on recent images in folders named after classes, with corrections. If its
-      95% interval is below that of the evaluation, the accuracy has fallen.
+    - known labels is its accuracy on recent images whose manifest or folder names a class, with corrections.
+      If its 95% interval is below that of the evaluation, the accuracy has fallen.
     - recent counts the images of its latest 20 jobs of the last 30 days, at most 50,000 per job.
     - labels and confidences compare the recent distribution with that of the evaluation, by the population
       stability index: below 0.1 `steady`, from 0.1 `moved`, above 0.25 `drifted`. They need 200 images and an

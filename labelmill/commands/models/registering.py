@@ -151,8 +151,9 @@ def evaluate(
     images: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER",
-            help="Measure it on the images in this folder instead; subfolders are named after its classes.",
+            metavar="SOURCE",
+            help="Measure it on other images instead: a folder whose subfolders are named after its classes, "
+            "or a manifest with the column label.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -167,8 +168,7 @@ def evaluate(
     are more than 40 classes, only those with the lowest recall are printed.
 
     With --images, nothing is stored, and the command prints what `labelmill evaluate` prints. Images with an
-    error count as wrong, and images whose folder is not a class of the model are skipped. Sources other than
-    folders work, too.
+    error count as wrong, and images whose label or folder is not a class of the model are skipped.
     """
     with Client() as client:
         found = client.model(model, dataset=dataset)
