@@ -41,7 +41,8 @@ class CorrectionMethods(Installation):
     ) -> list[Correction]:
         """Store the corrections in these lines: all of them, or none if any row is wrong.
 
-        - `lines`: CSV with a header row and the columns job, index and label.
+        - `lines`: CSV with a header row and the columns job, index and label. Instead of its index, a row can
+          name an image by its custom_id.
         - `jsonl`: the lines are JSON objects with these fields instead of CSV.
         - `job_id`: the job of all rows; the rows then need not name it.
         - `confirm_unchanged`: also store rows whose label is that of the prediction, which they confirm, or
@@ -52,14 +53,12 @@ class CorrectionMethods(Installation):
 
         Raises UserError with one line for each wrong row.
         """
-        return self._corrector().correct_from(
-            lines,
-            jsonl=jsonl,
-            job_id=job_id,
-            confirm_unchanged=confirm_unchanged,
-            on_skip=on_skip,
-            on_unchanged=on_unchanged,
+        from labelmill.labels.correction_files import requests_in
+
+        rows = requests_in(
+            lines, self.predictions, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged
         )
+        return self._corrector().correct_rows(rows, on_skip=on_skip, on_unchanged=on_unchanged)
 
     def correct_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
         """Store all of these corrections, or none if any is wrong.

@@ -300,7 +300,11 @@ class RemoteClient(CommonMethods):
 
         For the arguments and errors, see `Client.correct_from`.
         """
-        found = collect(requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged))
+        found = collect(
+            requests_in(
+                lines, self.predictions, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged
+            )
+        )
         if found.problems:
             raise UserError(summarize_problems(found.problems))
         stored = self.correct_all(found.requests.values())

@@ -8,7 +8,7 @@ from itertools import chain
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jobs.errors import SourceError
+from jobs.errors import SourceError, UserError
 from jobs.ledger.jobs.queries import JobStatus
 from jobs.options import JobKeywords
 from jobs.reading import too_large
@@ -17,13 +17,14 @@ from producer.follow import follow
 from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
+    from jobs.ledger.jobs.outcomes import Prediction
     from jobs.ledger.learning.corrections import Correction
     from labelmill.labels.correction_files import CorrectionRequest
     from producer.submit import Submitted
 
 
 class CommonMethods(ABC):
-    """Methods that need only `submission`, `status`, `undo_all` and `close`."""
+    """Methods that need only `submission`, `status`, `predictions`, `undo_all` and `close`."""
 
     settings: Settings
 
@@ -34,6 +35,10 @@ class CommonMethods(ABC):
     @abstractmethod
     def status(self, job_id: str) -> JobStatus:
         """Return the job's state, counts, model, rate (images per second) and times. Raises NotFound."""
+
+    @abstractmethod
+    def predictions(self, job_id: str) -> Iterator[Prediction]:
+        """Yield the job's predictions in index order. Raises NotFound."""
 
     @abstractmethod
     def undo_all(self, requests: Iterable[CorrectionRequest]) -> list[Correction]:
@@ -120,11 +125,16 @@ class CommonMethods(ABC):
         Corrections that have a different label by now stay. Raises UserError with one line for each wrong
         row.
         """
-        from labelmill.labels.correction_files import all_requests_in
+        from labelmill.labels.correction_files import collect, requests_in, summarize_problems
 
-        return self.undo_all(
-            all_requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
+        found = collect(
+            requests_in(
+                lines, self.predictions, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged
+            )
         )
+        if found.problems:
+            raise UserError(summarize_problems(found.problems))
+        return self.undo_all(found.requests.values())
 
     def _images(
         self,

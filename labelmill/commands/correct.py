@@ -67,9 +67,9 @@ def correct(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="A file of corrections: CSV with the columns job, index and label, or JSON lines if its "
-            "name ends in .jsonl or .ndjson; - is CSV on stdin. With JOB, all rows are of that job, and the "
-            "column job is not needed.",
+            help="A file of corrections: CSV with the columns job, index (or custom_id) and label, or JSON "
+            "lines if its name ends in .jsonl or .ndjson; - is CSV on stdin. With JOB, all rows are of that "
+            "job, and the column job is not needed.",
         ),
     ] = None,
     confirm_unchanged: Annotated[

@@ -44,7 +44,6 @@ from labelmill.labels.correction_files import (
     MAX_INDEX,
     CorrectionRequest,
     collect,
-    requests_in,
     summarize_problems,
 )
 from labelmill.labels.image_copies import remove_copies
@@ -84,26 +83,6 @@ class Corrector:
                 raise error
             return batch.save()[0]
 
-    def correct_from(
-        self,
-        lines: Iterable[str],
-        *,
-        jsonl: bool,
-        job_id: str | None = None,
-        confirm_unchanged: bool = False,
-        on_skip: Callable[[int], None] = lambda _rows: None,
-        on_unchanged: Callable[[int], None] = lambda _rows: None,
-    ) -> list[Correction]:
-        """Store the corrections in these lines: all of them, or none.
-
-        The lines are CSV with a header, or with `jsonl` one JSON object each. With `job_id`, all are of this
-        job and need not name it. Rows with an empty label are skipped; `on_skip` is called with their number.
-        `on_unchanged` is called with the number of unchanged rows that were ignored.
-        Raises UserError with a line for each wrong row, Unavailable.
-        """
-        rows = requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged)
-        return self.correct_rows(rows, on_skip=on_skip, on_unchanged=on_unchanged)
-
     def correct_rows(
         self,
         rows: Iterable[tuple[int, CorrectionRequest | UserError | None]],
@@ -113,7 +92,8 @@ class Corrector:
     ) -> list[Correction]:
         """Store the corrections in these rows, as `requests_in` yields them: all of them, or none.
 
-        Raises UserError with a line for each wrong row, Unavailable.
+        `on_skip` is called with the number of rows without a label, `on_unchanged` with the number of
+        unchanged rows that were ignored. Raises UserError with a line for each wrong row, Unavailable.
         """
         with self._batch() as batch:
             found = collect(rows)

@@ -1,18 +1,27 @@
-"""Read corrections from a file: CSV with a header, or one JSON object per line."""
+"""Read corrections from a file: CSV with a header, or one JSON object per line.
+
+A row names its image by its index in the job, or by its custom_id.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 from jobs.errors import UserError
+from jobs.ledger.jobs.outcomes import Prediction
 
 #: The columns of a file; others are ignored. `job_id` is an alias of `job`, because `--json` prints it so.
 COLUMNS: Final = ("job", "index", "label")
 _JOB_ALIAS: Final = "job_id"
+
+#: An image's name, instead of its index: its owner may know no other.
+_NAME: Final = "custom_id"
 
 #: A file with this column, as `labelmill review` makes it, has labels that a person has given.
 _PREDICTED: Final = "predicted"
@@ -33,13 +42,20 @@ class CorrectionRequest:
 
 
 def requests_in(
-    lines: Iterable[str], *, jsonl: bool, job_id: str | None = None, confirm_unchanged: bool = False
+    lines: Iterable[str],
+    predictions: Callable[[str], Iterable[Prediction]],
+    *,
+    jsonl: bool,
+    job_id: str | None = None,
+    confirm_unchanged: bool = False,
 ) -> Iterator[tuple[int, CorrectionRequest | UserError | None]]:
     """Yield each row's line number with its request, with what is wrong, or with None if its label is empty.
 
     With `job_id`, all rows are of this job and need not name it. Raises UserError if the header is wrong.
-    Unless `confirm_unchanged`, rows without the predicted label confirm nothing: their label may be it.
+    Unless `confirm_unchanged`, rows without the predicted label confirm nothing: their label may be it. Rows
+    that name images by their custom_id come last: `predictions` returns those of a job, to find them.
     """
+    by_name: dict[str, list[tuple[str, CorrectionRequest]]] = {}
     for line, row in _objects(lines) if jsonl else _rows(lines, job_id):
         if isinstance(row, UserError):
             yield line, row
@@ -47,10 +63,42 @@ def requests_in(
         if _has_empty_label(row, jsonl=jsonl):
             yield line, None
             continue
+        name = str(row[_NAME]) if row.get("index") in (None, "") and row.get(_NAME) else None
+        given = row if name is None else row | {"index": 0}
         try:
-            yield line, _to_request(row, line, job_id, confirms=confirm_unchanged or _PREDICTED in row)
+            request = _to_request(given, line, job_id, confirms=confirm_unchanged or _PREDICTED in row)
         except UserError as error:
             yield line, error
+            continue
+        if name is None:
+            yield line, request
+        else:
+            by_name.setdefault(request.job_id, []).append((name, request))
+    for job, requests in by_name.items():
+        yield from _find_by_name(requests, partial(predictions, job))
+
+
+def _find_by_name(
+    requests: list[tuple[str, CorrectionRequest]], predictions: Callable[[], Iterable[Prediction]]
+) -> Iterator[tuple[int, CorrectionRequest | UserError]]:
+    """Yield the requests for images of one job with their indices, or with what is wrong."""
+    indices: dict[str, list[int]] = {name: [] for name, _request in requests}
+    problem: UserError | None = None
+    try:
+        for each in predictions():
+            if each.name in indices:
+                indices[each.name].append(each.index)
+    except UserError as error:
+        problem = error
+    for name, request in requests:
+        found = indices[name]
+        if problem is not None:
+            yield request.line, problem
+        elif len(found) == 1:
+            yield request.line, replace(request, index=found[0])
+        else:
+            several = f"{len(found):,} images of the job have" if found else "no image of the job has"
+            yield request.line, UserError(f"{several} the custom_id {name[:100]!r}: give the index.")
 
 
 @dataclass(slots=True)
@@ -65,7 +113,7 @@ class CollectedRows:
 def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) -> CollectedRows:
     """Sort what `requests_in` yields. Two rows of one image with different labels are a problem."""
     found = CollectedRows()
-    for line, request in rows:
+    for line, request in sorted(rows, key=itemgetter(0)):
         if request is None:
             found.skipped += 1
         elif isinstance(request, UserError):
@@ -77,19 +125,6 @@ def collect(rows: Iterable[tuple[int, CorrectionRequest | UserError | None]]) ->
                     f"its label is {request.label!r}, but line {first.line} says {first.label!r}: keep one."
                 )
     return found
-
-
-def all_requests_in(
-    lines: Iterable[str], *, jsonl: bool, job_id: str | None = None, confirm_unchanged: bool = False
-) -> list[CorrectionRequest]:
-    """Return the requests in these lines, each image once; rows with an empty label are left out.
-
-    Raises UserError with a line for each wrong row.
-    """
-    found = collect(requests_in(lines, jsonl=jsonl, job_id=job_id, confirm_unchanged=confirm_unchanged))
-    if found.problems:
-        raise UserError(summarize_problems(found.problems))
-    return list(found.requests.values())
 
 
 def summarize_problems(problems: Mapping[int, UserError]) -> str:
@@ -128,6 +163,8 @@ def _check_header(columns: list[str], job_id: str | None) -> None:
     """Raise UserError unless the columns name job, index and label, each once."""
     needed = COLUMNS if job_id is None else COLUMNS[1:]
     named = {COLUMNS[0] if name == _JOB_ALIAS else name for name in columns}
+    if _NAME in named:
+        named.add("index")
     if not named.issuperset(needed):
         if columns and columns[0].startswith("{"):
             hint = ". JSON lines are read from a file whose name ends in .jsonl or .ndjson"

@@ -546,6 +546,31 @@ def test_exported_predictions_are_fed_back(client, submitted, finished, correct,
     assert client.correct_from(["job_id,index,label\n", f"{job.id.upper()},1,5\n"])[0].label == "5"
 
 
+def test_a_file_can_name_images_by_their_custom_ids(
+    client, submitted, worker, correct, tmp_path: Path
+) -> None:
+    # given a job of images with names, two of which are the same
+    names = ("cat-1", "cat-2", "same", "same")
+    job = submitted(SourceImage(name, name.encode(), None) for name in names)
+    for chunk in job.chunks:
+        worker.work(chunk, [Outcome(name, "7", 0.75) for name in names[chunk.first_index :][: chunk.images]])
+    path = tmp_path / "t.csv"
+
+    # when a file names two by their names, and one by its index, then all are stored, and can be taken back
+    path.write_text("custom_id,index,label\ncat-2,,1\ncat-1,,2\nsame,3,4\n")
+    assert "3 corrections stored" in correct(job.id, "--from", path)
+    assert {each.index: each.label for each in client.corrections()} == {0: "2", 1: "1", 3: "4"}
+    assert "3 corrections removed" in correct(job.id, "--undo", "--from", path)
+
+    # and a name that several images have, or none, is a wrong row
+    lines = ["custom_id,label\n", "same,1\n", "dog,1\n", "cat-1,1\n"]
+    with pytest.raises(UserError) as raised:
+        client.correct_from(lines, job_id=job.id)
+    assert "line 2: 2 images of the job have the custom_id 'same': give the index." in str(raised.value)
+    assert "line 3: no image of the job has the custom_id 'dog'" in str(raised.value)
+    assert client.corrections() == []
+
+
 def test_an_edited_export_stores_only_what_was_changed(client, finished, correct, tmp_path: Path) -> None:
     # given an export of 85 images, all predicted as 7; a colleague corrected image 20 and confirmed image 21
     job = finished(85)
