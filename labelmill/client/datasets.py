@@ -40,6 +40,7 @@ class DatasetMethods(Installation):
         name: str,
         *sources: str | PathLike[str],
         by_reference: bool = False,
+        group_by: str | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> Added:
         """Add labelled images to a dataset as a new version, and return the version and whether it is new.
@@ -48,9 +49,11 @@ class DatasetMethods(Installation):
 
         - `sources`: folders with one subfolder per class, or with such folders below `train`, `validation`
           (or `val`) and `test`; ZIP and TAR archives of such folders; manifests (.csv, .jsonl, .parquet) with
-          `path` or `url`, `label` and optionally `split`; IDX files.
+          `path` or `url`, `label` and optionally `split` and `group`; IDX files.
         - `by_reference`: store where the images are instead of their bytes. Trainers then read them there,
           below LABELMILL_REFERENCE_ROOTS.
+        - `group_by`: a regular expression. Images are kept in one split if it finds the same in their names;
+          if it has a group, only that counts. A manifest's `group` comes first.
         - `on_progress`: called with the number of images read so far.
 
         Images that cannot be decoded are left out and listed in the version's summary. After any exception,
@@ -71,6 +74,7 @@ class DatasetMethods(Installation):
             name,
             [fspath(source) for source in sources],
             by_reference=by_reference,
+            group_by=group_by,
             on_progress=on_progress,
         )
 

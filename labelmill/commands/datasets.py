@@ -68,6 +68,7 @@ def list_all(as_json: AsJsonList = False) -> None:
     epilog=examples(
         "labelmill datasets add birds photos/",
         "labelmill datasets add birds labels.csv more.zip",
+        r"labelmill datasets add birds photos/ --group-by 'bird\d+'",
         "labelmill datasets add fashion train-images-idx3-ubyte.gz t10k-images-idx3-ubyte.gz",
     )
 )
@@ -79,8 +80,8 @@ def add(
         typer.Argument(
             metavar="SOURCE...",
             help="Folders with one subfolder per class, or with such folders below train, validation and "
-            "test; manifests (.csv, .jsonl, .parquet) with path or url, label, and optionally split; ZIP and "
-            "TAR archives of these; IDX files.",
+            "test; manifests (.csv, .jsonl, .parquet) with path or url, label, and optionally split and "
+            "group; ZIP and TAR archives of these; IDX files.",
         ),
     ],
     by_reference: Annotated[
@@ -90,6 +91,14 @@ def add(
             help="Store where the images are instead of their bytes; every trainer must reach them there.",
         ),
     ] = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="A regular expression: images whose names have the same match, such as the variants of one "
+            "picture, are kept in one split. If the pattern has a group, only the group counts.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add labelled images to a dataset as a new version, and create the dataset if needed; prints the
@@ -107,7 +116,9 @@ def add(
     a path that leads out of its folder; an archive that is encrypted, damaged or a bomb.
     """
     with Client() as client, ProgressLine("adding") as progress:
-        added = client.add_dataset(name, *sources, by_reference=by_reference, on_progress=progress.update)
+        added = client.add_dataset(
+            name, *sources, by_reference=by_reference, group_by=group_by, on_progress=progress.update
+        )
     version = added.version
     for line in added_lines(version, new=added.new):
         say(line)

@@ -7,6 +7,7 @@ last, and only the row makes the version exist. A folder without a row was left 
 from __future__ import annotations
 
 import hashlib
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from jobs.errors import ImageError, SourceError, Unavailable
+from jobs.errors import ImageError, SourceError, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import add_version, find_version, latest_version
@@ -58,11 +59,13 @@ def add_dataset(
     sources: Sequence[str],
     *,
     by_reference: bool = False,
+    group_by: str | None = None,
     on_progress: Callable[[int], None] = lambda _images: None,
     on_add: Callable[[Connection], None] = lambda _connection: None,
 ) -> Added:
     """Add the images of the sources to the dataset as a new version, which keeps those of the latest one.
 
+    `group_by` is a regular expression: images are in one split if it finds the same in their names.
     `on_progress` is called with the number of images read so far, and `on_add` in the transaction that adds
     the version. After any exception, Ctrl-C included, nothing is stored.
 
@@ -71,6 +74,7 @@ def add_dataset(
     latest version cannot be read; Unavailable.
     """
     check_name(name)
+    groups = None if group_by is None else _compile(group_by)
     found = LabelledSources(sources, settings)
     roots = _roots(settings) if by_reference else None
     check_store(ledger, store)
@@ -82,7 +86,7 @@ def add_dataset(
     folder = f"{dataset_folder(name)}/{new_id()}"
     try:
         with closing(Decoder(settings.image_limits)) as decoder:
-            _store_images(store, folder, found, decoder, merging, roots, on_progress)
+            _store_images(store, folder, found, decoder, merging, roots, groups, on_progress)
         classes = merging.classes()
         manifest = merging.manifest(classes)
         check_usable(manifest, classes, merging, found.skipped)
@@ -125,6 +129,7 @@ def _store_images(
     decoder: Decoder,
     merging: Merging,
     roots: Roots | None,
+    groups: re.Pattern[str] | None,
     on_progress: Callable[[int], None],
 ) -> None:
     """Decode all images, merge them, and store those that are new as payloads in the folder.
@@ -144,6 +149,8 @@ def _store_images(
                     continue
                 assert isinstance(content, bytes)  # noqa: S101 -- an error has no picture
                 place = Place(payload, len(names))
+                if groups is not None and label.group is None and (match := groups.search(name)):
+                    label = label._replace(group=match[min(1, groups.groups)])
                 if merging.add(name, label, hashlib.sha256(content).hexdigest(), picture, place):
                     names.append(name)
                     contents.append(
@@ -156,6 +163,14 @@ def _store_images(
             done += len(batch.names)
             on_progress(done)
     merging.payloads += [write.result() for write in writes]
+
+
+def _compile(group_by: str) -> re.Pattern[str]:
+    """Return the compiled regular expression. Raises UserError if it is none."""
+    try:
+        return re.compile(group_by)
+    except re.error as error:
+        raise UserError(f"{group_by!r} is not a regular expression ({error}): correct it.") from None
 
 
 def _batches(found: Iterable[LabelledImages]) -> Iterator[LabelledImages]:

@@ -94,12 +94,18 @@ def found_lines(summary: dict[str, Any]) -> list[str]:
             "{same_as} was {other_label}, {name} is {label}",
         ),
         ("in_two_splits", "in more than one split: {images}, each kept in one", "{name} is kept in {kept}"),
+        (
+            "groups_in_two_splits",
+            "in more than one split, by their sources or by earlier versions: {groups}",
+            "{name} is in {splits}",
+        ),
     )
     lines = []
     for key, what, first in findings:
         found = summary[key]
         if found["count"]:
-            line = what.replace("{images}", pluralize(found["count"], "image"))
+            count = found["count"]
+            line = what.format(images=pluralize(count, "image"), groups=pluralize(count, "group"))
             lines.append(f"{line}; the first: {first.format(**found['first'][0]).strip()}")
     if summary["skipped"]:
         lines.append(f"skipped because of their names: {pluralize(summary['skipped'], 'file')}")

@@ -27,7 +27,8 @@ class Label(NamedTuple):
     """What a source says about an image."""
 
     name: str  # of its class
-    split: Split | None = None  # None: the hash of the image's pixels decides
+    split: Split | None = None  # None: a hash decides, of the group or else of the image's pixels
+    group: str | None = None  # what its images show: they are in one split
 
 
 def to_label(name: str, split: Split | None = None) -> Label:

@@ -1,4 +1,4 @@
-"""Read manifests: CSV, JSON lines or Parquet with `path` or `url`, `label`, and optionally `split`."""
+"""Read manifests: CSV, JSON lines or Parquet with `path` or `url`, `label`, and perhaps `split` and `group`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labelmill.datasets.labels import SPLITS, Label, check_class_count, to_label
 from producer.sources.files import shown
 from producer.sources.rows import read_rows, wrong
 
-_COLUMNS: Final = ("path", "url", "label", "split")
+_COLUMNS: Final = ("path", "url", "label", "split", "group")
 
 
 class ManifestFile(NamedTuple):
@@ -71,7 +71,8 @@ def _rows(file: BinaryIO, name: str, where: str) -> Iterator[Row]:
             label = labels[key] = _label(row, place)
             classes.add(label.name)
             check_class_count(classes, where)
-        yield Row(place, path, url, label)
+        group = _text(row.get("group"), "group", place)
+        yield Row(place, path, url, label if group is None else label._replace(group=group))
 
 
 def _label(row: dict[str, Any], place: str) -> Label:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -50,6 +51,7 @@ class Merging:
         self.conflicts = Examples()
         self.relabelled = Examples()
         self.in_two_splits = Examples()
+        self.groups_in_two_splits = Examples()
         self._numbers = {image.pixels: number for number, image in enumerate(before.images)}
         self._names = [image.name for image in before.images]
         self._labels = [classes[image.label] for image in before.images]
@@ -62,6 +64,7 @@ class Merging:
         self._known_splits = [image.split for image in before.images]  # of these images only
         self._known_labels = set(range(len(before.images)))  # images that are not in the new sources so far
         self._given: dict[int, tuple[Split, ...]] = {}  # the splits that the new sources name, each once
+        self._groups: dict[int, str] = {}  # of the images of the new sources
         self._is_validation_given = False
 
     @property
@@ -89,6 +92,8 @@ class Merging:
             self._modes.append(picture.mode)
         else:
             self._add_again(number, name, label.name)
+        if label.group is not None:
+            self._groups.setdefault(number, label.group)
         if label.split is not None:
             given = self._given.get(number, ())
             if label.split not in given:
@@ -128,9 +133,11 @@ class Merging:
         return Manifest(tuple(self.payloads), tuple(sorted(images, key=attrgetter("pixels"))))
 
     def _splits(self) -> list[Split]:
-        """Return the split of each image, and report those that are in two."""
+        """Return the split of each image, and report images and groups that are in two."""
         known = self._known_splits
         drawn = [int(pixels[:16], 16) for pixels in self._numbers]
+        for number, group in self._groups.items():
+            drawn[number] = int(hashlib.sha256(group.encode()).hexdigest()[:16], 16)
         splits = [*known, *map(split_by_hash, drawn[len(known) :])]
         for number, given in self._given.items():
             if not self._is_validation_given and drawn[number] < _VALIDATION_OF_TRAIN:
@@ -139,13 +146,19 @@ class Merging:
             splits[number] = kept = next(split for split in _PRECEDENCE if split in found)
             if len(found) > 1:
                 self.in_two_splits.add(name=self._names[number], splits=sorted(found), kept=kept)
+        of_groups: defaultdict[str, set[Split]] = defaultdict(set)
+        for number, group in self._groups.items():
+            of_groups[group].add(splits[number])
+        for group, found in of_groups.items():
+            if len(found) > 1:
+                self.groups_in_two_splits.add(name=group, splits=", ".join(sorted(found)))
         return splits
 
 
 def split_by_hash(drawn: int) -> Split:
-    """Return the split of an image by the first 64 bits of its hash.
+    """Return the split of an image by the first 64 bits of its hash, or of its group's.
 
-    An image therefore keeps its split, whatever is added later.
+    An image and a group therefore keep their split, whatever is added later.
     """
     if drawn < _TEST_BELOW:
         return Split.TEST

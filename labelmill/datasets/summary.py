@@ -43,6 +43,7 @@ def summarize(
         "conflicts": merging.conflicts.to_json(),
         "relabelled": merging.relabelled.to_json(),
         "in_two_splits": merging.in_two_splits.to_json(),
+        "groups_in_two_splits": merging.groups_in_two_splits.to_json(),
         "unlabelled": skipped.unlabelled.to_json(),
         "skipped": skipped.files,
     }

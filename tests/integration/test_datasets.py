@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +35,7 @@ from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.client.purging import Purge
+from labelmill.datasets.describing import found_lines
 from tests.labelled import picture, write_classes
 from tests.threads import at_once
 from tests.unit.test_reporting import Page
@@ -117,6 +119,42 @@ def test_made_splits_depend_on_the_pixels_only(client, store, tmp_path) -> None:
     number = list(first.values())
     assert 30 < number.count(Split.TEST) < 95
     assert 30 < number.count(Split.VALIDATION) < 95
+
+
+def test_variants_of_one_thing_are_in_one_split(client, store, tmp_path) -> None:
+    # given 60 things of each class, with three pictures of each thing
+    folder = write_classes(tmp_path / "pets", each=180)
+    for path in folder.rglob("*.png"):
+        number = int(path.stem)
+        path.rename(path.with_name(f"pet{number // 3}-{number}.png"))
+    rows = ["path,label,group"]
+    for path in sorted(folder.rglob("*.png")):
+        rows.append(f"{path.relative_to(tmp_path)},{path.parent.name},{path.stem.partition('-')[0]}")
+    (tmp_path / "pets.csv").write_text("\n".join(rows))
+
+    def splits_of_things(name: str) -> dict[str, set[Split]]:
+        found: dict[str, set[Split]] = defaultdict(set)
+        for image in manifest_of(client, store, name).images:
+            found[image.name.rpartition("-")[0].rpartition("/")[2]].add(image.split)
+        return found
+
+    # when they are added with a pattern, or in a manifest with groups, then each thing is in one split
+    client.add_dataset("a", folder, group_by=r"pet\d+")
+    client.add_dataset("b", tmp_path / "pets.csv")
+    for name in ("a", "b"):
+        assert {len(splits) for splits in splits_of_things(name).values()} == {1}
+        assert client.dataset(name).summary["splits"]["test"] > 10
+
+    # and things that an earlier version has divided are reported
+    client.add_dataset("c", folder)
+    write_classes(folder, first=7000, each=2)
+    (folder / "cat" / "7000.png").rename(folder / "cat" / "pet0-x.png")
+    version = client.add_dataset("c", folder, group_by=r"pet(\d+)").version
+    assert version.summary["groups_in_two_splits"]["count"] > 10
+    assert any("in more than one split, by their sources" in line for line in found_lines(version.summary))
+
+    with pytest.raises(UserError, match="not a regular expression"):
+        client.add_dataset("d", folder, group_by="(")
 
 
 def test_given_splits_are_kept_and_validation_images_are_taken_from_training(client, tmp_path) -> None:
