@@ -1,10 +1,11 @@
-"""The client's methods for datasets: list, show, add and remove."""
+"""The client's methods for datasets: list, show, add, export and remove."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jobs.extras import require_decoders
@@ -77,6 +78,28 @@ class DatasetMethods(Installation):
             group_by=group_by,
             on_progress=on_progress,
         )
+
+    @accept_numpy_numbers
+    def export_dataset(
+        self,
+        name: str,
+        folder: str | PathLike[str],
+        *,
+        version: int | None = None,
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> int:
+        """Write a version of a dataset, by default its latest, into a new folder, as SPLIT/CLASS/IMAGE.
+
+        Return how many images could not be read any more. `on_progress` is called with the number of images
+        written so far. Raises NotFound; Conflict if the folder is not empty; UserError if it cannot be
+        written, or a class cannot be the name of a folder; DataUnavailable. Example::
+
+            client.export_dataset("birds", "birds-3", version=3)
+        """
+        from labelmill.datasets.exporting import export_version
+
+        found = self.dataset(name, version=version)
+        return export_version(self.store, self.settings, found, Path(folder), on_progress)
 
     def dataset_report(self, name: str, *, version: int | None = None) -> str:
         """Return an HTML report on a version of a dataset, by default its latest.

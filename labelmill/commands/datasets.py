@@ -1,8 +1,9 @@
-"""`labelmill datasets`: list, show, add to and remove datasets."""
+"""`labelmill datasets`: list, show, add to, export and remove datasets."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -29,12 +30,15 @@ from labelmill.console.terminal import (
 from labelmill.datasets.describing import added_lines, found_lines, modes_line, sizes_line
 
 app = listing_group(
-    "List the datasets, show one, add to one, or remove one.",
+    "List the datasets, show one, add to one, export one, or remove one.",
     "labelmill datasets",
     "labelmill datasets add birds photos/",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
+VersionOption = Annotated[
+    int | None, typer.Option("--version", min=1, metavar="N", help="This version. Default: the latest.")
+]
 
 _COLUMNS: Final = (
     Column("dataset", lambda each: each["dataset"]),
@@ -135,9 +139,7 @@ def add(
 @report_errors
 def show(
     name: Name,
-    version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="This version. Default: the latest.")
-    ] = None,
+    version: VersionOption = None,
     output: Annotated[
         str | None,
         output_option("Write a report with a contact sheet into this HTML file or URL; - is stdout."),
@@ -163,6 +165,25 @@ def show(
         print_json(found)
     else:
         _print_version(found)
+
+
+@app.command(epilog=examples("labelmill datasets export birds birds-latest/"))
+@report_errors
+def export(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder, which must be new or empty.")],
+    version: VersionOption = None,
+) -> None:
+    """Write a version of a dataset into a folder, with its splits: as FOLDER/train/CLASS/IMAGE and so on.
+
+    Other programs then train on the same images, and never on those of test. A file's name ends in the
+    first characters of the SHA-256 of its bytes. Images that cannot be read any more are left out.
+    """
+    with Client() as client, ProgressLine("exporting") as progress:
+        lost = client.export_dataset(name, folder, version=version, on_progress=progress.update)
+    if lost:
+        say(f"left out {pluralize(lost, 'image')} that cannot be read any more")
+    print_data(shown(str(folder)))
 
 
 @app.command(epilog=examples("labelmill datasets remove birds"))

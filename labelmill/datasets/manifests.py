@@ -1,4 +1,4 @@
-"""Read manifests: CSV, JSON lines or Parquet with `path` or `url`, `label`, and perhaps `split` and `group`."""
+"""Read manifests: CSV, JSON lines or Parquet with `path` or `url`, `label`, perhaps `split` and `group`."""
 
 from __future__ import annotations
 

@@ -157,6 +157,26 @@ def test_variants_of_one_thing_are_in_one_split(client, store, tmp_path) -> None
         client.add_dataset("d", folder, group_by="(")
 
 
+def test_an_exported_version_is_the_same_dataset(client, tmp_path) -> None:
+    # given a dataset of two versions, whose images of both classes have the same names
+    client.add_dataset("pets", write_classes(tmp_path / "pets"))
+    version = client.add_dataset("pets", write_classes(tmp_path / "pets", each=2, first=900)).version
+
+    # when its first version is exported, then other programs find its splits and classes
+    folder = tmp_path / "exported"
+    assert client.export_dataset("pets", folder, version=1) == 0
+    splits = client.dataset("pets", version=1).summary["splits"]
+    assert {each.name: len(list(each.rglob("*-????????????.png"))) for each in folder.iterdir()} == splits
+
+    # and added again, it is the same data
+    first = client.dataset("pets", version=1)
+    assert client.add_dataset("copy", folder).version.fingerprint == first.fingerprint != version.fingerprint
+
+    # and a folder with files in it is left alone
+    with pytest.raises(Conflict, match="is not empty"):
+        client.export_dataset("pets", folder)
+
+
 def test_given_splits_are_kept_and_validation_images_are_taken_from_training(client, tmp_path) -> None:
     # given images in train/ and test/
     write_classes(tmp_path / "pets" / "train", each=200)
