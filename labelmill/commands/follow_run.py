@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from jobs.errors import Conflict
 from jobs.extras import require_decoders, require_tensorflow
 from jobs.ledger.learning.datasets import latest_version
-from jobs.ledger.learning.models import StoredVerdict
-from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, Run
+from jobs.ledger.learning.models import StoredVerdict, model_to_start_from
+from jobs.ledger.learning.runs import RUN_GRACE_SECONDS, Run, was_trained_on
 from jobs.models.backbone import ADD_BACKBONE
 from jobs.models.dataset import MNIST, describe_accuracy
 from jobs.models.training_request import TrainingRequest
@@ -60,12 +60,28 @@ def request_run(client: Client, request: TrainingRequest, *, keep_champion: bool
     """Request a training run and return its id. If it is on `mnist`, add that first if it is missing."""
     if request.dataset == MNIST:
         add_mnist(client)
-    return client.retrain(
+    run_id = client.retrain(
         request,
         keep_champion=keep_champion,
         # Where the broker is embedded, a person waits for it, and works on the same machine.
         default_minutes=_OWN_MACHINE_MINUTES if client.settings.embedded_broker else None,
         on_wait=_report_silent_trainer,
+    )
+    _report_unknown_start(client, client.run(run_id))
+    return run_id
+
+
+def _report_unknown_start(client: Client, run: Run) -> None:
+    """Print it if the run fine-tunes a model that may have learnt the test images."""
+    if run.recipe["architecture"] != "finetune":
+        return
+    with client.ledger.reading() as connection:
+        start = model_to_start_from(connection, run.dataset, run.recipe["start"])
+        if was_trained_on(connection, start.id, run.dataset):
+            return
+    say(
+        f"model {start.id} was not trained on {run.dataset}: if it has learnt its test images, the new model "
+        "seems better than it is"
     )
 
 

@@ -27,7 +27,7 @@ from jobs.models.dataset import Split, decoded_folder
 from jobs.models.evaluation import Part
 from jobs.models.model import InputSpec, Model
 from jobs.models.training_request import TrainingRequest
-from jobs.schema import RunState
+from jobs.schema import RunState, training_runs
 from jobs.settings import Settings
 from jobs.storage.dataset_list import read_manifest
 from jobs.storage.store import Store
@@ -273,6 +273,21 @@ def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
         with ledger.reading() as connection:
             assert get_run(connection, done.run_id).recipe["start"] == first.model.id
     assert other.model.dataset == "pair"
+
+
+def test_a_start_that_may_have_learnt_the_test_images_is_said(
+    shapes: str, client: Client, champion: Model, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # When a training starts from a model that no training run has made, Then that is said
+    request = TrainingRequest.of(dataset=shapes, architecture="finetune", start=champion.id)
+    run_id = request_run(client, request)
+    assert f"model {champion.id} was not trained on {shapes}: if it has learnt" in capsys.readouterr().err
+
+    # But not if one has made it
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(model_id=champion.id, active=None, state="done"))
+    assert request_run(client, request) != run_id
+    assert capsys.readouterr().err == ""
 
 
 def test_what_cannot_be_trained_is_refused_with_advice(

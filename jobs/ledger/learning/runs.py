@@ -448,6 +448,14 @@ def classes_learnt(connection: Connection, dataset: str = MNIST) -> tuple[str, .
     return None if found is None else tuple(found)
 
 
+def was_trained_on(connection: Connection, model_id: str, dataset: str) -> bool:
+    """Return whether a training run on this dataset has made the model."""
+    made = sa.select(training_runs.c.id).where(
+        training_runs.c.model_id == model_id, training_runs.c.dataset == dataset
+    )
+    return connection.scalar(made.limit(1)) is not None
+
+
 def active_runs(connection: Connection) -> list[Run]:
     """Return the runs that are pending or running, at most one per dataset, oldest first."""
     query = _RUNS.where(training_runs.c.active == 1).order_by(training_runs.c.id)
