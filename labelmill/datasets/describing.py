@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from jobs.models.dataset import DatasetVersion, Split
 from labelmill.console.terminal import pluralize
+from labelmill.datasets.hints import hint_lines
 
 #: New classes that `change_line` names.
 _NAMED: Final = 5
@@ -73,7 +74,7 @@ def sizes_line(summary: dict[str, Any]) -> str:
 
 
 def found_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a line for each thing that was wrong with the sources, with its first image."""
+    """Return a line for each thing that was wrong with the sources, with its first image, and hints."""
     codes = ", ".join(f"{code} {number:,}" for code, number in summary["unreadable"]["codes"].items())
     findings = (
         (
@@ -109,4 +110,4 @@ def found_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{line}; the first: {first.format(**found['first'][0]).strip()}")
     if summary["skipped"]:
         lines.append(f"skipped because of their names: {pluralize(summary['skipped'], 'file')}")
-    return lines
+    return lines + hint_lines(summary)
