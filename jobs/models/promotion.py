@@ -20,6 +20,9 @@ LIVE_SET: Final = "live set"
 #: The names of the checks for a minimum accuracy. They are shown before the comparison with the champion.
 FLOORS: Final = ("accuracy", "class recall")
 
+#: The name of the check of a first champion, which replaces the comparison.
+GUESSING: Final = "guessing"
+
 #: With fewer held-out corrections, the test set decides alone.
 MIN_LIVE_IMAGES: Final = 60
 
@@ -74,6 +77,21 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
         _maximum("speed", "microseconds per image", microseconds, limits.max_image_microseconds, digits=1),
     )
     return tuple(check for check in checks if check is not None)
+
+
+def check_guessing(evaluation: Evaluation) -> Check | None:
+    """Check that the model is right more often than if it always answered the largest class of the test set.
+
+    If all test images are of one class, they cannot show that, and there is no check.
+    """
+    images = {name: sum(row) for name, row in zip(evaluation.classes, evaluation.confusion, strict=True)}
+    largest = max(images, key=lambda name: images[name])
+    share = images[largest] / evaluation.total
+    if share == 1:
+        return None
+    passed = evaluation.accuracy > share
+    text = f"accuracy is {evaluation.accuracy:.4f}, {'above' if passed else 'not above'} the {share:.4f} of "
+    return Check(GUESSING, passed, f"{text}always answering {largest}, the largest class")
 
 
 def _check_calibration(evaluation: Evaluation, most: float | None) -> Check | None:

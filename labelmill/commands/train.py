@@ -27,7 +27,7 @@ def train(
     how: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Train a model on a dataset; it becomes the dataset's champion if there is none.
+    """Train a model on a dataset; it becomes the champion if there is none and it does not only guess.
 
     It learns from the training images and corrections, and is evaluated on the test images. The training runs
     in this process unless a trainer is running. MNIST is added if it is missing: from LABELMILL_MNIST_DIR,

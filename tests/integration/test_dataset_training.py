@@ -117,8 +117,8 @@ def test_a_command_on_ones_own_machine_trains_for_at_most_ten_minutes(
 def test_a_dataset_of_ones_own_gets_a_champion_of_its_own(
     shapes: str, train: Callable[..., training.Trained], ledger: Ledger, load: Callable[..., Data]
 ) -> None:
-    # Given colour pictures of 24x24 pixels, when a model is trained on them
-    done = train(shapes)
+    # Given colour pictures of 24x24 pixels, when a model is trained on them for too short a time
+    done = train(shapes, force=True)
     # Then it is the dataset's champion, and takes such pictures
     champion = champion_of(ledger, shapes)
     assert champion is not None
@@ -148,7 +148,7 @@ def test_a_model_of_another_size_is_compared_with_the_champion(
     shapes: str, train: Callable[..., training.Trained]
 ) -> None:
     # Given a champion for small images, when a model is trained for larger ones
-    train(shapes, size=16, **LIGHT)
+    train(shapes, size=16, force=True, **LIGHT)
     second = train(shapes, size=32, augment="digits", architecture="mlp")
     # Then both are evaluated on the same images, each at its own size.
     assert second.model.input_spec == InputSpec(32, 32, "RGB", reduction=2)
@@ -258,7 +258,7 @@ def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
     shapes: str, client: Client, train: Callable[..., training.Trained], ledger: Ledger, tmp_path: Path
 ) -> None:
     # Given a champion of three classes, and a dataset of two of them
-    first = train(shapes, size=16, **LIGHT)
+    first = train(shapes, size=16, force=True, **LIGHT)
     client.add_dataset(
         "pair",
         write_pictures(tmp_path / "pair", {"train": 6, "validation": 2, "test": 2}, ("red", "blue")),

@@ -122,7 +122,25 @@ def test_answers_to_other_than_all_images_are_a_mistake(ledger, make_model):
 # ---- the gate -----------------------------------------------------------------------------------------
 
 
-def test_the_first_model_is_promoted_whatever_it_reaches_and_its_reasons_say_what_it_lacks(ledger, trained):
+def test_a_first_model_that_is_no_better_than_guessing_is_refused_unless_forced(ledger, make_model):
+    # Given no champion, and a model that answers only the largest class, of 40 % of the images
+    truth = [0] * 40 + [1] * 30 + [2] * 30
+    model = make_model(b"guesses", champion=False)
+    with ledger.transaction() as connection:
+        save_evaluation(connection, model.id, DATA, *made_evaluation(truth, [0] * 100))
+
+    # When it is judged, Then it is refused with that reason, and a person can still promote it
+    verdict = judged(ledger, model, how="retrain")
+    assert not verdict.promote
+    assert verdict.reason == (
+        "refused: accuracy is 0.4000, not above the 0.4000 of always answering 0, the largest class; train "
+        "with more images, or promote it with --force"
+    )
+    assert champion_of(ledger) is None
+    assert judged(ledger, model, force=True).promote
+
+
+def test_the_first_model_is_promoted_although_it_misses_limits_and_its_reasons_say_so(ledger, trained):
     # Given no champion, and a model below the floor
     model = trained("poor", wrong=20)
 
@@ -247,7 +265,7 @@ def test_a_champion_that_was_evaluated_on_other_images_cannot_be_compared(ledger
 
 def test_models_of_other_classes_cannot_be_compared(ledger, trained):
     # Given a champion with other classes that was evaluated on the same images
-    old, new = trained("old", wrong=90), trained("new")
+    old, new = trained("old", wrong=80), trained("new")
     judged(ledger, old)
     with ledger.transaction() as connection:
         connection.execute(models.update().where(models.c.id == old.id).values(classes=list("abcdefghij")))

@@ -28,12 +28,14 @@ from jobs.models.evaluation import Part
 from jobs.models.model import Model, why_unfit
 from jobs.models.promotion import (
     FLOORS,
+    GUESSING,
     LIVE_SET,
     TEST_SET,
     Check,
     Compared,
     GateLimits,
     check_better,
+    check_guessing,
     check_limits,
     compare_answers,
 )
@@ -71,9 +73,9 @@ def judge_and_promote(
 
     Everything happens in the caller's transaction, and no other promotion can come between. The champion is
     that of the model's dataset. The model is judged by its evaluation on the data with this fingerprint;
-    without one, by its latest. If there is no champion, the model is promoted whatever the checks say. With
-    `replace=False` an existing champion stays; with `force` it is always replaced. A pinned champion stays,
-    unless a person forces a promotion.
+    without one, by its latest. If there is no champion, the model is promoted if it passes GUESSING.
+    With `replace=False` an existing champion stays; with `force` it is always replaced. A pinned champion
+    stays, unless a person forces a promotion.
 
     Raises NotFound if the model is unknown. Raises Conflict if it has no such evaluation (unless forced), or
     if `how` is "promote" and it is already the champion.
@@ -145,7 +147,8 @@ def _checks(
         return (Check("comparable", False, "it was not evaluated"),)
     limited = check_limits(limits, challenger.evaluation)
     if champion is None:
-        return limited
+        guessing = check_guessing(challenger.evaluation)
+        return limited if guessing is None else (guessing, *limited)
     floors = tuple(check for check in limited if check.name in FLOORS)
     others = tuple(check for check in limited if check.name not in FLOORS)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
@@ -186,6 +189,10 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
     if force:
         return Verdict(True, True, checks, "force-promoted" + (f", although {failed}" if failed else ""))
     if champion_id is None:
+        worse = next((check for check in checks if check.name == GUESSING and not check.passed), None)
+        if worse is not None:
+            advice = "train with more images, or promote it with --force"
+            return Verdict(False, False, checks, f"refused: {worse.text}; {advice}")
         reason = "promoted: there was no champion" + (f" (although {failed})" if failed else "")
         return Verdict(True, False, checks, reason)
     if checks[0].name == PIN:
