@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -118,6 +118,31 @@ class DatasetMethods(Installation):
             found = get_version(connection, name, version)
             versions = list_versions(connection, name, limit=LISTED_VERSIONS)
         return render(self.store, self.settings, found, versions)
+
+    @accept_numpy_numbers
+    def drop_images(
+        self,
+        name: str,
+        *,
+        classes: Collection[str] = (),
+        names: Sequence[str] = (),
+        added_by: int | None = None,
+    ) -> DatasetVersion:
+        """Add a version of a dataset without some of its images, and return it. Earlier versions keep them.
+
+        - `classes`: without the images of these classes.
+        - `names`: without the images whose whole names match one of these globs.
+        - `added_by`: without the images that this version added.
+
+        Raises NotFound; UserError if there is no such class or image, or if too few images would be left;
+        Conflict if another process added to the dataset at the same time. Example::
+
+            client.drop_images("birds", classes=["jay"])
+        """
+        require_decoders("Changing a dataset")
+        from labelmill.datasets.dropping import drop_images
+
+        return drop_images(self.ledger, self.store, name, classes=classes, names=names, added_by=added_by)
 
     def remove_dataset(self, name: str) -> int:
         """Remove a dataset with all its images, and return the number of its versions.

@@ -27,7 +27,7 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
-from labelmill.datasets.describing import added_lines, found_lines, modes_line, sizes_line
+from labelmill.datasets.describing import added_lines, describe_change, found_lines, modes_line, sizes_line
 
 app = listing_group(
     "List the datasets, show one, add to one, export one, or remove one.",
@@ -186,15 +186,44 @@ def export(
     print_data(shown(str(folder)))
 
 
-@app.command(epilog=examples("labelmill datasets remove birds"))
+@app.command(
+    epilog=examples(
+        "labelmill datasets remove birds",
+        "labelmill datasets remove birds --class jay",
+        "labelmill datasets remove birds --name '*/blurred-*.jpg'",
+    )
+)
 @report_errors
-def remove(name: Name, as_json: AsJson = False) -> None:
-    """Remove a dataset with all its versions and images.
+def remove(
+    name: Name,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", metavar="CLASS", help="Remove only this class.")
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="GLOB", help="Remove only images whose whole names match."),
+    ] = None,
+    added_by: Annotated[
+        int | None,
+        typer.Option("--added-by", min=1, metavar="N", help="Remove only the images that version N added."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a dataset with all its versions and images, or some images from its next version.
 
-    The models that were trained on it stay. A dataset cannot be removed while it has a champion, a challenger
-    or an active training run.
+    With an option, the command adds a version without these images, and prints its number; earlier versions
+    keep them. Options can be repeated and combined, except --added-by, which is given once.
+
+    Without one, all is removed. The models that were trained on the dataset stay. A dataset cannot be removed
+    while it has a champion, a challenger or an active training run.
     """
     with Client() as client:
+        if classes or names or added_by is not None:
+            version = client.drop_images(name, classes=classes or (), names=names or (), added_by=added_by)
+            for line in added_lines(version, new=True):
+                say(line)
+            print_value(asdict(version), str(version.version), as_json=as_json)
+            return
         versions = client.remove_dataset(name)
     say(f"dataset {name} is removed, with {pluralize(versions, 'version')}")
     if as_json:
@@ -223,7 +252,7 @@ def _print_version(version: DatasetVersion) -> None:
         ("dataset", version.dataset),
         ("version", str(version.version)),
         ("created", format_time(version.created_at)),
-        ("images", f"{summary['images']:,}, {summary['added']:,} of them new in this version"),
+        ("images", f"{summary['images']:,}, {describe_change(summary)} in this version"),
         ("stored", _storage(_to_row(version))),
         ("sizes", sizes_line(summary)),
         ("modes", modes_line(summary)),

@@ -31,7 +31,7 @@ from labelmill.datasets.checking import check_usable
 from labelmill.datasets.decoding import Decoded, Decoder
 from labelmill.datasets.merging import Merging, Place
 from labelmill.datasets.removing import remove_strays
-from labelmill.datasets.sources import LabelledImages, LabelledSources
+from labelmill.datasets.sources import LabelledImages, LabelledSources, Skipped
 from labelmill.datasets.summary import summarize
 from producer.chunking import content_of
 from producer.sources import SourceImage
@@ -94,32 +94,74 @@ def add_dataset(
         if before is not None and fingerprint == before.fingerprint:
             store.remove_folder(folder)
             return Added(before, new=False)
-        key = f"{folder}/{_MANIFEST}"
-        store.put(key, manifest.to_bytes())
-        with ledger.transaction() as connection:
-            version = add_version(
-                connection,
-                name,
-                after=before,
-                fingerprint=fingerprint,
-                classes=classes,
-                summary=summarize(manifest, classes, merging, found.skipped),
-                manifest=key,
-                by_reference=by_reference or (before is not None and before.by_reference),
-            )
-            on_add(connection)
+        version = save_version(
+            ledger,
+            store,
+            name,
+            folder,
+            manifest,
+            merging,
+            found.skipped,
+            before=before,
+            by_reference=by_reference or (before is not None and before.by_reference),
+            on_add=on_add,
+        )
         return Added(version, new=True)
     except BaseException as error:
-        # Ctrl-C may have interrupted the end of a transaction. The traceback's frames then keep it open, and
-        # SQLite has only one writer: clear them.
-        traceback.clear_frames(error.__traceback__)
-        try:
-            stored = _remove_unless_added(ledger, store, folder)
-        except Unavailable as unavailable:
-            raise error from unavailable  # the first error is the one to report
-        if stored is None:
-            raise
-        return Added(stored, new=True)  # the COMMIT went through although its answer was lost
+        return Added(recover_version(error, ledger, store, folder), new=True)
+
+
+def save_version(
+    ledger: Ledger,
+    store: Store,
+    name: str,
+    folder: str,
+    manifest: Manifest,
+    merging: Merging,
+    skipped: Skipped,
+    *,
+    before: DatasetVersion | None,
+    by_reference: bool,
+    removed: int = 0,
+    on_add: Callable[[Connection], None] = lambda _connection: None,
+) -> DatasetVersion:
+    """Store the list of images in the version's folder, and add the version. Raises Conflict, Unavailable.
+
+    `removed` is how many images of the version before it does not have.
+    """
+    key = f"{folder}/{_MANIFEST}"
+    store.put(key, manifest.to_bytes())
+    classes = merging.classes()
+    with ledger.transaction() as connection:
+        version = add_version(
+            connection,
+            name,
+            after=before,
+            fingerprint=manifest.fingerprint(classes),
+            classes=classes,
+            summary=summarize(manifest, classes, merging, skipped) | {"removed": removed},
+            manifest=key,
+            by_reference=by_reference,
+        )
+        on_add(connection)
+    return version
+
+
+def recover_version(error: BaseException, ledger: Ledger, store: Store, folder: str) -> DatasetVersion:
+    """Return the folder's version if it was added although this error came; otherwise raise it again.
+
+    The COMMIT may go through although its answer is lost. If not, the folder is removed.
+    """
+    # Ctrl-C may have interrupted the end of a transaction. The traceback's frames then keep it open, and
+    # SQLite has only one writer: clear them.
+    traceback.clear_frames(error.__traceback__)
+    try:
+        stored = _remove_unless_added(ledger, store, folder)
+    except Unavailable as unavailable:
+        raise error from unavailable  # the first error is the one to report
+    if stored is None:
+        raise error
+    return stored
 
 
 def _store_images(

@@ -29,15 +29,22 @@ def added_lines(version: DatasetVersion, *, new: bool) -> list[str]:
     splits = ", ".join(f"{split} {summary['splits'][split]:,}" for split in Split)
     return [
         f"{name}, version {version.version}: {pluralize(summary['images'], 'image')} of "
-        f"{len(version.classes):,} classes ({splits}), {summary['added']:,} of them new",
+        f"{len(version.classes):,} classes ({splits}), {describe_change(summary)}",
         *found_lines(summary),
     ]
+
+
+def describe_change(summary: dict[str, Any]) -> str:
+    """Return how many images a version adds to those of the one before, or removes."""
+    removed: int = summary["removed"]
+    return f"{removed:,} removed" if removed else f"{summary['added']:,} of them new"
 
 
 def change_line(version: DatasetVersion, before: DatasetVersion | None) -> str:
     """Return what changed since the version before, in one line."""
     summary = version.summary
-    parts = [f"{pluralize(summary['added'], 'image')} added"]
+    removed = summary["removed"]
+    parts = [f"{pluralize(removed or summary['added'], 'image')} {'removed' if removed else 'added'}"]
     new = [name for name in version.classes if before and name not in set(before.classes)]
     if new:
         more = f" and {len(new) - _NAMED:,} more" if len(new) > _NAMED else ""

@@ -35,7 +35,8 @@ from jobs.storage.payloads import read_payload
 from jobs.storage.store import Store
 from labelmill.client import Client
 from labelmill.client.purging import Purge
-from labelmill.datasets.describing import found_lines
+from labelmill.commands.datasets import app as datasets_command
+from labelmill.datasets.describing import change_line, found_lines
 from tests.labelled import picture, write_classes
 from tests.threads import at_once
 from tests.unit.test_reporting import Page
@@ -175,6 +176,38 @@ def test_an_exported_version_is_the_same_dataset(client, tmp_path) -> None:
     # and a folder with files in it is left alone
     with pytest.raises(Conflict, match="is not empty"):
         client.export_dataset("pets", folder)
+
+
+def test_a_dataset_loses_images_a_class_and_a_version(client, store, run_command, tmp_path) -> None:
+    # given a dataset of three classes, to which version 2 has added images
+    folder = write_classes(tmp_path / "pets", classes=("ant", "cat", "dog"))
+    client.add_dataset("pets", folder)
+    before = splits_of(client, store, "pets")
+    client.add_dataset("pets", write_classes(tmp_path / "more", each=10, first=5000))
+
+    # when a class, some images, and what version 2 added are removed
+    done = run_command(datasets_command, "remove", "pets", "--class", "ant", "--name", "*/cat/000?.png")
+    assert done.stdout == "3\n"
+    assert "version 3: 90 images of 2 classes" in done.stderr
+    assert "50 removed" in done.stderr
+    version = client.drop_images("pets", added_by=2)
+
+    # then a new version is without them, the others are in their splits, and earlier versions have all
+    after = splits_of(client, store, "pets")
+    assert (version.version, version.classes, len(after)) == (4, ("cat", "dog"), 70)
+    assert {pixels: before[pixels] for pixels in after} == after
+    assert client.dataset("pets", version=2).summary["images"] == 140
+    assert change_line(version, client.dataset("pets", version=3)) == "20 images removed"
+
+    # and what would remove nothing, or leave too little, changes nothing
+    for options, words in (
+        ({"names": ["*.gif"]}, "has no such image"),
+        ({"classes": ["owl"]}, "has no class 'owl'"),
+        ({"classes": ["cat"]}, "at least two"),
+    ):
+        with pytest.raises(UserError, match=words):
+            client.drop_images("pets", **options)
+    assert client.dataset("pets").version == 4
 
 
 def test_given_splits_are_kept_and_validation_images_are_taken_from_training(client, tmp_path) -> None:
