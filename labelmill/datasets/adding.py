@@ -29,6 +29,7 @@ from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 from labelmill.datasets.checking import check_usable
 from labelmill.datasets.decoding import Decoded, Decoder
+from labelmill.datasets.look_alikes import LookAlikes
 from labelmill.datasets.merging import Merging, Place
 from labelmill.datasets.removing import remove_strays
 from labelmill.datasets.sources import LabelledImages, LabelledSources, Skipped
@@ -86,9 +87,11 @@ def add_dataset(
     folder = f"{dataset_folder(name)}/{new_id()}"
     try:
         with closing(Decoder(settings.image_limits)) as decoder:
-            _store_images(store, folder, found, decoder, merging, roots, groups, on_progress)
-        classes = merging.classes()
-        manifest = merging.manifest(classes)
+            looks = LookAlikes(decoder)
+            _store_images(store, folder, found, decoder, looks, merging, roots, groups, on_progress)
+            classes = merging.classes()
+            manifest = merging.manifest(classes)
+            merging.look_alikes = looks.across_splits(manifest)
         check_usable(manifest, classes, merging, found.skipped)
         fingerprint = manifest.fingerprint(classes)
         if before is not None and fingerprint == before.fingerprint:
@@ -169,6 +172,7 @@ def _store_images(
     folder: str,
     found: Iterable[LabelledImages],
     decoder: Decoder,
+    looks: LookAlikes,
     merging: Merging,
     roots: Roots | None,
     groups: re.Pattern[str] | None,
@@ -195,6 +199,7 @@ def _store_images(
                     label = label._replace(group=match[min(1, groups.groups)])
                 if merging.add(name, label, hashlib.sha256(content).hexdigest(), picture, place):
                     names.append(name)
+                    looks.add(picture, content)
                     contents.append(
                         content_of(SourceImage(name, content, None, url), roots) if roots else content
                     )

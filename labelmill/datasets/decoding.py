@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Final, TypeAlias
 
 from jobs.cores import usable_cores
 from jobs.errors import ImageError
 from jobs.limits import ImageLimits
+from labelmill.datasets.near_duplicates import Look, look_of
 from worker.predicting.decode import Picture, describe_many
 
 #: Decoding one image takes up to 1.3 GB (`jobs.limits`).
@@ -34,6 +35,10 @@ class Decoder:
     def close(self) -> None:
         """Stop the threads. Images that were not begun are dropped."""
         self._threads.shutdown(cancel_futures=True)
+
+    def look(self, data: bytes) -> Future[Look]:
+        """Begin to find out how an image looks. The result may be an ImageError."""
+        return self._threads.submit(look_of, data, self._limits)
 
     def begin(self, contents: Sequence[bytes | ImageError]) -> Callable[[], list[Decoded]]:
         """Begin to decode images. Return a function that waits for the results.

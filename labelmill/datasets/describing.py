@@ -107,6 +107,11 @@ def found_lines(summary: dict[str, Any]) -> list[str]:
             "in more than one split, by their sources or by earlier versions: {groups}",
             "{name} is in {splits}",
         ),
+        (
+            "look_alikes",
+            "in test, although models learn from variants: {images} (`--group-by` keeps variants together)",
+            "{name} looks like {same_as} in {split}",
+        ),
     )
     lines = []
     for key, what, first in findings:

@@ -52,6 +52,7 @@ class Merging:
         self.relabelled = Examples()
         self.in_two_splits = Examples()
         self.groups_in_two_splits = Examples()
+        self.look_alikes = Examples()
         self._numbers = {image.pixels: number for number, image in enumerate(before.images)}
         self._names = [image.name for image in before.images]
         self._labels = [classes[image.label] for image in before.images]

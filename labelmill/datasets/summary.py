@@ -44,6 +44,7 @@ def summarize(
         "relabelled": merging.relabelled.to_json(),
         "in_two_splits": merging.in_two_splits.to_json(),
         "groups_in_two_splits": merging.groups_in_two_splits.to_json(),
+        "look_alikes": merging.look_alikes.to_json(),
         "unlabelled": skipped.unlabelled.to_json(),
         "skipped": skipped.files,
     }

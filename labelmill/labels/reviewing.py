@@ -21,7 +21,7 @@ from jobs.storage.store_identity import check_store
 from labelmill.labels.job_images import THUMBNAIL_SIDE, read_images
 
 if TYPE_CHECKING:
-    from labelmill.labels.near_duplicates import Look
+    from labelmill.datasets.near_duplicates import Look
 
 #: Candidates that are read for each image wanted: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
@@ -79,7 +79,7 @@ def review(
     Raises NotFound, Conflict if the job's images were purged, UserError without decoders, Unavailable.
     """
     require_decoders("Reviewing")
-    from labelmill.labels.near_duplicates import look_the_same
+    from labelmill.datasets.near_duplicates import look_the_same
 
     with ledger.reading() as connection:
         status = job_status(connection, job_id)
@@ -121,7 +121,7 @@ def _looks_of_copies(
 
     Raises Unavailable.
     """
-    from labelmill.labels.near_duplicates import look_of
+    from labelmill.datasets.near_duplicates import look_of
 
     looks: defaultdict[str | None, list[Look]] = defaultdict(list)
     for sha256, predicted in corrected:
@@ -137,7 +137,7 @@ def _previews(
 
     Raises Unavailable.
     """
-    from labelmill.labels.near_duplicates import look_of
+    from labelmill.datasets.near_duplicates import look_of
     from worker.predicting.pictures import thumbnail
 
     previews = {}

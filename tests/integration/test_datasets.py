@@ -39,6 +39,7 @@ from labelmill.commands.datasets import app as datasets_command
 from labelmill.datasets.describing import change_line, found_lines
 from tests.labelled import picture, write_classes
 from tests.threads import at_once
+from tests.unit.test_near_duplicates import photograph
 from tests.unit.test_reporting import Page
 
 
@@ -156,6 +157,23 @@ def test_variants_of_one_thing_are_in_one_split(client, store, tmp_path) -> None
 
     with pytest.raises(UserError, match="not a regular expression"):
         client.add_dataset("d", folder, group_by="(")
+
+
+def test_test_images_that_look_like_training_images_are_said(client, tmp_path) -> None:
+    # given photographs in train and test, and a training image as JPEG among those for testing
+    for number in range(12):
+        split, name = ("train", "validation", "test")[number // 4], ("cat", "dog")[number % 2]
+        path = tmp_path / "pets" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(number).save(path)
+    photograph(2).save(tmp_path / "pets" / "test" / "cat" / "copy.jpg", quality=75)
+
+    # when they are added, then it is said which looks like which
+    version = client.add_dataset("pets", tmp_path / "pets").version
+    [found] = version.summary["look_alikes"]["first"]
+    names = [found[key].rpartition("pets/")[2] for key in ("name", "same_as")]
+    assert names == ["test/cat/copy.jpg", "train/cat/2.png"]
+    assert any("learn from variants: 1 image" in line for line in found_lines(version.summary))
 
 
 def test_an_exported_version_is_the_same_dataset(client, tmp_path) -> None:

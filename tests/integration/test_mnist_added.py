@@ -24,7 +24,8 @@ def settings(settings: Settings, little_mnist: Digits, tmp_path: Path) -> Settin
 def test_it_comes_with_limits_and_a_weekly_training_unless_somebody_has_set_others(
     settings: Settings, ledger: Ledger, store: Store, client: Client
 ) -> None:
-    # Given a limit that was set before, when a training needs MNIST, twice
+    # Given a new ledger, which has no schedule, and a limit that was set, when a training needs MNIST, twice
+    assert client.schedules() == []
     client.set_gate(MNIST, margin=0.02)
     for _ in range(2):
         add_mnist_if_missing(ledger, store, settings)

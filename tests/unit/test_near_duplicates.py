@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from jobs.limits import ImageLimits
-from labelmill.labels.near_duplicates import look_of, look_the_same
+from labelmill.datasets.near_duplicates import look_of, look_the_same
 from tests.digits import Digits
 from tests.faults.corpus import encode
 

@@ -8,9 +8,11 @@ nothing about colour, so the mean colours of the four quarters are compared, too
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from jobs.limits import ImageLimits
@@ -19,8 +21,9 @@ from worker.predicting.decode import decode
 
 _SIDE: Final = 16
 
-#: An image as it is hashed: one more column than bits in a row, because a bit compares two.
-_SPEC: Final = InputSpec(width=_SIDE + 1, height=_SIDE, mode="RGB", resampling="box")
+#: An image as it is hashed: one more column than bits in a row, because a bit compares two. With a reduction
+#: of 2, a small JPEG would differ from the same picture as PNG.
+_SPEC: Final = InputSpec(width=_SIDE + 1, height=_SIDE, mode="RGB", resampling="box", reduction=4)
 
 #: Smaller differences of grey levels are noise: a flat background must not have random bits.
 _MARGIN: Final = 8
@@ -61,6 +64,22 @@ def look_the_same(one: Look, other: Look) -> bool:
     if different > _DIFFERENT_SHARE * (one.hash | other.hash).bit_count():
         return False
     return all(map(_same_colour, one.colours, other.colours))
+
+
+def pack_hashes(looks: Sequence[Look]) -> npt.NDArray[np.uint64]:
+    """Return the hashes as an array of shape (images, words)."""
+    packed = b"".join(look.hash.to_bytes(_SIDE * _SIDE // 8, "big") for look in looks)
+    return np.frombuffer(packed, np.uint64).reshape(-1, _SIDE * _SIDE // 64)
+
+
+def alike(one: Look, hashes: npt.NDArray[np.uint64]) -> list[int]:
+    """Return the places of the hashes with the same shapes as an image, as `look_the_same` compares them."""
+    own = pack_hashes([one])
+    different = np.bitwise_count(own ^ hashes).sum(axis=1)
+    found: list[int] = np.flatnonzero(
+        different <= _DIFFERENT_SHARE * np.bitwise_count(own | hashes).sum(axis=1)
+    ).tolist()
+    return found
 
 
 def _same_colour(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
