@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ from jobs.models.class_names import check_class_names
 from jobs.models.dataset import MNIST
 from jobs.models.evaluation import Evaluation
 from jobs.models.model import Invert, Model, Resampling
-from jobs.models.runtime import ModelRuntime
+from jobs.models.runtime import ModelRuntime, Runtime
 from jobs.storage.registry import read_stored, remove_model
 from jobs.storage.store_identity import check_store
 from labelmill.client.installation import Installation, accept_numpy_numbers
@@ -88,6 +88,7 @@ class ModelMethods(Installation):
         resampling: Resampling = "bilinear",
         invert: Invert | None = None,
         logits: bool = False,
+        runtimes: Collection[Runtime] = (),
         on_message: Callable[[str], None] = lambda _text: None,
     ) -> Registered:
         """Register a model that was trained elsewhere. Only `promote` makes it the champion.
@@ -104,9 +105,9 @@ class ModelMethods(Installation):
         - `invert`: which images are inverted first: never, always, or dark_on_light (images with a bright
           border). Default: dark_on_light if the model takes MNIST's format; otherwise never.
         - `logits`: whether it answers logits instead of probabilities, so that a softmax is added.
+        - `runtimes`: the runtimes to try beside Keras, as for `compile_model`. Default: all if the model
+          takes more than two milliseconds per image, otherwise none.
         - `on_message`: called with a line of text at each step that takes long.
-
-        A model that takes more than two milliseconds per image is compiled: see `compile_model`.
 
         Returns the model, whether it is new, and why `evaluate` cannot measure it (None if it can).
         Registering a file again returns the same model. Needs TensorFlow. Raises UserError if the file or the
@@ -127,11 +128,16 @@ class ModelMethods(Installation):
             resampling=resampling,
             invert=invert,
             logits=logits,
+            runtimes=runtimes,
             on_message=on_message,
         )
 
-    def compile_model(self, model: str | None = None) -> list[ModelRuntime]:
+    def compile_model(
+        self, model: str | None = None, *, runtimes: Collection[Runtime] = ()
+    ) -> list[ModelRuntime]:
         """Find out which runtime computes a model quickest, so that workers use it. Default: the champion.
+
+        - `runtimes`: the runtimes to try beside Keras. Default: all. With Keras alone, workers use Keras.
 
         The model is exported for ONNX Runtime and OpenVINO, and their labels and confidences are compared
         with those of Keras, on images of its dataset and on made-up ones. Return what was found, the quickest
@@ -143,7 +149,7 @@ class ModelMethods(Installation):
 
         found = self.model(model)
         check_store(self.ledger, self.store)
-        return compile_model(self.ledger, self.store, self.settings, found)
+        return compile_model(self.ledger, self.store, self.settings, found, runtimes)
 
     def runtimes(self, model: str | None = None) -> list[ModelRuntime]:
         """Return the runtimes that a model (default: the champion) was compiled for, the quickest first."""

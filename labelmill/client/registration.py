@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,7 @@ from jobs.ledger.learning.models import check_dataset, list_models
 from jobs.models.class_names import check_class_names
 from jobs.models.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
 from jobs.models.model_file import check_model_file
+from jobs.models.runtime import Runtime
 from jobs.settings import Settings
 from jobs.storage.registry import register_model
 from jobs.storage.store import Store
@@ -61,6 +62,7 @@ def register(
     resampling: Resampling,
     invert: Invert | None,
     logits: bool,
+    runtimes: Collection[Runtime],
     on_message: Callable[[str], None],
 ) -> Registered:
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
@@ -126,6 +128,7 @@ def register(
         settings,
         model,
         image_seconds * 1e6,
+        runtimes,
         on_begin=lambda: on_message("trying which runtime is the quickest: this takes a minute"),
     )
     unfit = why_unfit(model, version.classes) if version is not None else None

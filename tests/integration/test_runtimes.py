@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import Result
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
@@ -22,6 +24,7 @@ from jobs.settings import Settings
 from jobs.storage.artefacts import artefact_key
 from jobs.storage.registry import register_model, remove_model
 from jobs.storage.store import Store
+from labelmill.cli import app
 from labelmill.client import Client
 from tests import training
 from tests.digits import Digits
@@ -130,7 +133,7 @@ def test_a_trained_model_is_compiled_after_its_promotion_which_a_failure_leaves_
     # Given a compilation that fails
     seen: list[tuple[str | None, RunState]] = []
 
-    def fail(_ledger: Ledger, _store: Store, _settings: Settings, model: Model) -> None:
+    def fail(_ledger: Ledger, _store: Store, _settings: Settings, model: Model, _: object) -> None:
         with ledger.reading() as connection:
             champion = find_champion(connection)
             seen.append((champion and champion.id, latest_runs(connection, limit=1)[0].state))
@@ -203,3 +206,26 @@ def test_without_the_packages_keras_is_used_and_a_quick_network_is_not_compiled(
 
 def _write_measures(folder: Path, *step: str) -> None:
     (folder / f"{step[-1]}.json").write_text('{"state": "passed", "images": 32}')
+
+
+def test_a_person_names_the_runtimes_to_try(
+    ledger: Ledger,
+    store: Store,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    run_command: Callable[..., Result],
+) -> None:
+    # Given a quick model, which is compiled only if a person asks for it
+    model = register_digits(ledger, store, keras_file())
+    monkeypatch.setattr(compiling, "_run_step", _write_measures)
+
+    def recorded() -> set[Runtime]:
+        with ledger.reading() as connection:
+            return {each.runtime for each in list_runtimes(connection, model.id)}
+
+    # When they name a runtime, then it is tried, and no other
+    compile_if_slow(ledger, store, settings, model, 1.0, [Runtime.OPENVINO])
+    assert recorded() == {Runtime.KERAS, Runtime.OPENVINO}
+    # and if they name Keras, then nothing is left but Keras.
+    assert run_command(app, "models", "compile", model.id, "--runtime", "keras").exit_code == 0
+    assert recorded() == {Runtime.KERAS}

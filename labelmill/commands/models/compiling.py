@@ -6,13 +6,21 @@ from typing import Annotated, Final
 
 import typer
 
-from jobs.models.runtime import ModelRuntime
+from jobs.models.runtime import ModelRuntime, Runtime
 from labelmill.client import Client
 from labelmill.commands.options import AliasOfOption, AsJsonList
 from labelmill.console.tables import Column, print_rows
 from labelmill.console.terminal import examples, report_errors, say
 
 app = typer.Typer(add_completion=False)
+
+RuntimesOption = Annotated[
+    list[Runtime] | None,
+    typer.Option(
+        "--runtime",
+        help="A runtime to try beside Keras; repeatable. With `keras` alone, workers use Keras.",
+    ),
+]
 
 
 def _figure(value: float | None, text: str) -> str:
@@ -41,11 +49,18 @@ _COLUMNS: Final = (
 )
 
 
-@app.command("compile", epilog=examples("labelmill models compile 06h0w4r0rf0dkckt"))
+@app.command(
+    "compile",
+    epilog=examples(
+        "labelmill models compile 06h0w4r0rf0dkckt",
+        "labelmill models compile 06h0w4r0rf0dkckt --runtime keras",
+    ),
+)
 @report_errors
 def compile_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, or an alias.")],
     dataset: AliasOfOption = None,
+    runtimes: RuntimesOption = None,
     as_json: AsJsonList = False,
 ) -> None:
     """Find out which runtime computes a model quickest. Workers then use it.
@@ -55,10 +70,10 @@ def compile_model(
     is measured with as many threads as a process of a worker has. If no other runtime passes, Keras is used.
 
     Networks that take more than two milliseconds per image are compiled when they are registered or
-    trained. Needs TensorFlow.
+    trained. A worker that has loaded another runtime keeps it until it restarts. Needs TensorFlow.
     """
     with Client() as client:
         found = client.model(model, dataset=dataset)
         say(f"trying which runtime is the quickest for model {found.id}: this takes a minute")
-        runtimes = client.compile_model(found.id)
-    print_rows(_COLUMNS, runtimes, as_json=as_json)
+        tried = client.compile_model(found.id, runtimes=runtimes or ())
+    print_rows(_COLUMNS, tried, as_json=as_json)

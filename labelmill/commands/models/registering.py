@@ -14,7 +14,7 @@ from labelmill.client import Client
 from labelmill.client.registration import describe_input
 from labelmill.commands.follow_run import add_mnist
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
-from labelmill.commands.models.compiling import milliseconds
+from labelmill.commands.models.compiling import RuntimesOption, milliseconds
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.commands.options import AliasOfOption, AsJson
 from labelmill.console.progress import ProgressLine
@@ -72,6 +72,7 @@ def register(
             "MNIST's format, 28 x 28 grey, otherwise none.",
         ),
     ] = None,
+    runtimes: RuntimesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a .keras file that was trained elsewhere; prints its id. Only `promote` makes it the champion.
@@ -93,6 +94,7 @@ def register(
             resampling=resampling,
             invert=invert,
             logits=logits,
+            runtimes=runtimes or (),
             on_message=say,
         )
         model = registered.model

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,26 +60,32 @@ def compile_if_slow(
     settings: Settings,
     model: Model,
     image_microseconds: float,
+    runtimes: Collection[Runtime] = (),
     on_begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Compile a model unless it is compiled, or so quick with Keras that no other runtime would pay.
 
-    A failure is logged: Keras can serve every model.
+    If a person names runtimes, compile it in any case. A failure is logged: Keras can serve every model.
     """
-    if image_microseconds < MIN_IMAGE_MICROSECONDS:
-        return
     try:
-        with ledger.reading() as connection:
-            if list_runtimes(connection, model.id):
+        if not runtimes:
+            if image_microseconds < MIN_IMAGE_MICROSECONDS:
                 return
+            with ledger.reading() as connection:
+                if list_runtimes(connection, model.id):
+                    return
         on_begin()
-        compile_model(ledger, store, settings, model)
+        compile_model(ledger, store, settings, model, runtimes)
     except (LabelmillError, SoftTimeLimitExceeded) as error:
         logger.warning("model %s was not compiled, so Keras serves it: %s", model.id, error)
 
 
-def compile_model(ledger: Ledger, store: Store, settings: Settings, model: Model) -> list[ModelRuntime]:
-    """Try each runtime for a model, and record what was found. Return it, the quickest that passed first.
+def compile_model(
+    ledger: Ledger, store: Store, settings: Settings, model: Model, runtimes: Collection[Runtime] = ()
+) -> list[ModelRuntime]:
+    """Try each runtime, or Keras and the named ones, for a model, and record what was found.
+
+    Return it, the quickest that passed first.
 
     Raises ModelRefused if the model's file is gone, NotFound if the model was removed, Unavailable.
     """
@@ -95,8 +101,10 @@ def compile_model(ledger: Ledger, store: Store, settings: Settings, model: Model
         (folder / "model.json").write_text(json.dumps(options | {"threads": threads}))
         failed = _run_step(folder, "measure", Runtime.KERAS)
         found = [_read_result(folder, Runtime.KERAS, threads, failed)]
-        failed = failed or _missing("tf2onnx") or _run_step(folder, "export")
-        for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):
+        others = [each for each in runtimes or Runtime if each is not Runtime.KERAS]
+        if others:
+            failed = failed or _missing("tf2onnx") or _run_step(folder, "export")
+        for runtime in others:
             reason = failed or _missing(runtime) or _run_step(folder, "measure", runtime)
             found.append(_read_result(folder, runtime, threads, reason))
         if any(each.state is RuntimeState.PASSED and each.sha256 for each in found):
