@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -24,11 +25,14 @@ from jobs.ledger import Ledger, metrics
 from jobs.ledger.api.batches import INTAKE_LEASE_SECONDS, add_batch, claim_intake
 from jobs.ledger.api.keys import Role, create_key, revoke_key
 from jobs.ledger.jobs.submission import open_job
+from jobs.ledger.learning.models import save_evaluation
 from jobs.ledger.learning.runs import request_run
+from jobs.ledger.learning.runtimes import save_runtimes
 from jobs.ledger.learning.schedules import set_schedule
 from jobs.ledger.workers import BEAT, WorkerRow, report_worker
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.model import Model
+from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
 from jobs.queue import KEY_PREFIX
 from jobs.schema import (
     ChunkState,
@@ -63,6 +67,7 @@ from labelmill.operations.probes import redacted_message
 from labelmill.server.serving import announced, listen_on
 from tests.conftest import Broker, plans_of
 from tests.console import until
+from tests.evaluations import made_evaluation
 from tests.postgresql import PostgresqlServer
 from tests.small_disk import small_disk
 
@@ -488,6 +493,20 @@ def test_only_a_model_with_the_datasets_classes_is_proposed(settings, ledger, ma
     find(check_models, settings, "mnist has no champion", WARNING, f"labelmill models promote {good.id}")
     change(ledger, models_table, classes=["cat", "dog"])
     find(check_models, settings, "mnist has no champion", WARNING, "labelmill retrain --dataset mnist")
+
+
+@on_sqlite
+def test_a_slow_champion_that_was_not_compiled(settings, ledger, make_model, store):
+    # Given a champion that takes 3 ms per image
+    model = make_model(store=store)
+    measured, answers = made_evaluation([1], [1])
+    with ledger.transaction() as connection:
+        save_evaluation(connection, model.id, "f" * 64, replace(measured, image_microseconds=3000.0), answers)
+    find(check_models, settings, "3.0 ms per image", WARNING, f"labelmill models compile {model.id}")
+    # When it is compiled, with whatever result, then all is well.
+    with ledger.transaction() as connection:
+        save_runtimes(connection, model.id, [ModelRuntime(Runtime.KERAS, RuntimeState.PASSED, 1, images=1)])
+    assert is_well(check_models, settings)
 
 
 @on_sqlite

@@ -13,18 +13,19 @@ class Commands:
     """The commands of one kind of installation."""
 
     run: str  # before the name of any other command
+    run_with_tensorflow: str  # before that of one that needs TensorFlow
     worker: str
     trainer: str
     beat: str
     api: str
     redis: str
     postgresql: str
-    train: str
     upgrade: str
 
 
 _OWN: Final = Commands(
     run="labelmill",
+    run_with_tensorflow="labelmill",
     worker="labelmill worker",
     trainer="labelmill worker --trainer",
     beat="celery -A worker.app beat",
@@ -32,7 +33,6 @@ _OWN: Final = Commands(
     redis="start Redis at LABELMILL_BROKER_URL, or correct the URL; test it: redis-cli -u URL ping",
     postgresql="start PostgreSQL at LABELMILL_LEDGER_URL (its log says why it ended), or correct the URL; "
     "test it: pg_isready -d URL",
-    train="labelmill train",
     upgrade="labelmill db upgrade",
 )
 
@@ -42,13 +42,13 @@ _LOCAL: Final = replace(
 
 _COMPOSE: Final = Commands(
     run="docker compose run --rm producer",
+    run_with_tensorflow="docker compose run --rm trainer",
     worker="docker compose up --detach worker",
     trainer="docker compose up --detach trainer",
     beat="docker compose up --detach beat",
     api="docker compose up --detach api",
     redis="docker compose up --detach redis, then docker compose logs redis",
     postgresql="docker compose up --detach db, then docker compose logs db",
-    train="docker compose run --rm trainer train",
     upgrade="sh deploy/compose/upgrade",
 )
 

@@ -11,8 +11,10 @@ from sqlalchemy.engine import Connection
 from jobs.errors import SettingsError, Unavailable
 from jobs.ledger import metrics
 from jobs.ledger.learning.datasets import list_datasets
-from jobs.ledger.learning.models import CHAMPION, list_models
+from jobs.ledger.learning.models import CHAMPION, find_evaluation, list_models
+from jobs.ledger.learning.runtimes import list_runtimes
 from jobs.models.model import Model
+from jobs.models.runtime import MIN_IMAGE_MICROSECONDS
 from jobs.settings import Settings
 from jobs.storage.registry import model_key
 from jobs.storage.store import Store
@@ -33,6 +35,9 @@ def check_models(settings: Settings) -> Iterator[Finding]:
         needed.extend(model for model in models if model.id in ids)
         classes = {each.dataset: each.classes for each in list_datasets(connection)}
         yield from _champions(models, classes, settings)
+        for model in models:
+            if CHAMPION in model.aliases:
+                yield from _check_speed(connection, model, settings)
 
     yield from check(settings)
     if not needed:
@@ -47,7 +52,8 @@ def check_models(settings: Settings) -> Iterator[Finding]:
 
 
 def _no_model(settings: Settings) -> Finding:
-    return problem("there is no model, so nothing can be submitted", fix=commands_of(settings).train)
+    fix = f"{commands_of(settings).run_with_tensorflow} train"
+    return problem("there is no model, so nothing can be submitted", fix=fix)
 
 
 def _champions(
@@ -79,6 +85,19 @@ def _champions(
             yield warning(
                 f"{dataset} has no champion, so each of its jobs must name a model (submit --model)", fix=fix
             )
+
+
+def _check_speed(connection: Connection, model: Model, settings: Settings) -> Iterator[Finding]:
+    """Yield a warning if the model is slow and was never compiled."""
+    measured = find_evaluation(connection, model.id)
+    if measured is None or list_runtimes(connection, model.id):
+        return
+    microseconds = measured.evaluation.image_microseconds
+    if microseconds >= MIN_IMAGE_MICROSECONDS:
+        yield warning(
+            f"model {model.id} takes {microseconds / 1000:.1f} ms per image, and was not compiled",
+            fix=f"{commands_of(settings).run_with_tensorflow} models compile {model.id}",
+        )
 
 
 def _check_file(model: Model, store: Store, settings: Settings) -> Iterator[Finding]:

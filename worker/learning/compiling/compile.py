@@ -27,7 +27,7 @@ from jobs.files import temporary_folder
 from jobs.ledger import Ledger
 from jobs.ledger.learning.runtimes import list_runtimes, save_runtimes
 from jobs.models.model import InputSpec, Model
-from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
+from jobs.models.runtime import MIN_IMAGE_MICROSECONDS, ModelRuntime, Runtime, RuntimeState
 from jobs.settings import Settings
 from jobs.storage.artefacts import put_artefact, remove_artefacts
 from jobs.storage.keras_files import cache_errors
@@ -38,10 +38,6 @@ from worker.learning.data import Uint8, no_images
 from worker.learning.stored import open_dataset
 
 logger = logging.getLogger(__name__)
-
-#: A network that takes less time per image, in microseconds, is compiled only if a person asks for it. Up to
-#: this, decoding takes about as long, and other runtimes save a fifth of the network's time (`cnn`, 64x64).
-MIN_IMAGE_MICROSECONDS: Final = 2000.0
 
 #: How many images the runtimes are compared on: images of the dataset, and made-up ones.
 _REAL_IMAGES: Final = 64
