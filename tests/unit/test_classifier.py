@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
@@ -115,6 +118,27 @@ def test_the_larger_a_picture_the_fewer_are_in_a_batch(
         images = np.zeros((count, *shape), np.uint8)
         images[:, 0, 0, 0] = 255 * bright
         assert classifier.predict(images).class_index.tolist() == bright.tolist()
+
+
+def test_a_network_says_how_many_large_pictures_it_computes_at_a_time() -> None:
+    # Given a network that computes two large pictures at a time
+    class Pairs:
+        large_pictures = 2
+        sizes: ClassVar[list[int]] = []
+
+        def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            self.sizes.append(len(batch))
+            return np.ones((len(batch), 1), np.float32)
+
+        def translated_errors(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    # When three are classified, then it gets two batches of two; small pictures have larger batches.
+    for side, sizes in ((224, [2, 2]), (28, [SMALL_BATCH])):
+        Pairs.sizes.clear()
+        classifier = Classifier(Pairs(), ("a",), InputSpec(side, side, "RGB"))
+        assert classifier.predict(np.zeros((3, side, side, 3), np.uint8)).class_index.tolist() == [0, 0, 0]
+        assert Pairs.sizes == sizes
 
 
 def test_grey_pictures_may_have_an_axis_for_their_channel() -> None:

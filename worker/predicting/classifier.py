@@ -40,7 +40,8 @@ LARGE_BATCH: Final = 2048
 # A batch filled to this share is padded: smaller batches would compute nearly as many images in more calls.
 _NEARLY_FULL: Final = 0.75
 
-# Limit of a batch's pixels, except in the smallest batch: the network's activations take many times as much.
+# Limit of a batch's pixels: the network's activations take many times as much. If SMALL_BATCH pictures have
+# more, the network says how many it computes at a time.
 _BATCH_BYTES: Final = 2 * 1024 * 1024
 
 # Tolerance for the sum of an image's probabilities: a softmax in bfloat16 deviates from 1 by 0.004.
@@ -87,7 +88,7 @@ class Classifier:
         self.network = network
         self.classes = tuple(classes)
         self.spec = spec
-        self._sizes = _batch_sizes(math.prod(spec.shape))
+        self._sizes = _batch_sizes(math.prod(spec.shape)) or (network.large_pictures,)
         #: The number of images per call of `predict` that is most efficient.
         self.batch = self._sizes[-1]
         self._padded = {size: np.zeros((size, *spec.shape), np.uint8) for size in self._sizes}
@@ -204,6 +205,6 @@ def _are_probabilities(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]
 
 
 def _batch_sizes(picture_bytes: int) -> tuple[int, ...]:
-    """Return the batch sizes for pictures of `picture_bytes` bytes each, the smallest first."""
-    larger = (_MEDIUM_BATCH, BATCH, LARGE_BATCH)
-    return (SMALL_BATCH, *(size for size in larger if size * picture_bytes <= _BATCH_BYTES))
+    """Return the batch sizes for pictures of `picture_bytes` bytes, the smallest first; none if large."""
+    sizes = (SMALL_BATCH, _MEDIUM_BATCH, BATCH, LARGE_BATCH)
+    return tuple(size for size in sizes if size * picture_bytes <= _BATCH_BYTES)

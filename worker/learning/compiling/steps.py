@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from jobs.models.model import InputSpec
 from jobs.models.runtime import Runtime, RuntimeState
-from worker.predicting.classifier import Classifier
+from worker.predicting.classifier import SMALL_BATCH, Classifier
 
 #: The time limit of a step.
 STEP_SECONDS: Final = 300
@@ -132,7 +132,7 @@ def _load(
 
 
 def _image_microseconds(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> float:
-    batch = np.resize(pixels, (classifier.batch, *pixels.shape[1:]))
+    batch = np.resize(pixels, (max(classifier.batch, SMALL_BATCH), *pixels.shape[1:]))
     passes = []
     for _ in range(_TIMED_PASSES):
         started = time.perf_counter()

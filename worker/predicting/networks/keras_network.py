@@ -26,6 +26,8 @@ _NO_MEMORY: Final = (MemoryError, tf.errors.ResourceExhaustedError)
 class KerasNetwork:
     """A Keras model, traced once for each batch size."""
 
+    large_pictures = 32  # a GPU needs many
+
     def __init__(
         self, model: keras.Model, classes: Sequence[str], spec: InputSpec, *, logits: bool = False
     ) -> None:

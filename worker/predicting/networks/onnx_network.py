@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from worker.predicting.networks.network import FEW_PICTURES
+
 #: ONNX Runtime's level of messages: errors only. They are raised as exceptions, too.
 _ERRORS_ONLY: Final = 3
 
 
 class OnnxNetwork:
     """An ONNX model in ONNX Runtime."""
+
+    large_pictures = FEW_PICTURES
 
     def __init__(self, data: bytes, threads: int) -> None:
         """Load an ONNX model. Raises ONNX Runtime's errors."""

@@ -8,9 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
+from worker.predicting.networks.network import FEW_PICTURES
+
 
 class OpenVinoNetwork:
     """An ONNX model in OpenVINO, compiled once for each batch size."""
+
+    large_pictures = FEW_PICTURES
 
     def __init__(self, data: bytes, threads: int) -> None:
         """Read an ONNX model. Raises OpenVINO's errors."""
