@@ -347,7 +347,7 @@ model_runtimes = Table(
     "model_runtimes",
     metadata,
     Column("model_id", ForeignKey("models.id", ondelete="CASCADE"), primary_key=True, doc="the model"),
-    Column("runtime", String(16), primary_key=True, doc="`keras`, `onnxruntime` or `openvino`"),
+    Column("runtime", String(16), primary_key=True, doc="`keras`, `onnxruntime`, `openvino` or `litert`"),
     Column("state", String(16), nullable=False, doc="`passed`, `differs` or `failed`"),
     Column("reason", Text, doc="why it differs or failed; null if it passed"),
     Column("image_microseconds", Double, doc="time per image on full batches"),

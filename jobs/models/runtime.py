@@ -17,6 +17,18 @@ class Runtime(StrEnum):
     KERAS = "keras"
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    LITERT = "litert"
+
+    @property
+    def package(self) -> str:
+        """Return the name that it is imported under."""
+        return "ai_edge_litert" if self is Runtime.LITERT else self.value
+
+    @property
+    def suffix(self) -> str:
+        """Return the suffix of the file that it runs, which says the file's format."""
+        suffixes = {Runtime.KERAS: "keras", Runtime.LITERT: "tflite"}
+        return suffixes.get(self, "onnx")
 
 
 class RuntimeState(StrEnum):

@@ -1,8 +1,7 @@
-"""The artefacts of models: the ONNX files that runtimes other than Keras run, each under its SHA-256."""
+"""The artefacts of models: the files that runtimes other than Keras run, each under its SHA-256."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,27 +12,27 @@ from jobs.storage.keras_files import KerasFile, fetch
 from jobs.storage.store import Store
 
 
-def put_artefact(store: Store, data: bytes) -> None:
-    """Store an artefact. Raises Unavailable."""
-    store.put(artefact_key(hashlib.sha256(data).hexdigest()), data)
+def put_artefact(store: Store, runtime: ModelRuntime, data: bytes) -> None:
+    """Store a runtime's file. Raises Unavailable."""
+    store.put(artefact_key(runtime), data)
 
 
 def fetch_artefact(store: Store, runtime: ModelRuntime, cache_dir: Path) -> Path:
     """Return the path of a runtime's file on this machine. Raises what `fetch` raises."""
-    sha256 = runtime.sha256 or ""
-    file = KerasFile(f"runtime {runtime.runtime}", artefact_key(sha256), sha256, runtime.size_bytes or 0)
+    name, sha256 = f"runtime {runtime.runtime}", runtime.sha256 or ""
+    file = KerasFile(name, artefact_key(runtime), sha256, runtime.size_bytes or 0)
     return fetch(store, file, cache_dir, is_keras=False)
 
 
 def remove_artefacts(ledger: Ledger, store: Store, runtimes: Iterable[ModelRuntime]) -> None:
     """Remove the files of runtimes that are no longer recorded. Raises Unavailable."""
-    for sha256 in {each.sha256 for each in runtimes if each.sha256}:
+    for sha256, key in {(each.sha256, artefact_key(each)) for each in runtimes if each.sha256}:
         with ledger.reading() as connection:
             is_used = has_artefact(connection, sha256)
         if not is_used:
-            store.remove(artefact_key(sha256))
+            store.remove(key)
 
 
-def artefact_key(sha256: str) -> str:
-    """Return the key of an artefact in the store, which is also its path in the cache."""
-    return f"models/{sha256}.onnx"
+def artefact_key(runtime: ModelRuntime) -> str:
+    """Return the key of a runtime's file in the store, which is also its path in the cache."""
+    return f"models/{runtime.sha256}.{runtime.runtime.suffix}"

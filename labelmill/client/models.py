@@ -139,10 +139,10 @@ class ModelMethods(Installation):
 
         - `runtimes`: the runtimes to try beside Keras. Default: all. With Keras alone, workers use Keras.
 
-        The model is exported for ONNX Runtime and OpenVINO, and their labels and confidences are compared
-        with those of Keras, on images of its dataset and on made-up ones. Return what was found, the quickest
-        first. A runtime that fails or differs is a result, too. Needs TensorFlow, and takes a minute.
-        Raises ModelRefused if the model's file is missing or changed, Unavailable.
+        The model is exported for ONNX Runtime, OpenVINO and LiteRT, and their labels and confidences are
+        compared with those of Keras, on images of its dataset and on made-up ones. Return what was found,
+        the quickest first. A runtime that fails or differs is a result, too. Needs TensorFlow, and takes a
+        minute. Raises ModelRefused if the model's file is missing or changed, Unavailable.
         """
         require_tensorflow("Compiling")
         from worker.learning.compiling.compile import compile_model

@@ -36,6 +36,7 @@ from worker.learning.recipes import Recipe
 from worker.predicting import context as worker_context
 from worker.predicting.context import WorkerContext
 from worker.predicting.networks.keras_network import KerasNetwork
+from worker.predicting.networks.litert_network import LiteRtNetwork
 from worker.predicting.networks.onnx_network import OnnxNetwork
 from worker.predicting.networks.openvino_network import OpenVinoNetwork
 from worker.predicting.tensorflow_runtime import keras
@@ -95,6 +96,7 @@ def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
     for runtime, network in (
         (Runtime.ONNXRUNTIME, OnnxNetwork),
         (Runtime.OPENVINO, OpenVinoNetwork),
+        (Runtime.LITERT, LiteRtNetwork),
         (Runtime.KERAS, KerasNetwork),
     ):
         _make_quickest(ledger, model, found, runtime)
@@ -106,15 +108,17 @@ def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
     context.close()
 
     # If the file is damaged, a new process uses Keras.
-    key = artefact_key(next(each.sha256 for each in found if each.sha256) or "")
-    store.put(key, b"damaged")
-    (settings.cache_dir / key).unlink()
+    keys = {artefact_key(each) for each in found if each.sha256}
+    assert {key.rpartition(".")[2] for key in keys} == {"onnx", "tflite"}
+    for key in keys:
+        store.put(key, b"damaged")
+        (settings.cache_dir / key).unlink()
     with WorkerContext(settings, processes=1) as other:
         assert isinstance(other.classifier(model.id).network, KerasNetwork)
 
-    # The file goes with the model.
+    # The files go with the model.
     remove_model(ledger, store, model)
-    assert not store.exists(key)
+    assert not any(map(store.exists, keys))
 
 
 def _make_quickest(ledger: Ledger, model: Model, found: list[ModelRuntime], runtime: Runtime) -> None:
@@ -182,7 +186,7 @@ def test_an_exporter_that_fails_is_a_row_with_its_reason(
     with ledger.reading() as connection:
         keras_row, *others = list_runtimes(connection, model.id)
     assert keras_row.state is RuntimeState.PASSED
-    assert [(each.state, each.reason) for each in others] == [(RuntimeState.FAILED, reason)] * 2
+    assert [(each.state, each.reason) for each in others] == [(RuntimeState.FAILED, reason)] * 3
 
 
 def test_without_the_packages_keras_is_used_and_a_quick_network_is_not_compiled(
@@ -201,7 +205,11 @@ def test_without_the_packages_keras_is_used_and_a_quick_network_is_not_compiled(
     compile_if_slow(ledger, store, settings, model, 3_000.0)
     with ledger.reading() as connection:
         found = list_runtimes(connection, model.id)
-    assert [each.reason for each in found] == [None, *["tf2onnx is not installed"] * 2]
+    assert [each.reason for each in found] == [
+        None,
+        "ai_edge_litert is not installed",
+        *["tf2onnx is not installed"] * 2,
+    ]
 
 
 def _write_measures(folder: Path, *step: str) -> None:

@@ -65,9 +65,10 @@ def compile_model(
 ) -> None:
     """Find out which runtime computes a model quickest. Workers then use it.
 
-    The model is exported for ONNX Runtime and OpenVINO. A runtime passes if its labels are those of Keras and
-    its confidences differ by at most 0.001, on images of the model's dataset and on made-up ones. The speed
-    is measured with as many threads as a process of a worker has. If no other runtime passes, Keras is used.
+    The model is exported for ONNX Runtime, OpenVINO and LiteRT. A runtime passes if its labels are those of
+    Keras and its confidences differ by at most 0.001, on images of the model's dataset and on made-up ones.
+    The speed is measured with as many threads as a process of a worker has. If no other runtime passes,
+    Keras is used.
 
     Networks that take more than two milliseconds per image are compiled when they are registered or
     trained. A worker that has loaded another runtime keeps it until it restarts. Needs TensorFlow.

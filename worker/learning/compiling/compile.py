@@ -97,14 +97,17 @@ def compile_model(
         (folder / "model.json").write_text(json.dumps(options | {"threads": threads}))
         failed = _run_step(folder, "measure", Runtime.KERAS)
         found = [_read_result(folder, Runtime.KERAS, threads, failed)]
-        others = [each for each in runtimes or Runtime if each is not Runtime.KERAS]
-        if others:
-            failed = failed or _missing("tf2onnx") or _run_step(folder, "export")
-        for runtime in others:
-            reason = failed or _missing(runtime) or _run_step(folder, "measure", runtime)
+        exported: dict[str, str | None] = {}  # why each format could not be exported
+        for runtime in [each for each in runtimes or Runtime if each is not Runtime.KERAS]:
+            if runtime.suffix not in exported:
+                missing = _missing("tf2onnx") if runtime.suffix == "onnx" else None
+                exported[runtime.suffix] = failed or missing or _run_step(folder, "export", runtime)
+            reason = exported[runtime.suffix] or _missing(runtime.package)
+            reason = reason or _run_step(folder, "measure", runtime)
             found.append(_read_result(folder, runtime, threads, reason))
-        if any(each.state is RuntimeState.PASSED and each.sha256 for each in found):
-            put_artefact(store, (folder / "model.onnx").read_bytes())
+        for each in found:
+            if each.state is RuntimeState.PASSED and each.sha256:
+                put_artefact(store, each, (folder / f"model.{each.runtime.suffix}").read_bytes())
     with ledger.transaction() as connection:
         before = list_runtimes(connection, model.id)
         save_runtimes(connection, model.id, found)

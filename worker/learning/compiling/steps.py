@@ -53,12 +53,12 @@ def measure(folder: Path, runtime: Runtime) -> None:
         result: dict[str, Any] = {"state": RuntimeState.PASSED}
     else:
         result = compare(np.load(folder / "expected.npy"), answers)
-        artefact = (folder / "model.onnx").read_bytes()
+        artefact = (folder / f"model.{runtime.suffix}").read_bytes()
         result |= {"sha256": hashlib.sha256(artefact).hexdigest(), "size_bytes": len(artefact)}
     result |= {
         "images": len(pixels),
         "image_microseconds": _image_microseconds(classifier, pixels, options["threads"]),
-        "version": version(runtime),
+        "version": version(runtime.package),
     }
     (folder / f"{runtime}.json").write_text(json.dumps(result))
 
@@ -84,10 +84,8 @@ def compare(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -
     }
 
 
-def export(folder: Path) -> None:
-    """Export the model as an ONNX file, with the softmax that Keras serves it with."""
-    import tf2onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx  # for NumPy 2
+def export(folder: Path, runtime: Runtime) -> None:
+    """Export the model as the runtime's file, with the softmax that Keras serves it with."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     from worker.predicting.networks.keras_network import KerasNetwork, load_model
@@ -102,6 +100,20 @@ def export(folder: Path) -> None:
     computation = tf.function(network.compute, input_signature=signature, autograph=False)
     # Frozen here, because tf2onnx makes inputs of some constants, such as those of Normalization.
     frozen = convert_variables_to_constants_v2(computation.get_concrete_function())
+    data = _to_tflite(frozen) if runtime.suffix == "tflite" else _to_onnx(frozen)
+    (folder / f"model.{runtime.suffix}").write_bytes(data)
+
+
+def _to_tflite(frozen: Any) -> bytes:
+    from worker.predicting.tensorflow_runtime import tf
+
+    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen], frozen).convert())
+
+
+def _to_onnx(frozen: Any) -> bytes:
+    import tf2onnx
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx  # for NumPy 2
+
     patch_tf2onnx()
     exported, _ = tf2onnx.convert.from_graph_def(
         frozen.graph.as_graph_def(),
@@ -109,7 +121,7 @@ def export(folder: Path) -> None:
         output_names=[each.name for each in frozen.outputs],
         opset=_OPSET,
     )
-    (folder / "model.onnx").write_bytes(exported.SerializeToString())
+    return bytes(exported.SerializeToString())
 
 
 def _read_options(folder: Path) -> dict[str, Any]:
@@ -128,7 +140,8 @@ def _load(
         return Classifier.load(folder / "model.keras", classes, spec, logits=logits)
     from worker.predicting.networks.loading import load_network
 
-    return Classifier(load_network(runtime, (folder / "model.onnx").read_bytes(), threads), classes, spec)
+    data = (folder / f"model.{runtime.suffix}").read_bytes()
+    return Classifier(load_network(runtime, data, threads), classes, spec)
 
 
 def _image_microseconds(classifier: Classifier, pixels: npt.NDArray[np.uint8], threads: int) -> float:
@@ -143,14 +156,12 @@ def _image_microseconds(classifier: Classifier, pixels: npt.NDArray[np.uint8], t
     return min(passes) / len(batch) * 1e6
 
 
-def main(folder: str, step: str, *runtime: str) -> None:
+def main(folder: str, step: str, runtime: str) -> None:
     """Run one step. The system ends this process when its time is over, even if its parent has died."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(STEP_SECONDS)
-    if step == "export":
-        export(Path(folder))
-    else:
-        measure(Path(folder), Runtime(*runtime))
+    steps = {"export": export, "measure": measure}
+    steps[step](Path(folder), Runtime(runtime))
 
 
 if __name__ == "__main__":

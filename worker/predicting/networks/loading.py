@@ -15,6 +15,10 @@ def load_network(runtime: Runtime, data: bytes, threads: int) -> Network:
         from worker.predicting.networks.openvino_network import OpenVinoNetwork
 
         return OpenVinoNetwork(data, threads)
+    if runtime is Runtime.LITERT:
+        from worker.predicting.networks.litert_network import LiteRtNetwork
+
+        return LiteRtNetwork(data, threads)
     from worker.predicting.networks.onnx_network import OnnxNetwork
 
     return OnnxNetwork(data, threads)
