@@ -152,13 +152,17 @@ def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.
 # ---- how a process starts -----------------------------------------------------------------------------
 
 
-#: A process without a champion, whose time limit strikes when half of TensorFlow is imported.
+#: A process with a champion that Keras serves, whose time limit strikes when half of TensorFlow is imported.
 _STRUCK: Final = '''
 import os, signal, sys
+from contextlib import closing
 from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.models.model import MNIST_INPUT
 from jobs.settings import Settings
+from jobs.storage.store import Store
 from labelmill.client.migrating import open_ledger
+from tests.kerasfile import keras_file
+from tests.registering import register_digits
 from worker.predicting.context import WorkerContext
 
 def strike(*_):
@@ -173,7 +177,8 @@ class Half:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 settings = Settings.load()
-open_ledger(settings).close()
+with closing(open_ledger(settings)) as ledger:
+    register_digits(ledger, Store(settings.store), keras_file(), champion=True)
 signal.signal(signal.SIGUSR1, strike)
 sys.meta_path.insert(0, Half())
 with WorkerContext(settings, processes=1) as context:

@@ -150,7 +150,6 @@ class WorkerContext:
         if loaded is not None and time.monotonic() < self._look_again.get(model_id, math.inf):
             self._classifiers.move_to_end(model_id)
             return loaded
-        keras = self._start_tensorflow()
         with self.ledger.reading() as connection:
             model = get_model(connection, model_id)
             runtimes = list_runtimes(connection, model_id)
@@ -162,7 +161,7 @@ class WorkerContext:
             if loaded is not None:
                 return loaded
             path = fetch_model(self.store, model, self.settings.cache_dir)
-            classifier = keras.load(path, model.classes, model.input_spec, logits=model.logits)
+            classifier = self._keras.load(path, model.classes, model.input_spec, logits=model.logits)
             classifier.warm_up()
         self._classifiers[model_id] = classifier
         self._classifiers.move_to_end(model_id)
@@ -180,8 +179,9 @@ class WorkerContext:
 
         A runtime that cannot be used here is left out. Raises Unavailable.
         """
-        from worker.predicting.classifier import Classifier
-        from worker.predicting.networks.loading import load_network
+        with time_limit_deferred():
+            from worker.predicting.classifier import Classifier
+            from worker.predicting.networks.loading import load_network
 
         threads = threads_per_process(self._processes)
         for each in runtimes:
@@ -205,12 +205,11 @@ class WorkerContext:
         return None
 
     def warm_up(self) -> None:
-        """Start TensorFlow, and load the champions, so that no chunk has to wait for them.
+        """Load the champions, so that no chunk has to wait for them.
 
         If there are more than are kept loaded, load those of the datasets that were used last. A champion
         that cannot be loaded is left out.
         """
-        self._start_tensorflow()
         with self.ledger.reading() as connection:
             in_use = champions(connection)[:MODELS_KEPT]
         for champion in in_use:
@@ -230,10 +229,12 @@ class WorkerContext:
                 report_model_problem(connection, owner_name(os.getppid()), problem)
             self._reported_problem = problem
 
-    def _start_tensorflow(self) -> type[Classifier]:
-        """Import TensorFlow and return the classifier's class. Raises Unavailable.
+    @cached_property
+    def _keras(self) -> type[Classifier]:
+        """The classifier's class, with TensorFlow imported. Raises Unavailable.
 
-        The import is here because the parent of a fork must not import TensorFlow.
+        The import is here because the parent of a fork must not import TensorFlow, and because it takes
+        seconds and memory that models in other runtimes do not need.
         """
         with time_limit_deferred():
             try:
@@ -245,10 +246,9 @@ class WorkerContext:
                     f"This worker cannot import TensorFlow ({error}): install Labelmill with its extra "
                     "'worker' again."
                 ) from error
-        if not self._classifiers:
-            # TensorFlow's 400,000 objects live as long as the process, and each full garbage collection of
-            # them takes a quarter of a second. Models are loaded after the freeze, so they are collected.
-            gc.freeze()
+        # TensorFlow's 400,000 objects live as long as the process, and each full garbage collection of
+        # them takes a quarter of a second. Models are loaded after the freeze, so they are collected.
+        gc.freeze()
         return Classifier
 
     def close(self) -> None:
