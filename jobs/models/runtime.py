@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Final
 
 #: A network that takes less time per image, in microseconds, is compiled only if a person asks for it. Up to
@@ -21,14 +22,20 @@ class Runtime(StrEnum):
 
     @property
     def package(self) -> str:
-        """Return the name that it is imported under."""
-        return "ai_edge_litert" if self is Runtime.LITERT else self.value
+        """Return the name of the package to import, which for Keras is what computes it."""
+        packages = {Runtime.KERAS: "tensorflow", Runtime.LITERT: "ai_edge_litert"}
+        return packages.get(self, self.value)
 
     @property
     def suffix(self) -> str:
         """Return the suffix of the file that it runs, which says the file's format."""
         suffixes = {Runtime.KERAS: "keras", Runtime.LITERT: "tflite"}
         return suffixes.get(self, "onnx")
+
+
+def installed_runtimes() -> list[Runtime]:
+    """Return the runtimes that can compute a model here."""
+    return [each for each in Runtime if find_spec(each.package) is not None]
 
 
 class RuntimeState(StrEnum):

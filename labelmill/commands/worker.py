@@ -11,6 +11,7 @@ from jobs.errors import UserError
 from jobs.extras import require_tensorflow
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.models.runtime import installed_runtimes
 from labelmill.console.terminal import examples, report_errors
 from labelmill.local.stack import settings_with, webhooks_command, worker_command
 
@@ -42,14 +43,15 @@ def worker(
 
     The same as `celery -A worker.app worker` with suitable options. Broker, ledger and store must be
     available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL. If the ledger is not migrated,
-    the exit code is 2. Needs the extra `worker`, except with --webhooks.
+    the exit code is 2. Needs the extra `worker`, except with --webhooks. With the extra `slim` instead, it
+    has no TensorFlow, and classifies only with compiled models.
     """
     if trainer and webhooks:
         raise UserError("Give --trainer or --webhooks, not both: start a worker for each.")
     if webhooks and processes:
         raise UserError("Give --webhooks or --processes, not both: one process sends webhooks, in threads.")
     settings = settings_with(processes)
-    if not webhooks:
+    if trainer or not (webhooks or installed_runtimes()):
         require_tensorflow("A worker")
     ledger = Ledger(settings.ledger)
     ledger.check()

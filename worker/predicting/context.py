@@ -22,11 +22,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.cores import threads_per_process
 from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.jobs.claims import Served, is_served
 from jobs.ledger.learning.models import champions, get_model
 from jobs.ledger.learning.runtimes import list_runtimes
 from jobs.ledger.workers import Problem, owner_name, report_model_problem
 from jobs.models.model import Model
-from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
+from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState, installed_runtimes
 from jobs.network.references import Roots
 from jobs.queue import Publisher, make_app
 from jobs.settings import Settings
@@ -83,6 +84,11 @@ class WorkerContext:
         self.tracing = open_tracing("labelmill-worker")
         #: While it is true, nothing is claimed (`worker.predicting.free_space`).
         self.ledger_is_full = False
+        installed = installed_runtimes()
+        #: The models that this worker can serve; None if it can serve all.
+        self.served = None if Runtime.KERAS in installed else Served(installed)
+        #: Those whose chunks it has left to others (`worker.predicting.slim`).
+        self.models_left: set[str] = set()
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
         self._look_again: dict[str, float] = {}  # when, by the id of a model that Keras serves
@@ -160,6 +166,12 @@ class WorkerContext:
             self._look_again[model_id] = time.monotonic() + LOOK_AGAIN_SECONDS
             if loaded is not None:
                 return loaded
+            if self.served is not None:
+                self.served.broken.update(each.sha256 for each in runtimes if each.sha256 is not None)
+                raise Unavailable(
+                    f"Model {model.id} cannot be served without TensorFlow: run `labelmill models compile "
+                    f"{model.id}`, or start a worker with the extra 'worker'."
+                )
             path = fetch_model(self.store, model, self.settings.cache_dir)
             classifier = self._keras.load(path, model.classes, model.input_spec, logits=model.logits)
             classifier.warm_up()
@@ -211,8 +223,10 @@ class WorkerContext:
         that cannot be loaded is left out.
         """
         with self.ledger.reading() as connection:
-            in_use = champions(connection)[:MODELS_KEPT]
-        for champion in in_use:
+            in_use = champions(connection)
+            if self.served is not None:
+                in_use = [each for each in in_use if is_served(connection, each.id, self.served)]
+        for champion in in_use[:MODELS_KEPT]:
             try:
                 self.classifier(champion.id)
             except LabelmillError as error:

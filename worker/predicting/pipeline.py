@@ -25,6 +25,7 @@ from worker.backoff import retry
 from worker.predicting import telemetry
 from worker.predicting.context import WorkerContext
 from worker.predicting.free_space import wait_for_room
+from worker.predicting.slim import pass_wake_up_on
 from worker.predicting.timings import Timings
 from worker.predicting.windows import classify_images
 from worker.time_limit import time_limit_unmasked
@@ -105,9 +106,12 @@ def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
                 token=token,
                 lease_seconds=context.settings.lease_seconds,
                 images_for=context.images_per_claim,
+                served=context.served,
             )
         if claims and claims[0].was_cut:
             context.publisher.reset().wake_up()  # for the rest of the chunk
+    if not claims and context.served is not None:
+        pass_wake_up_on(context, context.served)
     return claims
 
 

@@ -8,7 +8,7 @@ changes nothing if the row has another one, so a worker that was declared dead a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
 from jobs.ledger.counters import AttemptEnd, CounterName, count
+from jobs.models.runtime import Runtime, RuntimeState
 from jobs.schema import (
     CHUNK_IS_CLAIMED,
     CHUNK_IS_PENDING,
@@ -27,6 +28,7 @@ from jobs.schema import (
     chunks,
     db_now,
     jobs,
+    model_runtimes,
     projects,
 )
 
@@ -98,6 +100,19 @@ class Claim:
         return self.images == 1 and self.crashes >= CRASHES_TO_GIVE_UP
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Which models a worker without TensorFlow can serve: those that passed for one of its runtimes."""
+
+    runtimes: Sequence[Runtime]
+    #: The SHA-256 of each artefact that did not load.
+    broken: set[str] = field(default_factory=set)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of statements with the condition `_IS_SERVED`."""
+        return {"runtimes": list(self.runtimes), "broken": list(self.broken)}
+
+
 def claimed_as(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
     """Return the condition for the chunks of these claims, which are all under one token."""
     return sa.and_(chunks.c.id.in_([claim.chunk_id for claim in claims]), chunks.c.token == claims[0].token)
@@ -136,22 +151,41 @@ def _of_job(value: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
 
 _JOB_IS_RUNNABLE: Final = _of_job(sa.and_(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at.is_(None)))
 
+
+def _is_served(model_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Return the condition for a model that is among the served ones."""
+    return sa.exists().where(
+        model_runtimes.c.model_id == model_id,
+        model_runtimes.c.state == RuntimeState.PASSED,
+        model_runtimes.c.runtime.in_(sa.bindparam("runtimes", expanding=True)),
+        model_runtimes.c.sha256.not_in(sa.bindparam("broken", expanding=True)),
+    )
+
+
+_IS_SERVED: Final = _of_job(_is_served(jobs.c.model_id))
+
+
 _PROJECT: Final = sa.bindparam("of_project", type_=chunks.c.project.type)
 
-# Two projects: the one whose turn it is, and the one that waits for longest then.
-_TURNS: Final = (
-    sa.select(projects.c.name, projects.c.turn)
-    .where(
-        next_of(projects.c.name, 1)
-        .where(_JOB_IS_RUNNABLE)
-        .correlate(projects)
-        .scalar_subquery()
-        .is_not(None),
-        projects.c.name.not_in(sa.bindparam("tried", expanding=True)),
+
+def _turns(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Return the query for two projects: the one whose turn it is, and the one that waits for longest then.
+
+    Both have a due chunk under these conditions.
+    """
+    due = next_of(projects.c.name, 1).where(*conditions).correlate(projects)
+    return (
+        sa.select(projects.c.name, projects.c.turn)
+        .where(
+            due.scalar_subquery().is_not(None),
+            projects.c.name.not_in(sa.bindparam("tried", expanding=True)),
+        )
+        .order_by(projects.c.turn.nulls_last())
+        .limit(2)
     )
-    .order_by(projects.c.turn.nulls_last())
-    .limit(2)
-)
+
+
+_TURNS: Final = _turns(_JOB_IS_RUNNABLE)
 
 _COUNT_TURN: Final = (
     projects.update()
@@ -168,6 +202,21 @@ _NEXT: Final = (
     .order_by(*CLAIM_ORDER)
     .limit(1)
     .with_for_update(of=chunks, skip_locked=True)
+)
+
+# For workers without TensorFlow; the others need not look at a model's runtimes.
+_TURNS_SERVED: Final = _turns(_JOB_IS_RUNNABLE, _IS_SERVED)
+_NEXT_SERVED: Final = _NEXT.where(_IS_SERVED)
+
+_MODELS_LEFT: Final = (
+    sa.select(jobs.c.model_id)
+    .distinct()
+    .where(
+        jobs.c.state.in_(UNFINISHED),
+        jobs.c.paused_at.is_(None),
+        ~_is_served(jobs.c.model_id),
+        sa.exists().where(chunks.c.job_id == jobs.c.id, IS_DUE),
+    )
 )
 
 # Among those that come next, so that a million large chunks are not searched for small ones. Only chunks that
@@ -218,21 +267,24 @@ def claim_next(
     token: str,
     lease_seconds: float,
     images_for: Callable[[str], int],
+    served: Served | None = None,
 ) -> list[Claim]:
     """Claim the next due chunk, and other small ones with it if it is small; [] if nothing is due.
 
-    `images_for` says how many images of a model, by its id, one claim may have: a larger chunk is cut.
-    Projects take turns by the work that was claimed for them, where this many images count 1. The caller
-    commits before it reads a byte: a chunk that kills its worker has then been counted. All claims carry the
-    token.
+    `images_for` says how many images of a model, by its id, one claim may have: a larger chunk is cut. With
+    `served`, only chunks of these models are claimed. Projects take turns by the work that was claimed for
+    them, where this many images count 1. The caller commits before it reads a byte: a chunk that kills its
+    worker has then been counted. All claims carry the token.
     """
+    turns_query, next_query = (_TURNS, _NEXT) if served is None else (_TURNS_SERVED, _NEXT_SERVED)
+    parameters = {} if served is None else served.parameters()
     tried: list[str] = []
     chunk = None
     while chunk is None:
-        turns = connection.execute(_TURNS, {"tried": tried}).all()
+        turns = connection.execute(turns_query, parameters | {"tried": tried}).all()
         if not turns:
             return []
-        chunk = connection.execute(_NEXT, {"of_project": turns[0].name}).one_or_none()
+        chunk = connection.execute(next_query, parameters | {"of_project": turns[0].name}).one_or_none()
         tried.append(turns[0].name)  # if there is none, other workers are claiming all that it has
     limit = full = images_for(chunk.model_id)
     crashes = chunk.crashes
@@ -260,6 +312,17 @@ def claim_next(
         count_turn = {"of_project": chunk.project, "least": turns[1].turn - 1, "more": more}
         connection.execute(_COUNT_TURN, count_turn)
     return sorted(claims, key=lambda claim: ids.index(claim.chunk_id))
+
+
+def is_served(connection: Connection, model_id: str, served: Served) -> bool:
+    """Return whether a model is among the served ones."""
+    query = sa.select(_is_served(sa.literal(model_id)))
+    return bool(connection.scalar(query, served.parameters()))
+
+
+def models_left(connection: Connection, served: Served) -> list[str]:
+    """Return the ids of the models that are not among the served ones, and that chunks are due for."""
+    return list(connection.scalars(_MODELS_LEFT, served.parameters()))
 
 
 def cut(connection: Connection, chunk: sa.Row[Any], *, keep: int, crashes: int) -> None:
