@@ -1,7 +1,8 @@
 # The images, from one file. `producer` submits, follows, migrates, runs beat and the metrics; it has no TensorFlow.
 # `api` also serves the HTTP API.
-# `worker` classifies and trains; `worker-gpu` does so on NVIDIA GPUs. What they install is pinned by hash in
-# requirements/. Nothing is compiled at run time: the root file system is read-only, so bytecode is made here.
+# `worker` classifies and trains; `worker-gpu` does so on NVIDIA GPUs. `worker-slim` classifies without TensorFlow.
+# What they install is pinned by hash in requirements/. Nothing is compiled at run time: the root file system is
+# read-only, so bytecode is made here.
 
 FROM python:3.13-slim-trixie AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -53,6 +54,11 @@ COPY requirements/worker.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes -r worker.txt
 
+FROM build AS worker-slim-packages
+COPY requirements/worker-slim.txt .
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes -r worker-slim.txt
+
 FROM build AS worker-gpu-packages
 COPY requirements/worker-gpu.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
@@ -87,6 +93,10 @@ COPY --from=labelmill /opt/labelmill /opt/labelmill
 
 FROM runtime AS worker
 COPY --from=worker-packages /opt/labelmill /opt/labelmill
+COPY --from=labelmill /opt/labelmill /opt/labelmill
+
+FROM runtime AS worker-slim
+COPY --from=worker-slim-packages /opt/labelmill /opt/labelmill
 COPY --from=labelmill /opt/labelmill /opt/labelmill
 
 FROM runtime AS worker-gpu

@@ -90,6 +90,7 @@ lock: install
 	$(COMPILE) --extra postgres --extra otel --extra s3 -o requirements/producer.txt --constraints requirements/dev.txt
 	$(COMPILE) --extra postgres --extra otel --extra s3 --extra server -o requirements/api.txt --constraints requirements/dev.txt
 	$(COMPILE) --extra postgres --extra otel --extra s3 --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra s3 --extra slim -o requirements/worker-slim.txt --constraints requirements/dev.txt
 	$(COMPILE) --extra postgres --extra otel --extra s3 --extra worker --extra gpu -o requirements/worker-gpu.txt \
 	  --constraints requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
@@ -112,7 +113,8 @@ release: install
 	printf '%s' '$(REVISION)' > labelmill/revision.txt
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist . ; \
 	  status=$$?; rm labelmill/revision.txt; exit $$status
-	cp requirements/producer.txt requirements/api.txt requirements/worker.txt requirements/worker-gpu.txt dist/
+	cp requirements/producer.txt requirements/api.txt requirements/worker.txt requirements/worker-slim.txt \
+	  requirements/worker-gpu.txt dist/
 	cd dist && sha256sum -- * > SHA256SUMS
 	@echo "dist/ has what to publish; check it with: cd dist && sha256sum --check SHA256SUMS"
 

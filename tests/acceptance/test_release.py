@@ -36,7 +36,7 @@ def test_a_release_knows_what_it_is(tmp_path: Path) -> None:
 
     # Then its checksums are right, its wheel shows version and revision, and the checkout is unchanged
     dist = checkout / "dist"
-    assert run("sha256sum", "--check", "SHA256SUMS", cwd=dist).count(": OK") == 5
+    assert run("sha256sum", "--check", "SHA256SUMS", cwd=dist).count(": OK") == 6
     [wheel] = dist.glob("*.whl")
     target = tmp_path / "installed"
     install = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target))

@@ -21,6 +21,7 @@ PROJECT: Final = Path(__file__).parents[2]
 _COPIED: Final = (
     *(
         "docker-compose.yml",
+        "compose.slim.yaml",
         "Dockerfile",
         ".dockerignore",
         "deploy",
@@ -77,8 +78,11 @@ class Container:
 class Deployment:
     """A copy of the project in a folder, and `docker compose` in it."""
 
-    def __init__(self, folder: Path, *, mnist: Path, images: Path) -> None:
-        """`mnist` is for the trainer, `images` for the producer, as /images."""
+    def __init__(self, folder: Path, *, mnist: Path, images: Path, variant: str = "") -> None:
+        """`mnist` is for the trainer, `images` for the producer, as /images.
+
+        `variant` is a compose file that changes some services, such as `compose.slim.yaml`.
+        """
         self.folder = folder
         self.check_out()
         subprocess.run(["sh", "deploy/compose/make-secrets"], cwd=folder, check=True)
@@ -91,8 +95,10 @@ class Deployment:
                 "producer": {"volumes": [f"{images}:/images:ro"]},
             }
         }
-        (folder / "docker-compose.override.yml").write_text(json.dumps(override))
+        files = [*filter(None, ("docker-compose.yml", variant)), "docker-compose.override.yml"]
+        (folder / files[-1]).write_text(json.dumps(override))
         self._environment = os.environ | {
+            "COMPOSE_FILE": ":".join(files),
             "COMPOSE_PROJECT_NAME": "labelmill-test",
             "COMPOSE_PROGRESS": "plain",
             # Built together, images that share stages may fail with "inconsistent graph state"

@@ -34,8 +34,14 @@ COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 #: The components that users add themselves; each of the others is a part of an overlay.
 WANTED: Final = ("gpu", "ingress", "keda", "prometheus")
 
-#: Each overlay with no component, and with all of them.
-INSTALLATIONS: Final = list(product(("local", "production"), [(), WANTED]))
+#: The one that replaces `gpu`.
+SLIM: Final = "slim"
+
+#: Each overlay with no component, and with all that go together.
+INSTALLATIONS: Final = [
+    *product(("local", "production"), [(), WANTED]),
+    ("production", (SLIM, "keda")),
+]
 
 #: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest with a schema.
 VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
@@ -43,8 +49,9 @@ VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
 #: The dashboard's ConfigMap. A name with a hash would leave the dashboard of an earlier version behind.
 DASHBOARD: Final = "labelmill-dashboard"
 
-#: The measured memory of a worker process on MNIST.
+#: The measured memory of a worker process on MNIST, and without TensorFlow on MobileNetV2.
 PROCESS_BYTES: Final = 650 * 2**20
+SLIM_PROCESS_BYTES: Final = 250 * 2**20
 
 #: Custom resources, whose schemas are not among Kubernetes' own.
 CUSTOM: Final = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
@@ -213,7 +220,10 @@ def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[O
         assert {mounts[cache], mounts["/tmp"]} <= empty
 
 
-def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(objects: list[Object]) -> None:
+def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(
+    installation: tuple[str, tuple[str, ...]], objects: list[Object]
+) -> None:
+    process = SLIM_PROCESS_BYTES if SLIM in installation[1] else PROCESS_BYTES
     [container] = workloads(objects)["worker"]["spec"]["containers"]
     [processes] = [each for each in container["env"] if each["name"] == f"{ENV_PREFIX}PROCESSES"]
     limits = container["resources"]["limits"]
@@ -230,8 +240,8 @@ def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(obj
         count = quantity(limits["cpu"])
     # docs/reference/settings.md: up to 20 bytes per pixel for a moment.
     largest = Settings().max_image_pixels * 20
-    assert count * PROCESS_BYTES + largest <= quantity(limits["memory"])
-    assert count * PROCESS_BYTES <= quantity(container["resources"]["requests"]["memory"])
+    assert count * process + largest <= quantity(limits["memory"])
+    assert count * process <= quantity(container["resources"]["requests"]["memory"])
 
 
 # ---- when it starts and stops -------------------------------------------------------------------------
@@ -294,7 +304,9 @@ def test_images_and_commands_are_those_of_the_compose_file(
     assert set(services) <= set(there)
     for name, service in services.items():
         [container] = there[name]["spec"]["containers"]
-        variant = "-gpu" if name == "worker" and "gpu" in components else ""
+        variant = ""
+        if name == "worker":
+            variant = next((f"-{each}" for each in ("gpu", SLIM) if each in components), "")
         assert container["image"] == service["image"].replace(":", f"{variant}:"), name
         if name != "trainer":  # in compose, it waits for the migration itself; here an init container does
             assert container.get("command") == service.get("entrypoint"), name

@@ -13,9 +13,11 @@ PROJECT: Final = Path(__file__).parents[2]
 NAMED: Final = {
     "docker-compose.yml": (r"image: labelmill-[a-z]+:(.+)", 3),
     "compose.gpu.yaml": (r"image: labelmill-worker-gpu:(.+)", 1),
+    "compose.slim.yaml": (r"image: labelmill-worker-slim:(.+)", 1),
     "Dockerfile": (r"org\.opencontainers\.image\.version=(\S+)", 1),
     "deploy/kubernetes/base/kustomization.yaml": (r"newTag: (.+)", 3),
     "deploy/kubernetes/components/gpu/kustomization.yaml": (r"newTag: (.+)", 1),
+    "deploy/kubernetes/components/slim/kustomization.yaml": (r"newTag: (.+)", 1),
     "docs/how-to/kubernetes.md": (r"labelmill-[a-z]+:(\S+)", 7),
 }
 
