@@ -24,8 +24,9 @@ from labelmill.console.terminal import (
     report_errors,
     say,
 )
+from labelmill.local.celery_commands import settings_with
 from labelmill.local.logs import MAX_LOG_BYTES, Event
-from labelmill.local.stack import Stack, lock_home, settings_with
+from labelmill.local.stack import Stack, lock_home
 from labelmill.server.serving import (
     API_KEY_FILE,
     DEFAULT_LISTEN,

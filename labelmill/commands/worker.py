@@ -13,7 +13,7 @@ from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.models.runtime import installed_runtimes
 from labelmill.console.terminal import examples, report_errors
-from labelmill.local.stack import settings_with, webhooks_command, worker_command
+from labelmill.local.celery_commands import settings_with, webhooks_command, worker_command
 
 app = typer.Typer(add_completion=False)
 

@@ -23,11 +23,12 @@ import redis
 from jobs.errors import LabelmillError, Unavailable, UserError
 from jobs.extras import install_hint, require_tensorflow
 from jobs.files import PRIVATE_UMASK, locked_folder, make_private_folder
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, WEBHOOK_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
+from labelmill.local.celery_commands import beat_command, webhooks_command, worker_command
 from labelmill.local.logs import Event, PartLog
 from labelmill.local.niceness import give_way
 
@@ -43,50 +44,11 @@ RESTART_SECONDS: Final = 2.0
 #: How long to wait for the last lines of a log after its process has ended.
 _LAST_LINES_SECONDS: Final = 2.0
 
-#: Threads that send webhooks. They wait for receivers, each project's in at most `SENDERS_PER_PROJECT`.
-WEBHOOK_SENDERS: Final = 32
-
 #: These can take all cores. The API, the producer and the user's own programs should not wait for them.
 _IN_BACKGROUND: Final = frozenset(("worker", "trainer"))
 
 #: The signals that stop a stack.
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-def settings_with(processes: int | None) -> Settings:
-    """Load the settings, with this number of processes if it is not None. Raises SettingsError."""
-    return Settings.load(**({} if processes is None else {"processes": processes}))
-
-
-def worker_command(
-    *, queue: str, processes: int, name: str, loglevel: str = "info", threads: bool = False
-) -> list[str]:
-    """Return the command line of a Celery worker that prints no banner.
-
-    Remote control, gossip and mingle are off: nothing here uses them, and their queues in Redis leak. With
-    `threads`, it has threads instead of processes.
-    """
-    return [
-        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
-        *("--queues", queue, "--concurrency", str(processes), "--hostname", f"{name}@%h"),
-        *("--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat"),
-        *(("--pool", "threads") if threads else ()),
-    ]
-
-
-def webhooks_command(*, loglevel: str = "info") -> list[str]:
-    """Return the command line of the Celery worker that sends webhooks."""
-    return worker_command(
-        queue=WEBHOOK_QUEUE, processes=WEBHOOK_SENDERS, name="webhooks", loglevel=loglevel, threads=True
-    )
-
-
-def beat_command() -> list[str]:
-    """Return the command line of Celery beat, without a pid file: a stale one would keep it from starting."""
-    return [
-        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "beat"),
-        *("--pidfile=", "--loglevel", "info"),
-    ]
 
 
 def broker_answers(settings: Settings) -> bool:

@@ -29,7 +29,8 @@ from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.local.stack import _begin, _broker_command, broker_answers, worker_command
+from labelmill.local.celery_commands import worker_command
+from labelmill.local.stack import _begin, _broker_command, broker_answers
 from producer.submit import Submitter, submit
 from tests.console import processes_below, until
 from tests.faults.checker import Verdict, check_job, chunk_rows

@@ -27,7 +27,7 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import db_now, training_runs, workers
 from jobs.settings import Settings
 from jobs.storage.registry import model_key
-from labelmill.local.stack import beat_command
+from labelmill.local.celery_commands import beat_command
 from labelmill.operations.readiness import Part, readiness
 from tests.console import folder_for_sockets, until
 from tests.faults.harness import Harness

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.queue import make_app
 from jobs.settings import Settings
-from labelmill.local.stack import worker_command
+from labelmill.local.celery_commands import worker_command
 
 
 @pytest.mark.parametrize("lease", [1.0, 60.0, 86_400.0])
