@@ -29,8 +29,11 @@ from tests.programs import run_python
 from worker.learning.compiling.compile import compile_model
 from worker.predicting.tensorflow_runtime import keras
 
-#: Without TensorFlow, as far as Python can see.
-_NO_TENSORFLOW: Final = "import sys\nsys.modules.update(dict.fromkeys(('tensorflow', 'keras', 'openvino')))\n"
+#: With the packages of the extra `slim` only, as far as Python can see.
+_NO_TENSORFLOW: Final = """
+import sys
+sys.modules.update(dict.fromkeys(("tensorflow", "keras", "openvino", "ai_edge_litert")))
+"""
 
 #: A worker's process with TensorFlow that loads a model, and says whether it has imported TensorFlow.
 _LOAD: Final = """
