@@ -81,7 +81,7 @@ class Plan:
 def plans(url: str, model: TrainedModel, cores: int, way: Way = Way()) -> list[Plan]:
     """Return a plan for each process that keeps `cores` cores busy."""
     processes = way.processes or cores + MORE_PROCESSES
-    path = model.path if way.runtime is Runtime.KERAS else model.path.with_suffix(".onnx")
+    path = model.path if way.runtime is Runtime.KERAS else model.path.with_suffix(f".{way.runtime.suffix}")
     return [
         Plan(url, path, model.row.classes, model.row.input_spec, processes, number, way)
         for number in range(processes)

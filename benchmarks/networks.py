@@ -36,14 +36,13 @@ _PART: Final = 10
 #: which decodes in threads.
 _WAYS: Final = tuple(
     Way(runtime, batch, processes, threads, decoders)
-    for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO, Runtime.KERAS)
+    for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO, Runtime.LITERT)
     for processes, threads, decoders in (
         (PROCESSES, 1, 0),
         (PROCESSES + 1, 1, 0),
-        (PROCESSES, 1, 1),
         (1, PROCESSES, PROCESSES),
     )
-    for batch in (1, 8, 32)
+    for batch in (1, 4, 16)
 )
 
 
@@ -56,7 +55,7 @@ def main(
 ) -> None:
     """Measure images per second from JPEG files to rows in PostgreSQL, beside the best bare loop."""
     found = {name: _measure(name, work_dir, images, rounds) for name in networks or NETWORKS}
-    write_result("networks", {"work": "networks", "images": images, "networks": found}, json)
+    write_result("networks", {"work": "networks", "networks": found}, json)
 
 
 def _measure(name: str, work_dir: Path | None, images: int, rounds: int) -> dict[str, Any]:
@@ -90,6 +89,7 @@ def _measure(name: str, work_dir: Path | None, images: int, rounds: int) -> dict
     efficiencies = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
     print_spreads(f"{name}, images/s", speeds | {"efficiency": efficiencies})
     return {
+        "images": images,
         "efficiency": round(median(efficiencies), 4),
         "images_per_second": {side: rounded(spread(each), 1) for side, each in speeds.items()},
         "runtimes_ms": table,
@@ -106,7 +106,7 @@ def _compile(client: Client, setup: Setup) -> dict[str, float]:
             say(f"{each.runtime}: {each.state}: {each.reason}")
         if each.sha256:
             path = fetch_artefact(client.store, each, setup.settings.cache_dir)
-            shutil.copyfile(path, setup.model.path.with_suffix(".onnx"))
+            shutil.copyfile(path, setup.model.path.with_suffix(f".{each.runtime.suffix}"))
     return {each.runtime: round((each.image_microseconds or 0) / 1000, 2) for each in runtimes}
 
 

@@ -72,7 +72,9 @@ def test_only_children_have_tensorflow_and_all_end_with_a_parent_that_is_killed(
 
         # and when the parent of all is killed and cannot say goodbye, then nothing of it is left
         up.send_signal(signal.SIGKILL)
-        until(lambda: not any(map(is_alive, started)), "all processes have ended", seconds=60)
+        with contextlib.suppress(pytest.fail.Exception):
+            until(lambda: not any(map(is_alive, started)), "all processes have ended", seconds=60)
+        assert [_read(pid, "cmdline") for pid in started if is_alive(pid)] == []
     assert not broker_answers(Settings(home=new_home.path))
 
 
