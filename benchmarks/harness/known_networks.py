@@ -1,4 +1,4 @@
-"""Networks of `keras.applications` with random weights, to measure how fast they are: labels mean nothing."""
+"""Networks of `keras.applications` with random weights, to measure runtimes: their labels mean nothing."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ import hashlib
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.harness.model import TrainedModel
 from benchmarks.harness.producer import in_fresh_process
 from jobs.models.model import PHOTO_REDUCTION, InputSpec, Model
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 CLASSES: Final = tuple(f"class {number}" for number in range(1000))
 SPEC: Final = InputSpec(224, 224, "RGB", "bilinear", reduction=PHOTO_REDUCTION, invert="never")
 
-#: Random logits get this standard deviation, so that labels differ and hardly any are tied.
-_LOGITS: Final = 3.0
+#: The standard deviation of a logit over the pictures.
+_LOGIT_SPREAD: Final = 3.0
 
-#: On so many photographs the normalisation is adjusted.
+#: On so many photographs the statistics of the normalisation are those of the benchmark's images.
 _PHOTOGRAPHS: Final = 64
 
 
 def known_network(name: str, folder: Path, work_dir: Path) -> TrainedModel:
-    """Return the network that `keras.applications` calls `name`, kept between runs.
+    """Return the network that `keras.applications` calls `name`, for the photographs in `folder`.
 
-    Its normalisation is adjusted to photographs in `folder`: with the weights as they are drawn, all of them
-    get the same label.
+    It is kept between runs.
     """
     path = work_dir / f"{name}.keras"
     if not path.exists():
         # In a process of its own: the caller forks workers, and must not have TensorFlow's threads.
-        in_fresh_process(_build, name, folder, path)
-    return TrainedModel(_row(name, path), path)
-
-
-def _row(name: str, path: Path) -> Model:
+        in_fresh_process(_save, name, folder, path)
     data = path.read_bytes()
-    return Model(
+    row = Model(
         id="",
         architecture=name,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -47,32 +46,53 @@ def _row(name: str, path: Path) -> Model:
         accuracy=None,
         metrics={},
         created_at=datetime.now(UTC),
+        logits=True,
     )
+    return TrainedModel(row, path)
 
 
-def _build(name: str, folder: Path, path: Path) -> None:
+def build_network(name: str, pictures: npt.NDArray[np.uint8]) -> Any:
+    """Return the network that `keras.applications` calls `name`, which answers logits.
+
+    Its weights are random, but its answers differ from picture to picture, as those of a trained network do:
+    the statistics are those of `pictures`, uint8 (n, height, width, 3), as is the scale of the last layer.
+    """
     import numpy as np
 
-    from worker.predicting.decode import decode
     from worker.predicting.tensorflow_runtime import keras
 
     keras.utils.set_random_seed(1)
-    photographs = np.stack(
-        [decode(file.read_bytes(), SPEC) for file in islice(sorted(folder.rglob("*.jpg")), _PHOTOGRAPHS)]
+    shape = pictures.shape[1:]
+    network = getattr(keras.applications, name)(
+        weights=None, classes=len(CLASSES), classifier_activation=None, input_shape=shape
     )
-    body = getattr(keras.applications, name)(weights=None, include_top=False, pooling="avg")
-    layers = [each for each in body._flatten_layers() if isinstance(each, keras.layers.BatchNormalization)]
-    for layer in layers:
-        layer.momentum = 0.0  # so that one pass sets the averages
-    inputs = keras.Input(SPEC.shape)
-    features = body(keras.layers.Rescaling(1 / 127.5, -1)(inputs))
-    keras.Model(inputs, features)(photographs, training=True)
-    found = np.asarray(keras.Model(inputs, features)(photographs, training=False))
-    head = keras.layers.Dense(len(CLASSES), activation="softmax")
-    network = keras.Model(
-        inputs, head(keras.layers.Normalization(mean=found.mean(0), variance=found.var(0) + 1e-6)(features))
-    )
-    kernel, bias = head.get_weights()
-    scale = _LOGITS / np.sqrt((kernel**2).sum(0).mean())
-    head.set_weights([kernel * scale, bias])
-    network.save(path)
+    inputs = keras.Input(shape)
+    scalers = (keras.layers.Rescaling, keras.layers.Normalization)
+    scales_itself = any(isinstance(layer, scalers) for layer in network.layers)
+    scaled = inputs if scales_itself else keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    model = keras.Model(inputs, network(scaled))
+
+    random = np.random.default_rng(1)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the statistics become those of the next batch
+        for weight in layer.weights:
+            if weight.name in ("bias", "beta"):  # exporters remove an addition of zeros
+                weight.assign(random.normal(0, 0.1, weight.shape))
+    pixels = pictures.astype(np.float32)
+    model(pixels, training=True)
+    logits = model.predict(pixels, verbose=0)
+    last = [layer for layer in network.layers if layer.weights][-1]
+    factor = _LOGIT_SPREAD / logits.std(axis=0).mean()
+    kernel, bias = last.get_weights()
+    last.set_weights([kernel * factor, (bias - logits.mean(axis=0)) * factor])
+    return model
+
+
+def _save(name: str, folder: Path, path: Path) -> None:
+    import numpy as np
+
+    from worker.predicting.decode import decode
+
+    photographs = islice(sorted(folder.rglob("*.jpg")), _PHOTOGRAPHS)
+    build_network(name, np.stack([decode(file.read_bytes(), SPEC) for file in photographs])).save(path)
