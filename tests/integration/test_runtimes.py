@@ -127,29 +127,46 @@ def _make_quickest(ledger: Ledger, model: Model, found: list[ModelRuntime], runt
         save_runtimes(connection, model.id, changed)
 
 
+@pytest.mark.parametrize("why", ["it is slow", "the champion before it was compiled"])
 def test_a_trained_model_is_compiled_after_its_promotion_which_a_failure_leaves_as_it_is(
+    why: str,
     settings: Settings,
     ledger: Ledger,
+    store: Store,
+    tmp_path: Path,
     little_mnist: Digits,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # Given a compilation that fails
-    seen: list[tuple[str | None, RunState]] = []
+    seen: list[tuple[str | None, RunState, list[Runtime]]] = []
 
-    def fail(_ledger: Ledger, _store: Store, _settings: Settings, model: Model, _: object) -> None:
+    def fail(
+        _ledger: Ledger, _store: Store, _settings: Settings, model: Model, runtimes: list[Runtime]
+    ) -> None:
         with ledger.reading() as connection:
             champion = find_champion(connection)
-            seen.append((champion and champion.id, latest_runs(connection, limit=1)[0].state))
+            seen.append((champion and champion.id, latest_runs(connection, limit=1)[0].state, runtimes))
         raise Unavailable(f"model {model.id} is heavy")
 
     monkeypatch.setattr(compiling, "compile_model", fail)
-    monkeypatch.setattr(compiling, "MIN_IMAGE_MICROSECONDS", 0.0)
+    runtimes: list[Runtime] = []
+    if why == "it is slow":
+        monkeypatch.setattr(compiling, "MIN_IMAGE_MICROSECONDS", 0.0)
+    else:
+        runtimes = [Runtime.ONNXRUNTIME]
+        network = keras.Sequential([keras.Input((28, 28)), layers.Flatten(), layers.Dense(10, "softmax")])
+        network.save(tmp_path / "guesses.keras")
+        data = (tmp_path / "guesses.keras").read_bytes()
+        champion = register_digits(ledger, store, data, champion=True)
+        with ledger.transaction() as connection:
+            passed = ModelRuntime(Runtime.ONNXRUNTIME, RuntimeState.PASSED, threads=1, images=1)
+            save_runtimes(connection, champion.id, [passed])
     with Client(settings) as client:
         little_mnist.add_to(client, settings.home / "idx")
     # When a model is trained, then its run is done and it is the champion before it is compiled.
     trained = training.train(settings, Recipe(epochs=1, batch_size=32, seed=3))
-    assert seen == [(trained.model.id, RunState.DONE)]
+    assert seen == [(trained.model.id, RunState.DONE, runtimes)], trained.reason
     assert f"{trained.model.id} is heavy" in caplog.text
 
 

@@ -11,6 +11,7 @@ from jobs.errors import LabelmillError, NotFound, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import find_champion
 from jobs.ledger.learning.runs import RunClaim, RunLost, claim_run, fail_run, get_run
+from jobs.ledger.learning.runtimes import list_runtimes
 from jobs.ledger.workers import owner_name
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -35,6 +36,8 @@ def execute_run(run_id: str, settings: Settings) -> None:
         if claim is None:
             return
         with _kept(settings, ledger, claim) as trainer:
+            with ledger.reading() as connection:
+                replaced = find_champion(connection, claim.dataset)
             added = add_images(trainer)
             # Imported here, because they import TensorFlow.
             from worker.learning.compiling.compile import compile_if_slow
@@ -50,8 +53,11 @@ def execute_run(run_id: str, settings: Settings) -> None:
         # After the run, so that no exporter can delay or fail a promotion. A refused model serves nobody.
         with ledger.reading() as connection:
             champion = find_champion(connection, claim.dataset)
+            # Workers without TensorFlow serve the next champion only if it is compiled like the last one.
+            before = [] if replaced is None else list_runtimes(connection, replaced.id)
         if champion is not None and champion.id == registered.id:
-            compile_if_slow(ledger, trainer.store, settings, registered, judged.image_microseconds)
+            runtimes = [each.runtime for each in before]
+            compile_if_slow(ledger, trainer.store, settings, registered, judged.image_microseconds, runtimes)
 
 
 def _claim_run(ledger: Ledger, run_id: str) -> RunClaim | None:

@@ -61,7 +61,7 @@ def compile_if_slow(
 ) -> None:
     """Compile a model unless it is compiled, or so quick with Keras that no other runtime would pay.
 
-    If a person names runtimes, compile it in any case. A failure is logged: Keras can serve every model.
+    With `runtimes`, compile it for these in any case. A failure is logged: Keras can serve every model.
     """
     try:
         if not runtimes:
