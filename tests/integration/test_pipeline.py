@@ -709,7 +709,10 @@ def test_no_memory_for_a_batch_is_no_images_fault(
 def test_a_worker_without_tensorflow_is_no_images_fault(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "worker.predicting.classifier", None)
+    def fail(_processes: int) -> None:
+        raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(light, "start_keras", fail)
     job_id = harness.submit(digits(1))
 
     assert harness.classify() == 0

@@ -19,6 +19,7 @@ from jobs.ledger.learning.models import find_champion, find_evaluation, get_mode
 from jobs.models.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
+from labelmill.console.terminal import ExitCode
 from tests.digits import Digits
 from tests.kerasfile import keras_file
 from worker.predicting.context import WorkerContext
@@ -123,8 +124,11 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
     assert (stored.dataset, stored.version) == ("mnist", 1)
     assert model.accuracy == threes / 300
 
-    # And it can be promoted
-    assert run("promote", model_id)[0] == 0
+    # And it can be promoted by force only, because it answers the same for everything
+    code, _, said = run("promote", model_id)
+    assert code == ExitCode.WITH_ERRORS
+    assert "of always answering" in said
+    assert run("promote", model_id, "--force")[0] == 0
 
 
 @pytest.mark.usefixtures("birds")
