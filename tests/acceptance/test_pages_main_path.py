@@ -29,7 +29,8 @@ def home(short_folder: Path, little_mnist: Digits) -> Home:
     """Return a home whose champion has hardly learnt anything, and whose gate asks for little."""
     folder = little_mnist.write(short_folder / "idx")
     home = Home(short_folder / "home", {ENV_PREFIX + "MNIST_DIR": str(folder)})
-    home.ok("train", *WEAK)
+    trained = home.ok("train", *WEAK).split()[-1]
+    home.run("models", "promote", trained, "--force")  # if it is worse than guessing
     home.ok("gate", "mnist", *GATE_OFF)
     return home
 
