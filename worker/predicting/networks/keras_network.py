@@ -17,13 +17,13 @@ from jobs.files import temporary_folder
 from jobs.models.model import MNIST_INPUT, PHOTO_REDUCTION, InputSpec, Invert, Resampling
 from jobs.models.model_file import copy_with_config, find_compiled_parts
 from jobs.reading import why
-from worker.predicting.networks.network import no_memory
+from worker.predicting.networks.network import Network, no_memory
 from worker.predicting.tensorflow_runtime import keras, tf
 
 _NO_MEMORY: Final = (MemoryError, tf.errors.ResourceExhaustedError)
 
 
-class KerasNetwork:
+class KerasNetwork(Network):
     """A Keras model, traced once for each batch size."""
 
     large_pictures = 32  # a GPU needs many

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ class Network(Protocol):
     """What computes the batches of a classifier."""
 
     #: How many large pictures it computes at a time.
-    large_pictures: int
+    large_pictures: int = FEW_PICTURES
 
     def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the probabilities of a batch, float32 (n, classes), as the network computes them.
@@ -30,8 +30,10 @@ class Network(Protocol):
     def translated_errors(self) -> AbstractContextManager[None]:
         """Return a block that translates the errors of a computation for which no image can be at fault.
 
-        It raises ModelRefused if the network cannot be run, Unavailable if this machine cannot run it.
+        It raises ModelRefused if the network cannot be run, Unavailable if this machine cannot run it. By
+        default it translates nothing: if another runtime than Keras fails, a worker does without it.
         """
+        return nullcontext()
 
 
 def no_memory() -> Unavailable:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from worker.predicting.networks.network import FEW_PICTURES
+from worker.predicting.networks.network import Network
 
 #: ONNX Runtime's level of messages: errors only. They are raised as exceptions, too.
 _ERRORS_ONLY: Final = 3
 
 
-class OnnxNetwork:
+class OnnxNetwork(Network):
     """An ONNX model in ONNX Runtime."""
-
-    large_pictures = FEW_PICTURES
 
     def __init__(self, data: bytes, threads: int) -> None:
         """Load an ONNX model. Raises ONNX Runtime's errors."""
@@ -41,7 +38,3 @@ class OnnxNetwork:
                 raise MemoryError from error
             raise
         return scores
-
-    def translated_errors(self) -> AbstractContextManager[None]:
-        """Translate nothing: whoever loads this network uses Keras if it fails."""
-        return nullcontext()

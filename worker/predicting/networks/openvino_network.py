@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import numpy as np
 import numpy.typing as npt
 import openvino
 
-from worker.predicting.networks.network import FEW_PICTURES
+from worker.predicting.networks.network import Network
 
 
-class OpenVinoNetwork:
+class OpenVinoNetwork(Network):
     """An ONNX model in OpenVINO, compiled once for each batch size."""
-
-    large_pictures = FEW_PICTURES
 
     def __init__(self, data: bytes, threads: int) -> None:
         """Read an ONNX model. Raises OpenVINO's errors."""
@@ -44,7 +40,3 @@ class OpenVinoNetwork:
                 raise MemoryError from error
             raise
         return scores
-
-    def translated_errors(self) -> AbstractContextManager[None]:
-        """Translate nothing: whoever loads this network uses Keras if it fails."""
-        return nullcontext()
