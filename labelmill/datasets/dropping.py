@@ -58,8 +58,9 @@ def drop_images(
     if not removed:
         raise UserError(f"Dataset {name}, version {before.version}, has no such image: nothing is removed.")
     merging = Merging(Manifest(known.payloads, tuple(kept)), before.classes)
-    manifest = merging.manifest(merging.classes())
-    check_usable(manifest, merging.classes(), merging, Skipped())
+    left = merging.classes()
+    manifest = merging.manifest(left)
+    check_usable(manifest, left, merging, Skipped())
     folder = f"{dataset_folder(name)}/{new_id()}"
     try:
         return save_version(
@@ -70,6 +71,7 @@ def drop_images(
             manifest,
             merging,
             Skipped(),
+            fingerprint=manifest.fingerprint(left),
             before=before,
             by_reference=before.by_reference,
             removed=removed,
