@@ -65,6 +65,9 @@ class Way:
     decoders: int = 0  # threads that decode the next batches meanwhile
 
 
+DEFAULT_WAY: Final = Way()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a process needs to begin."""
@@ -78,7 +81,7 @@ class Plan:
     way: Way
 
 
-def plans(url: str, model: TrainedModel, cores: int, way: Way = Way()) -> list[Plan]:
+def plans(url: str, model: TrainedModel, cores: int, way: Way = DEFAULT_WAY) -> list[Plan]:
     """Return a plan for each process that keeps `cores` cores busy."""
     processes = way.processes or cores + MORE_PROCESSES
     path = model.path if way.runtime is Runtime.KERAS else model.path.with_suffix(f".{way.runtime.suffix}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
-from benchmarks.bare_loop import MORE_PROCESSES, BareLoop, plans
+from benchmarks.bare_loop import DEFAULT_WAY, MORE_PROCESSES, BareLoop, Way, plans
 from benchmarks.harness.check import check_rows
 from benchmarks.harness.databases import POSTGRESQL_FOLDER, Work
 from benchmarks.harness.images import ALL_IMAGES, Pictures
@@ -69,6 +69,7 @@ class Result:
     settings: Settings
     database: dict[str, str]
     rounds: list[Round]
+    way: Way  # of the bare loop
 
     @property
     def name(self) -> str:
@@ -111,7 +112,7 @@ class Result:
             "peak_mib": {part: rounded(spread(figures), 1) for part, figures in self.memory.items()},
             "images": self.images,
             "processes": self.settings.processes,
-            "bare_loop_processes": self.settings.processes + MORE_PROCESSES,
+            "bare_loop_processes": self.way.processes or self.settings.processes + MORE_PROCESSES,
             "chunk_images": self.settings.chunk_images,
             "rounds_seconds": [
                 {"pipeline": one.pipeline, "submit": one.submit, "bare_loop": one.bare_loop}
@@ -144,12 +145,14 @@ class Result:
         print_spreads("pipeline: peak memory of a process, MiB", self.memory)
 
 
-def measure(setup: Setup, *, work: Work, pictures: Pictures, images: int, rounds: int) -> Result:
+def measure(
+    setup: Setup, *, work: Work, pictures: Pictures, images: int, rounds: int, way: Way = DEFAULT_WAY
+) -> Result:
     """Let the pipeline and the bare loop classify the images in turns. Raises WrongRows if they differ."""
     both, measured = setup.databases, []
     with (
         Pipeline(setup) as pipeline,
-        BareLoop(plans(both.other, setup.model, setup.settings.processes)) as bare_loop,
+        BareLoop(plans(both.other, setup.model, setup.settings.processes, way)) as bare_loop,
     ):
         say(f"{work}: warming up")
         pipeline.warm_up(setup.folder)
@@ -183,7 +186,7 @@ def measure(setup: Setup, *, work: Work, pictures: Pictures, images: int, rounds
             )
             if number:
                 measured.append(one)
-    return Result(work, pictures, images, setup.settings, both.facts, measured)
+    return Result(work, pictures, images, setup.settings, both.facts, measured, way)
 
 
 def _turn(classify: Callable[[Path], Any], folder: Path, parts: Parts) -> tuple[Any, Cost]:

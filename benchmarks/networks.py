@@ -10,17 +10,17 @@ import shutil
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any, Final
 
 import typer
 
 from benchmarks.bare_loop import BareLoop, Way, plans
-from benchmarks.harness.check import read_labels
+from benchmarks.efficiency import measure
+from benchmarks.harness.databases import Work
 from benchmarks.harness.images import Pictures
 from benchmarks.harness.known_networks import known_network
-from benchmarks.harness.pipeline import Pipeline
-from benchmarks.harness.report import RESULTS, print_spreads, rounded, spread, write_result
+from benchmarks.harness.model import make_champion
+from benchmarks.harness.report import RESULTS, write_result
 from benchmarks.harness.setup import PROCESSES, Json, Setup, WorkDir, kept_folder, prepare, run
 from jobs.models.runtime import Runtime
 from jobs.storage.artefacts import fetch_artefact
@@ -59,54 +59,31 @@ def main(
 
 
 def _measure(name: str, work_dir: Path | None, images: int, rounds: int) -> dict[str, Any]:
-    with prepare(work_dir, images=images, pictures=Pictures.PHOTOGRAPHS) as setup:
+    pictures = Pictures.PHOTOGRAPHS
+    with prepare(work_dir, images=images, pictures=pictures) as setup:
         setup = replace(setup, model=known_network(name, setup.folder, kept_folder(work_dir)))
-        with Pipeline(setup) as pipeline:
-            table = _compile(pipeline.client, setup)
-            say(f"{name}: {table}")
-            way = _best_way(setup)
-            say(f"{name}: the best bare loop: {way}")
-            pipeline.warm_up(setup.folder)
-            speeds: dict[str, list[float]] = {"pipeline": [], "bare loop": []}
-            with BareLoop(plans(setup.databases.other, setup.model, PROCESSES, way)) as loop:
-                for number in range(rounds + 1):
-                    setup.settle()
-                    ours = pipeline.classify(setup.folder)
-                    setup.settle()
-                    theirs = loop.classify(setup.folder)
-                    both = setup.databases
-                    labels = read_labels(both.pipeline, ours.job_id, images=images)
-                    others = read_labels(both.other, theirs.job_id, images=images)
-                    different = sum(labels[each] != others[each] for each in labels)
-                    setup.drop_payloads()
-                    say(
-                        f"{name}: round {number}: pipeline {images / ours.seconds:,.1f} images/s, bare loop "
-                        f"{images / theirs.seconds:,.1f}, {different} other labels"
-                    )
-                    if number:
-                        speeds["pipeline"].append(images / ours.seconds)
-                        speeds["bare loop"].append(images / theirs.seconds)
-    efficiencies = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
-    print_spreads(f"{name}, images/s", speeds | {"efficiency": efficiencies})
-    return {
-        "images": images,
-        "efficiency": round(median(efficiencies), 4),
-        "images_per_second": {side: rounded(spread(each), 1) for side, each in speeds.items()},
-        "runtimes_ms": table,
-        "bare_loop": asdict(way),
-    }
+        table = _compile(setup)
+        say(f"{name}: {table}")
+        way = _best_way(setup)
+        say(f"{name}: the best bare loop: {way}")
+        result = measure(
+            setup, work=Work.POSTGRESQL, pictures=pictures, images=images, rounds=rounds, way=way
+        )
+    result.print()
+    return result.to_json() | {"runtimes_ms": table, "bare_loop": asdict(way)}
 
 
-def _compile(client: Client, setup: Setup) -> dict[str, float]:
-    """Compile the champion, and give the bare loop its artefact. Return the milliseconds by runtime."""
-    [model] = client.models()
-    runtimes = client.compile_model(model.id)
-    for each in runtimes:
-        if each.reason:
-            say(f"{each.runtime}: {each.state}: {each.reason}")
-        if each.sha256:
-            path = fetch_artefact(client.store, each, setup.settings.cache_dir)
-            shutil.copyfile(path, setup.model.path.with_suffix(f".{each.runtime.suffix}"))
+def _compile(setup: Setup) -> dict[str, float]:
+    """Compile the model, and give the bare loop its artefacts. Return the milliseconds by runtime."""
+    with Client(setup.settings) as client:
+        model = make_champion(setup.model, client.ledger, setup.settings)
+        runtimes = client.compile_model(model.id)
+        for each in runtimes:
+            if each.reason:
+                say(f"{each.runtime}: {each.state}: {each.reason}")
+            if each.sha256:
+                path = fetch_artefact(client.store, each, setup.settings.cache_dir)
+                shutil.copyfile(path, setup.model.path.with_suffix(f".{each.runtime.suffix}"))
     return {each.runtime: round((each.image_microseconds or 0) / 1000, 2) for each in runtimes}
 
 
