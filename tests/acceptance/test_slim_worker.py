@@ -136,11 +136,11 @@ def test_a_slim_worker_serves_compiled_models_and_leaves_the_others(
     # when a worker without TensorFlow runs, and one of its processes is killed
     log = tmp_path / "slim.log"
     with slim_home.started("worker", log=log) as slim:
-        until(partial(claimed, ledger), "a chunk is claimed", seconds=60)
+        until(partial(claimed, ledger), "a chunk is claimed")
         os.kill(processes_below(slim.pid)[-1], signal.SIGKILL)
 
         # then the compiled model's job is done without TensorFlow, and the other's chunks are left
-        until(partial(is_done, home, job), "the compiled model's job is done", seconds=60)
+        until(partial(is_done, home, job), "the compiled model's job is done")
         assert not any(map(has_tensorflow, processes_below(slim.pid)))
         assert model_ids(home, job) == {compiled.id}
         assert home.json("status", left)["succeeded"] == 0
@@ -158,7 +158,7 @@ def test_a_slim_worker_serves_compiled_models_and_leaves_the_others(
     ]
     assert [each.stdout for each in loaded] == ["False\n", "True\n"]
     with home.started("worker", log=tmp_path / "ordinary.log"):
-        until(partial(is_done, home, left), "the other model's job is done", seconds=120)
+        until(partial(is_done, home, left), "the other model's job is done")
     assert model_ids(home, left) == {other.id}
 
 
@@ -183,10 +183,10 @@ def test_a_damaged_artefact_is_tried_once_by_a_slim_worker_and_not_missed_by_an_
     # when a worker without TensorFlow has tried it, then one chunk was released with what to do
     log = tmp_path / "slim.log"
     with slim_home.started("worker", log=log):
-        until(lambda: "are left to workers" in log.read_text(), "the chunks are left", seconds=60)
+        until(lambda: "are left to workers" in log.read_text(), "the chunks are left")
         time.sleep(3)
     assert log.read_text().count(f"released, unavailable: Model {model.id} cannot be served without") == 1
 
     # and a worker with TensorFlow does the job.
     with home.started("worker", log=tmp_path / "ordinary.log"):
-        until(partial(is_done, home, job), "the job is done", seconds=120)
+        until(partial(is_done, home, job), "the job is done")
