@@ -87,6 +87,11 @@ def features_folder(dataset: str, key: str = "") -> str:
     return f"{DATASETS}/{dataset}/features/{key}".rstrip("/")
 
 
+def checkpoint_key(dataset: str) -> str:
+    """Return the key of the file with the state of the dataset's last training."""
+    return f"{DATASETS}/{dataset}/checkpoint"
+
+
 def dataset_folder(dataset: str) -> str:
     """Return the key of the folder that holds all versions of a dataset."""
     return f"{DATASETS}/{dataset}"

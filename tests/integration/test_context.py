@@ -188,7 +188,7 @@ with WorkerContext(settings, processes=1) as context:
         print("the time limit has struck")
     try:
         context.warm_up()
-        from worker.learning.fit import build
+        from worker.learning.networks import build
         build("mlp", MNIST_INPUT, 10)
     except Exception as error:
         print(repr(error))

@@ -37,13 +37,14 @@ from jobs.ledger.learning.runs import (
     verdict_on,
 )
 from jobs.messages import RETRAIN_TASK
-from jobs.models.dataset import MNIST
+from jobs.models.dataset import MNIST, checkpoint_key
 from jobs.queue import make_app
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.commands.follow_run import data_line
 from tests import training
 from tests.conftest import ModelMaker
 from tests.console import until
@@ -51,9 +52,11 @@ from tests.digits import Digits
 from tests.ledger_probes import champion_of
 from tests.training import Trained
 from worker.learning import fit, heartbeat, prepare, record, trainer
+from worker.learning.checkpoint import Checkpoint, save_checkpoint
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
 from worker.learning.task import execute_run
+from worker.learning.trainer import Trainer
 from worker.predicting.classifier import Classifier
 from worker.tasks import register_tasks
 
@@ -136,6 +139,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     splits = version.summary["splits"]
     assert splits["train"] + splits["validation"] == 800
     assert run.data == {
+        "epochs_before": 0,
         "train_images": splits["train"],
         "validation_images": splits["validation"],
         "evaluation_images": 300,
@@ -228,6 +232,65 @@ def test_ctrl_c_interrupts_the_run(
     run = latest(ledger)
     assert (run.state, run.error) == (RunState.INTERRUPTED, "its trainer was stopped")
     assert champion_of(ledger) is None
+
+
+def test_the_next_run_continues_an_interrupted_one(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    little_mnist: Digits,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def until_epoch(number: int, recipe: Recipe) -> Run:
+        """Train until Ctrl-C is pressed after this epoch."""
+
+        def save(trainer: Trainer, checkpoint: Checkpoint) -> None:
+            save_checkpoint(trainer, checkpoint)
+            if len(checkpoint.epochs) == number:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(fit, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, little_mnist, recipe)
+        monkeypatch.undo()
+        return latest(ledger)
+
+    # given a run of four epochs that is interrupted after the second, and nobody asked for its seed
+    unasked = training.recipe(architecture="mlp", profile="quick")
+    before = until_epoch(2, unasked)
+
+    # when a run with another recipe is interrupted, then it had begun anew
+    asked = until_epoch(1, dataclasses.replace(unasked, seed=7, any_seed=False))
+    assert asked.recipe["seed"] == 7
+    assert asked.data is not None
+    assert asked.data["epochs_before"] == 0
+
+    # when the same recipe is trained again, then only the last run can be continued
+    again = until_epoch(3, training.recipe(architecture="mlp", profile="quick"))
+    assert again.data is not None
+    assert again.data["epochs_before"] == 1
+    assert again.recipe["seed"] == 7 != before.recipe["seed"]
+
+    # and then it goes on after its third epoch, with the same seed, and says so
+    with Client(settings) as client:
+        done = client.run(train(settings, little_mnist, unasked).run_id)
+        epochs = client.epochs(done.id)
+        assert "; continues an interrupted run after epoch 3" in data_line(done)
+    assert done.recipe["seed"] == 7
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    # and nothing of it is left for the next one.
+    assert not store.exists(checkpoint_key(MNIST))
+
+    # given a damaged checkpoint, then the next run begins anew
+    until_epoch(2, unasked)
+    key = checkpoint_key(MNIST)
+    store.put(key, store.get(key)[:-1000])
+    train(settings, little_mnist, unasked)
+    done = latest(ledger)
+    assert done.data is not None
+    assert done.data["epochs_before"] == 0
+    assert "the checkpoint of dataset mnist cannot be read" in caplog.text
 
 
 def test_a_trainer_that_died_is_in_nobodys_way(

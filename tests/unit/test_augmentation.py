@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.learning.augmentation import distorter
-from worker.learning.fit import shifted_views
+from worker.learning.learnt_images import shifted_views
 from worker.learning.recipes import Augmentation
 
 SEED = np.array((3, 1), np.int32)

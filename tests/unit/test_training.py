@@ -17,24 +17,20 @@ import pytest
 from jobs.errors import TrainingDiverged
 from jobs.models.model import MNIST_INPUT
 from tests.digits import Digits
-from worker.learning import fit, networks
+from worker.learning import fit, networks, steps
+from worker.learning.checkpoint import Checkpoint
 from worker.learning.data import Data, Labelled
-from worker.learning.fit import (
-    MAX_CLASS_WEIGHT,
-    EpochResult,
-    class_weights,
-    distortion_share,
-    learnt_images,
-    make_train_step,
-    save,
-    train,
-)
+from worker.learning.epochs import EpochResult
+from worker.learning.fit import save, train
+from worker.learning.learnt_images import MAX_CLASS_WEIGHT, class_weights, learnt_images
 from worker.learning.networks import build, make_training_copy, precision
 from worker.learning.recipes import Augmentation, Recipe
+from worker.learning.steps import distortion_share, make_train_step
 from worker.predicting import tensorflow_runtime
 from worker.predicting.tensorflow_runtime import keras, tf
 
 RECIPE = Recipe(epochs=2, batch_size=32, seed=3)
+DISTORTED = Augmentation(shift=1, rotation=10, zoom=0.1, at_the_end=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +102,40 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: Data,
     # and with another seed it differs.
     other_seed = train(data, replace(RECIPE, seed=4, epochs=1))
     assert not (other_seed.get_weights()[0] == model.get_weights()[0]).all()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, epochs=4),
+        Recipe("cnn", epochs=4, batch_size=64, seed=3, averaging=0.9, patience=2, augmentation=DISTORTED),
+    ],
+    ids=["mlp", "cnn"],
+)
+def test_a_training_that_continues_makes_the_same_model(data: Data, recipe: Recipe) -> None:
+    # Given a training that is stopped after its second epoch
+    few = learning(data, slice(200))
+    epochs: list[EpochResult] = []
+    whole = train(few, recipe, on_epoch=epochs.append)
+    last: Checkpoint | None = None
+
+    def stop(checkpoint: Checkpoint) -> None:
+        nonlocal last
+        last = checkpoint
+        if len(checkpoint.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(few, recipe, on_checkpoint=stop)
+
+    # when another one continues it, then epochs and weights are those of a training in one piece.
+    continued: list[EpochResult] = []
+    steps: list[None] = []
+    model = train(few, recipe, on_epoch=continued.append, on_batch=lambda: steps.append(None), continued=last)
+    assert [replace(each, seconds=0) for each in continued] == [replace(each, seconds=0) for each in epochs]
+    assert len(steps) == 2 * -(-200 // recipe.batch_size)
+    for one, other in zip(model.get_weights(), whole.get_weights(), strict=True):
+        assert (one == other).all()
 
 
 def test_convolutions_learn_as_well(data: Data) -> None:
@@ -293,7 +323,7 @@ def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
 ) -> None:
     # Given a clock on which each step takes a second, and which other threads do not see
     now = itertools.count()
-    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     rates: list[float] = []
     made = keras.optimizers.AdamW
 
@@ -326,7 +356,7 @@ def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
 
 def test_the_first_steps_say_how_long_a_training_takes(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a training whose steps are measured for a moment
-    monkeypatch.setattr(fit, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "MEASURED_SECONDS", 0.0)
     left: list[float] = []
     # When it has no limit
     train(data, replace(RECIPE, epochs=3), on_estimate=left.append)

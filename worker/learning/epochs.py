@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy.typing as npt
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
 from jobs.ledger.learning.runs import add_epoch
 from worker.learning.evaluation import Answers
+from worker.learning.recipes import Recipe
 from worker.learning.trainer import Trainer
 from worker.predicting.tensorflow_runtime import keras
 from worker.time_limit import time_ran_out
@@ -31,6 +34,20 @@ class EpochResult:
     val_loss: float
     val_accuracy: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Best:
+    """The best epoch so far, by the validation images."""
+
+    result: EpochResult
+    weights: list[npt.NDArray[Any]]
+
+    def is_final(self, epoch: int, recipe: Recipe) -> bool:
+        """Return whether the training ends after this epoch, because no better one came in time."""
+        # While the learning rate rises, an epoch may be worse than the one before.
+        since = epoch - max(self.result.epoch, recipe.warm_up * recipe.epochs)
+        return recipe.patience is not None and since >= recipe.patience
 
 
 class EpochWriter:

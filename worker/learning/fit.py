@@ -10,25 +10,24 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from jobs.errors import TrainingDiverged, Unavailable
 from jobs.files import sync
 from jobs.ledger.learning.runs import expect_end
-from jobs.models.model import InputSpec
-from worker.learning.augmentation import distorter
+from worker.learning.checkpoint import Checkpoint, save_checkpoint
 from worker.learning.data import Data, Labelled
-from worker.learning.epochs import EpochResult, EpochWriter, Fitted
+from worker.learning.epochs import Best, EpochResult, EpochWriter, Fitted
+from worker.learning.learnt_images import learnt_images
 from worker.learning.networks import build, freeze, make_training_copy, precision
 from worker.learning.prepare import Prepared
 from worker.learning.recipes import Recipe
+from worker.learning.steps import Budget, distortion_share, make_train_step, one_cycle
 from worker.learning.temperature import build_in, fit_temperature
 from worker.learning.trainer import Trainer
 from worker.learning.transfer import fit_transfer, with_new_head
@@ -40,16 +39,6 @@ logger = logging.getLogger(__name__)
 
 #: How many pixels of validation images are in one batch: 1,000 images of MNIST.
 _VALIDATION_PIXELS: Final = 784_000
-
-#: The share of the training to which `Augmentation.at_the_end` applies: the last fifth.
-_FINAL_SHARE: Final = 0.2
-
-#: How long steps are measured before the end of the training is estimated. The first step, which takes longer
-#: because it compiles the graph, is not counted.
-MEASURED_SECONDS: Final = 10.0
-
-#: How much more an image of a rare class may weigh than one of the most frequent class.
-MAX_CLASS_WEIGHT: Final = 10
 
 
 def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
@@ -64,6 +53,8 @@ def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
         on_batch=trainer.check,
         on_estimate=partial(_record_estimate, trainer),
         on_epoch=epochs.add,
+        on_checkpoint=partial(save_checkpoint, trainer),
+        continued=prepared.checkpoint,
     )
     return Fitted(network, epochs, temperature=_calibrate(network, prepared.data.validation))
 
@@ -96,6 +87,8 @@ def train(
     on_batch: Callable[[], None] = lambda: None,
     on_estimate: Callable[[float], None] = lambda _seconds: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda _checkpoint: None,
+    continued: Checkpoint | None = None,
 ) -> keras.Model:
     """Train a model and return it: the weights of the best epoch, or those after the last step.
 
@@ -103,71 +96,143 @@ def train(
     changed; of its layers only the last ones learn, and it is kept if no epoch gains anything. If the recipe
     averages, the running average of the weights counts. `on_batch` is called after each step, and `on_epoch`
     after each epoch. `on_estimate` gets the seconds that are left at most: once the first steps are measured,
-    and after each later epoch. An exception from any of them ends the training.
+    and after each later epoch. `on_checkpoint` gets what `continued` needs to go on after an epoch. An
+    exception from any of them ends the training.
 
     Raises ValueError for an unknown architecture, TrainingDiverged if a loss is not finite.
     """
-    keras.utils.set_random_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    images = learnt_images(data, recipe)
+    training = _Training(data, recipe, start)
+    if continued is not None:
+        training.restore(continued)
+        for done in continued.epochs:
+            on_epoch(done)
+    while not training.is_over():
+        result = training.run_epoch(on_batch, on_estimate)
+        if result is None:
+            break
+        on_epoch(result)
+        on_checkpoint(training.checkpoint())
+    return training.finish()
 
-    # the network, and the copy that is trained
-    finished = start or build(recipe.architecture, data.spec, len(data.classes))
-    model = make_training_copy(finished, precision(recipe.architecture))
-    if start is not None:
-        freeze(model)
-    averaged = finished if recipe.averaging else model
 
-    steps = -(-len(images.learnt) // recipe.batch_size)
-    budget = Budget(recipe, steps * recipe.epochs)
-    best = _best_at_start(finished, data, recipe) if start is not None else None
-    position = tf.Variable(0.0)
-    optimizer = keras.optimizers.AdamW(
-        _learning_rate(recipe, steps * recipe.epochs, position), weight_decay=recipe.weight_decay
-    )
-    optimizer.build(model.trainable_variables)
-    step = make_train_step(model, averaged, optimizer, recipe, data.spec, images.class_weights)
-    is_estimated = False
-    for epoch in range(1, recipe.epochs + 1):
+class _Training:
+    """A training between two epochs."""
+
+    def __init__(self, data: Data, recipe: Recipe, start: keras.Model | None) -> None:
+        keras.utils.set_random_seed(recipe.seed)
+        self._data, self._recipe = data, recipe
+        self._rng = np.random.default_rng(recipe.seed)
+        self._images = learnt_images(data, recipe)
+
+        # the network, and the copy that is trained
+        self._finished = start or build(recipe.architecture, data.spec, len(data.classes))
+        model = make_training_copy(self._finished, precision(recipe.architecture))
+        if start is not None:
+            freeze(model)
+        self._averaged = self._finished if recipe.averaging else model
+
+        self._steps = -(-len(self._images.learnt) // recipe.batch_size)  # in an epoch
+        self._all_steps = self._steps * recipe.epochs
+        self._budget = Budget(recipe, self._all_steps)
+        self._is_estimated = False
+        self._position = tf.Variable(0.0)
+        optimizer = keras.optimizers.AdamW(
+            one_cycle(recipe, self._all_steps, self._position), weight_decay=recipe.weight_decay
+        )
+        optimizer.build(model.trainable_variables)
+        self._step = make_train_step(
+            model, self._averaged, optimizer, recipe, data.spec, self._images.class_weights
+        )
+        self._variables = [*model.variables, *optimizer.variables]
+        if self._averaged is not model:
+            self._variables += self._averaged.variables
+        self._epochs: list[EpochResult] = []
+        self._best = None if start is None else _best_at_start(start, data, recipe)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where another training with the same data and recipe was."""
+        for variable, value in zip(self._variables, checkpoint.variables, strict=True):
+            variable.assign(value)
+        self._rng.bit_generator.state = checkpoint.rng
+        self._best, self._epochs = checkpoint.best, list(checkpoint.epochs)
+        self._budget.skip(self._steps * len(self._epochs), checkpoint.seconds)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return what a training needs to go on from here."""
+        return Checkpoint(
+            epochs=list(self._epochs),
+            seconds=self._budget.seconds_spent(),
+            rng=dict(self._rng.bit_generator.state),
+            variables=[variable.numpy() for variable in self._variables],
+            best=self._best,
+        )
+
+    def is_over(self) -> bool:
+        """Return whether all epochs are done, or no better one came in time."""
+        done = len(self._epochs)
+        return done >= self._recipe.epochs or (
+            self._best is not None and self._best.is_final(done, self._recipe)
+        )
+
+    def run_epoch(
+        self, on_batch: Callable[[], None], on_estimate: Callable[[float], None]
+    ) -> EpochResult | None:
+        """Train for an epoch, and measure it. Return None if no time was left for a step.
+
+        Raises TrainingDiverged if a loss is not finite.
+        """
         started = time.monotonic()
         loss = correct = 0.0
         seen = 0
-        for number, rows in enumerate(images.batches(steps, rng), (epoch - 1) * steps):
-            share = budget.share_done(number)
+        first = len(self._epochs) * self._steps
+        for number, rows in enumerate(self._images.batches(self._steps, self._rng), first):
+            share = self._budget.share_done(number)
             if share >= 1:
                 break
-            position.assign(share * steps * recipe.epochs)
-            seed = np.array((recipe.seed, number), np.int32)
-            batch, labels = images.batch(rows, rng), images.labels[rows]
-            batch_loss, batch_correct = step(batch, labels, seed, distortion_share(recipe, share))
+            batch_loss, batch_correct = self._take_step(number, rows, share)
             # These are tensors: reading their values here would wait for the step.
             loss, correct, seen = loss + batch_loss, correct + batch_correct, seen + len(rows)
             on_batch()
-            budget.count_step()
-            if not is_estimated and (left := budget.seconds_left()) is not None:
-                on_estimate(left)
-                is_estimated = True
-        if not seen:  # the time was over at the end of the last epoch
-            break
-        val_loss, val_accuracy = _validate(averaged, data.validation)
+            self._budget.count_step()
+            if not self._is_estimated:
+                self._estimate(on_estimate)
+        if not seen:
+            return None
+        val_loss, val_accuracy = _validate(self._averaged, self._data.validation)
         result = EpochResult(
-            epoch=epoch,
+            epoch=len(self._epochs) + 1,
             loss=float(loss) / seen,
             accuracy=float(correct) / seen,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             seconds=time.monotonic() - started,
         )
-        _check_finite(result, is_validated=len(data.validation) > 0)
-        on_epoch(result)
-        if is_estimated and (left := budget.seconds_left()) is not None:
+        _check_finite(result, is_validated=len(self._data.validation) > 0)
+        self._epochs.append(result)
+        self._best = _better_of(self._best, result, self._averaged, self._recipe)
+        if self._is_estimated:
+            self._estimate(on_estimate)
+        return result
+
+    def _take_step(self, number: int, rows: npt.NDArray[np.intp], share: float) -> tuple[Any, Any]:
+        """Learn these rows, after the share of the training. Return their loss and correct answers."""
+        self._position.assign(share * self._all_steps)
+        seed = np.array((self._recipe.seed, number), np.int32)
+        batch, labels = self._images.batch(rows, self._rng), self._images.labels[rows]
+        found: tuple[Any, Any] = self._step(batch, labels, seed, distortion_share(self._recipe, share))
+        return found
+
+    def _estimate(self, on_estimate: Callable[[float], None]) -> None:
+        if (left := self._budget.seconds_left()) is not None:
             on_estimate(left)
-        best = _better_of(best, result, averaged, recipe)
-        if best and best.is_final(epoch, recipe):
-            break
-    finished.set_weights(best.weights if best else averaged.get_weights())
-    finished.trainable = True
-    return finished
+            self._is_estimated = True
+
+    def finish(self) -> keras.Model:
+        """Return the network of the best epoch, or of the last one."""
+        weights = self._best.weights if self._best else self._averaged.get_weights()
+        self._finished.set_weights(weights)
+        self._finished.trainable = True
+        return self._finished
 
 
 def _check_finite(result: EpochResult, *, is_validated: bool) -> None:
@@ -180,63 +245,6 @@ def _check_finite(result: EpochResult, *, is_validated: bool) -> None:
             f"The training diverged: its loss is not finite after epoch {result.epoch}. Try another seed; if "
             "it diverges again, check the images and their labels."
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LearntImages:
-    """The images of one training, and how often each is learnt."""
-
-    images: Labelled  # the learnt ones are among them
-    labels: npt.NDArray[np.int32]  # of `images`
-    learnt: npt.NDArray[np.intp]  # rows of `images`; corrections are in it several times
-    class_weights: npt.NDArray[np.float32] | None
-    shift: int
-    edges: bool
-
-    def batches(self, steps: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
-        """Return the rows to learn in each step of an epoch.
-
-        Batch sizes differ by at most one. A small remainder batch would spoil the `cnn`: a tenth of its
-        moving averages comes from the last batch, which could be a single image.
-        """
-        return np.array_split(rng.permutation(self.learnt), steps)
-
-    def batch(self, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """Return the images in these rows, each shifted at random."""
-        down, right = rng.integers(2 * self.shift + 1, size=(2, len(rows)))
-        images = self.images.take(rows)
-        if self.shift:
-            images = shifted_views(images, self.shift, edges=self.edges)[np.arange(len(rows)), down, right]
-        return images
-
-
-def learnt_images(data: Data, recipe: Recipe) -> LearntImages:
-    """Return the training images; corrected ones are repeated as the recipe says."""
-    labels = data.train.labels.astype(np.int32)
-    learnt, corrected = np.split(np.arange(len(labels)), [data.before_corrections])
-    learnt = np.append(learnt, np.tile(corrected, recipe.repeats_of(len(corrected), len(learnt))))
-    return LearntImages(
-        images=data.train,
-        labels=labels,
-        learnt=learnt,
-        class_weights=class_weights(labels[learnt], len(data.classes)) if recipe.class_weights else None,
-        shift=recipe.augmentation.shift if recipe.augmentation else 0,
-        edges=recipe.augment is not None,
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Best:
-    """The best epoch so far, by the validation images."""
-
-    result: EpochResult
-    weights: list[npt.NDArray[Any]]
-
-    def is_final(self, epoch: int, recipe: Recipe) -> bool:
-        """Return whether the training ends after this epoch, because no better one came in time."""
-        # While the learning rate rises, an epoch may be worse than the one before.
-        since = epoch - max(self.result.epoch, recipe.warm_up * recipe.epochs)
-        return recipe.patience is not None and since >= recipe.patience
 
 
 def _best_at_start(network: keras.Model, data: Data, recipe: Recipe) -> Best | None:
@@ -257,148 +265,6 @@ def _better_of(best: Best | None, result: EpochResult, model: keras.Model, recip
     if best is not None and result.val_accuracy < best.result.val_accuracy:
         return best
     return Best(result, model.get_weights())
-
-
-class Budget:
-    """The steps that a training takes, or the time if its recipe limits it."""
-
-    def __init__(self, recipe: Recipe, steps: int) -> None:
-        """Begin a training of at most so many steps."""
-        self._seconds = 60 * recipe.max_minutes if recipe.max_minutes else math.inf
-        self._started = time.monotonic()
-        self._steps = self._steps_left = steps
-        self._steps_measured, self._measured_from = -1, 0.0
-
-    def count_step(self) -> None:
-        """Count a step that has been taken."""
-        if self._steps_measured < 0:
-            self._measured_from = time.monotonic()
-        self._steps_left -= 1
-        self._steps_measured += 1
-
-    def seconds_left(self) -> float | None:
-        """Return how many seconds the training takes at most, or None while too few steps are measured."""
-        now = time.monotonic()
-        measured = now - self._measured_from
-        if self._steps_measured < 1 or measured < MEASURED_SECONDS:
-            return None
-        of_steps = measured / self._steps_measured * self._steps_left
-        return max(0.0, min(of_steps, self._started + self._seconds - now))
-
-    def share_done(self, steps: int) -> float:
-        """Return how much is done after so many steps: their share, or that of the time if that is more.
-
-        The first step is always taken.
-        """
-        of_steps = steps / self._steps
-        spent = (time.monotonic() - self._started) / self._seconds
-        return min(1.0, max(of_steps, spent)) if steps else of_steps
-
-
-def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np.float32]:
-    """Return how much an image of each class weighs in the loss, 1 on average over all images.
-
-    The weights are the inverse frequencies, but at most MAX_CLASS_WEIGHT times the smallest, because a few
-    images with very large weights would be memorised.
-    """
-    counts = np.bincount(labels, minlength=classes)
-    inverse = 1 / np.maximum(counts, counts.max() / MAX_CLASS_WEIGHT)
-    weights: npt.NDArray[np.float64] = inverse * counts.sum() / (inverse * counts).sum()
-    return weights.astype(np.float32)
-
-
-def _learning_rate(recipe: Recipe, steps: int, position: Any) -> Any:
-    """Return the one-cycle schedule of the learning rate over all steps (Smith, Super-Convergence, 2017).
-
-    `position`, a variable, is the step that the training is at. If the time is short, it skips steps.
-    """
-    warm_up = recipe.warm_up * steps
-
-    class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        """Rise linearly, then fall along half a cosine."""
-
-        def __call__(self, step: Any) -> Any:  # noqa: ARG002
-            done = position.value()
-            up = (done + 1) / (warm_up + 1)
-            down = 0.5 * (1 + tf.cos(math.pi * (done - warm_up) / (steps - warm_up)))
-            return recipe.learning_rate * tf.where(done < warm_up, up, down)
-
-    return OneCycle()
-
-
-def distortion_share(recipe: Recipe, done: float) -> np.float32:
-    """Return the share of the distortion, 0 to 1, after the share `done` of the training.
-
-    At the end the network should see digits nearly as they are, because what it learns last stays. Earlier,
-    less distortion would make it memorise its training images.
-    """
-    end = recipe.augmentation.at_the_end if recipe.augmentation else 1.0
-    return np.float32(1.0 if done < 1 - _FINAL_SHARE else end)
-
-
-def make_train_step(
-    model: keras.Model,
-    averaged: keras.Model,
-    optimizer: Any,
-    recipe: Recipe,
-    spec: InputSpec,
-    class_weights: npt.NDArray[np.float32] | None = None,
-) -> Callable[..., Any]:
-    """Return a training step as one graph: distort, predict, learn, average.
-
-    The step takes images, uint8 (n, *spec.shape), labels, int32 (n,), a seed, int32 (2,), and the share of
-    the distortion, float32. It returns the batch's summed loss and its number of correct answers.
-    """
-    distort = None
-    if recipe.augmentation is not None and recipe.augmentation.distorts:
-        distort = distorter(recipe.augmentation, spec.height, spec.width, edges=recipe.augment is not None)
-    classes = model.output_shape[-1]
-
-    def step(images: Any, labels: Any, seed: Any, share: Any) -> tuple[Any, Any]:
-        if distort is not None:
-            images = distort(images, seed, share)
-        truth = tf.one_hot(labels, classes)
-        with tf.GradientTape() as tape:
-            scores = model(as_input(model, images), training=True)
-            losses = keras.losses.categorical_crossentropy(
-                truth, scores, label_smoothing=recipe.label_smoothing
-            )
-            if class_weights is not None:
-                losses *= tf.gather(class_weights, labels)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        if averaged is not model:
-            # The average starts with a short memory, so that the first steps do not stay in it.
-            done = tf.cast(optimizer.iterations, tf.float32)
-            keep = tf.minimum(recipe.averaging, (1 + done) / (10 + done))
-            for average, weight in zip(averaged.weights, model.weights, strict=True):
-                average.assign(keep * average + (1 - keep) * weight)
-        right = tf.equal(tf.argmax(scores, axis=1, output_type=tf.int32), labels)
-        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32))
-
-    signature = [
-        tf.TensorSpec((None, *spec.shape), tf.uint8),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((2,), tf.int32),
-        tf.TensorSpec((), tf.float32),
-    ]
-    graph: Callable[..., Any] = tf.function(step, input_signature=signature, autograph=False)
-    return graph
-
-
-def shifted_views(images: npt.NDArray[np.uint8], shift: int, *, edges: bool = False) -> npt.NDArray[np.uint8]:
-    """Return a view of the images shifted by up to `shift` pixels in each direction.
-
-    It is uint8 (n, 2 * shift + 1, 2 * shift + 1, *image shape), over one copy of the images with a black
-    border, or with `edges` one that repeats the outermost pixels.
-    """
-    border = ((0, 0), (shift, shift), (shift, shift), *(((0, 0),) * (images.ndim - 3)))
-    windows = sliding_window_view(
-        np.pad(images, border, mode="edge" if edges else "constant"), images.shape[1:3], axis=(1, 2)
-    )
-    # In colour images, the window's axes come after the channels: move the channels to the end.
-    return windows if images.ndim == 3 else np.moveaxis(windows, 3, -1)
 
 
 def _validate(model: keras.Model, validation: Labelled) -> tuple[float, float]:

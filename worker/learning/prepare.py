@@ -13,6 +13,7 @@ from jobs.ledger.learning.runs import describe_data
 from jobs.models.backbone import ADD_BACKBONE, Backbone
 from jobs.models.model import InputSpec, Model
 from jobs.storage.store_identity import check_store
+from worker.learning.checkpoint import Checkpoint, find_checkpoint
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
 from worker.learning.recipes import Recipe, fitted_to
@@ -30,6 +31,7 @@ class Prepared:
     recipe: Recipe
     start: Model | None  # what a fine-tuning starts from
     backbone: Backbone | None  # what a transfer builds on
+    checkpoint: Checkpoint | None  # of the interrupted run that this one continues
 
 
 def prepare(trainer: Trainer, added: int | None) -> Prepared:
@@ -61,9 +63,11 @@ def prepare(trainer: Trainer, added: int | None) -> Prepared:
         start=start_model.id if start_model else None,
         backbone=backbone.name if backbone else None,
     )
-    _describe(trainer, data, recipe, added)
+    recipe, checkpoint = trainer.retry(lambda: find_checkpoint(trainer, recipe, data.fingerprint))
+    epochs_before = 0 if checkpoint is None else len(checkpoint.epochs)
+    _describe(trainer, data, recipe, added, epochs_before)
     logger.info("training run %s: begins, on %s images", trainer.claim.run_id, f"{len(data.train):,}")
-    return Prepared(data, recipe, start_model, backbone)
+    return Prepared(data, recipe, start_model, backbone, checkpoint)
 
 
 def _backbone(trainer: Trainer, recipe: Recipe, images: StoredDataset) -> Backbone | None:
@@ -131,9 +135,10 @@ def _load_data(trainer: Trainer, images: StoredDataset, spec: InputSpec, backbon
     return data
 
 
-def _describe(trainer: Trainer, data: Data, recipe: Recipe, added: int | None) -> None:
+def _describe(trainer: Trainer, data: Data, recipe: Recipe, added: int | None, epochs_before: int) -> None:
     content: dict[str, Any] = {} if added is None else {"added_images": added}
     content |= {
+        "epochs_before": epochs_before,  # those of the interrupted run that this one continues
         "train_images": len(data.train),
         "validation_images": len(data.validation),
         "evaluation_images": len(data.test),

@@ -7,12 +7,15 @@ run that fails, is stopped or is killed leaves the champion as it was.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
+from jobs.errors import Unavailable
 from jobs.ledger.learning.gate import judge_and_promote, limits_of
 from jobs.ledger.learning.runs import RunLost, finish_run, get_run, was_finished_by
 from jobs.models.evaluation import Part
 from jobs.models.model import Model
 from jobs.storage.registry import register_model
+from worker.learning.checkpoint import remove_checkpoint
 from worker.learning.data import Data
 from worker.learning.epochs import EpochWriter
 from worker.learning.evaluation import save_evaluations
@@ -31,6 +34,8 @@ def record(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged, epochs:
     """
     model = trainer.retry_longer(lambda: _register(trainer, data, recipe, judged))
     reason = trainer.retry_longer(lambda: _conclude(trainer, data, recipe, judged, epochs, model.id))
+    with suppress(Unavailable):  # the next run replaces it
+        remove_checkpoint(trainer)
     run_id = trainer.claim.run_id
     logger.info("training run %s: %s (model %s)", run_id, reason, model.id, extra={"model": model.id})
     return model
