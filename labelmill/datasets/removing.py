@@ -8,7 +8,7 @@ from typing import Final
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.learning.datasets import manifests_of, remove_dataset
-from jobs.models.dataset import dataset_folder, features_folder
+from jobs.models.dataset import checkpoint_key, dataset_folder, features_folder
 from jobs.storage.store import Store
 from jobs.storage.store_identity import check_store
 
@@ -30,6 +30,7 @@ def remove(ledger: Ledger, store: Store, name: str) -> int:
     for key in manifests:
         store.remove_folder(key.rpartition("/")[0])
     store.remove_folder(features_folder(name))
+    store.remove(checkpoint_key(name))
     remove_strays(ledger, store, name)
     return len(manifests)
 
