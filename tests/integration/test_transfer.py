@@ -13,12 +13,14 @@ from jobs.errors import Conflict, NotFound, UserError
 from jobs.ledger import Ledger
 from jobs.ledger.learning.models import find_champion
 from jobs.ledger.learning.runs import get_run
-from jobs.models.dataset import features_folder
+from jobs.models.dataset import checkpoint_key, features_folder
 from jobs.models.model import InputSpec
 from jobs.models.training_request import TrainingRequest
 from jobs.settings import Settings
 from jobs.storage.store import Store
 from labelmill.client import Client
+from labelmill.reporting.model_page import render
+from labelmill.reporting.report_data import load_report
 from tests import training
 from tests.colours import write_pictures
 
@@ -96,6 +98,10 @@ def test_colour_pictures_are_learnt_on_the_backbone_and_each_is_looked_at_once(
     assert champion.accuracy is not None
     assert champion.accuracy > 0.9
     assert computed(caplog) == 63
+    # and its report says what a network without the backbone would cost
+    with ledger.reading() as connection:
+        page = render(load_report(connection, champion.id))
+    assert f"without a backbone would take {champion.metrics['cnn_microseconds']:.1f} µs per image" in page
     # and what it answers as it is served is what its evaluation says
     assert client.evaluate(champion.id).accuracy == champion.accuracy
 
@@ -124,7 +130,7 @@ def test_colour_pictures_are_learnt_on_the_backbone_and_each_is_looked_at_once(
         train(architecture="transfer")
 
 
-def test_another_size_has_features_of_its_own_and_they_go_with_the_dataset(
+def test_another_size_has_features_of_its_own_and_all_goes_with_the_dataset(
     shapes: str, train: Callable[..., training.Trained], client: Client, store: Store
 ) -> None:
     done = train(backbone="tiny", size=24)
@@ -133,8 +139,10 @@ def test_another_size_has_features_of_its_own_and_they_go_with_the_dataset(
     assert "24x24" in key
     with client.ledger.transaction() as connection:
         connection.exec_driver_sql("DELETE FROM aliases")
+    store.put(checkpoint_key(shapes), b"of an interrupted training")
     client.remove_dataset(shapes)
     assert store.folders(features_folder(shapes)) == []
+    assert not store.exists(checkpoint_key(shapes))
 
 
 @pytest.mark.usefixtures("shapes")

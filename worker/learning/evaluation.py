@@ -38,6 +38,7 @@ from jobs.models.model import Model, why_unfit
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
 from worker.learning.data import Data, Labelled, Uint16
+from worker.learning.networks import build
 from worker.learning.temperature import scale
 from worker.predicting.classifier import BATCH, Classifier, Predictions
 
@@ -114,7 +115,7 @@ def evaluate(
             calibration_error=calibration_error(calibration),
             calibration=calibration,
             confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
-            image_microseconds=image_microseconds or _image_microseconds(classifier, labelled),
+            image_microseconds=image_microseconds or image_microseconds_of(classifier, labelled),
             mistakes=_most_confident_mistakes(classes, labelled, predictions),
         ),
         np.stack([answered_as, labels], axis=1).astype("<u2"),
@@ -292,7 +293,15 @@ def _probabilities(
     return np.concatenate([classifier.probabilities(images) for images in labelled.windows(_WINDOW_IMAGES)])
 
 
-def _image_microseconds(classifier: Classifier, labelled: Labelled) -> float:
+def cnn_microseconds(data: Data) -> float:
+    """Return the microseconds per image of a `cnn`, a network without a backbone, for this data."""
+    network = build("cnn", data.spec, len(data.classes))
+    classifier = Classifier.of_keras(network, data.classes, data.spec)
+    classifier.warm_up()
+    return image_microseconds_of(classifier, data.test)
+
+
+def image_microseconds_of(classifier: Classifier, labelled: Labelled) -> float:
     """Return the microseconds per image on full batches: the median of several passes.
 
     The classifier must be warm.

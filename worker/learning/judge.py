@@ -12,7 +12,13 @@ from jobs.models.evaluation import Part
 from jobs.storage.keras_files import cache_errors
 from worker.learning.data import Data
 from worker.learning.epochs import Fitted
-from worker.learning.evaluation import Evaluated, error_at, evaluate_champion, evaluate_parts
+from worker.learning.evaluation import (
+    Evaluated,
+    cnn_microseconds,
+    error_at,
+    evaluate_champion,
+    evaluate_parts,
+)
 from worker.learning.fit import save
 from worker.learning.trainer import Trainer
 from worker.predicting.classifier import Classifier
@@ -29,6 +35,7 @@ class Judged:
     evaluated: dict[Part, Evaluated]  # on the test set, and on the live set if there is one
     temperature: float  # by which its logits were divided
     uncalibrated_error: float  # its calibration error on the test set without that
+    cnn_microseconds: float | None  # what a `cnn` would take per image, if this one has a backbone
 
     @property
     def image_microseconds(self) -> float:
@@ -60,4 +67,10 @@ def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
         logger.warning("the champion cannot be evaluated: %s", error)
     trainer.check()
     temperature = fitted.temperature
-    return Judged(file, evaluated, temperature, error_at(1 / temperature, evaluated[Part.TEST]))
+    return Judged(
+        file=file,
+        evaluated=evaluated,
+        temperature=temperature,
+        uncalibrated_error=error_at(1 / temperature, evaluated[Part.TEST]),
+        cnn_microseconds=None if fitted.answers is None else cnn_microseconds(data),
+    )

@@ -57,6 +57,7 @@ def _register(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged) -> M
             "precision": precision(recipe.architecture),
             "temperature": judged.temperature,
             "uncalibrated_error": judged.uncalibrated_error,
+            **({} if judged.cnn_microseconds is None else {"cnn_microseconds": judged.cnn_microseconds}),
         },
     )
 
