@@ -18,13 +18,12 @@ from benchmarks.bare_loop import BareLoop, Way, plans
 from benchmarks.efficiency import measure
 from benchmarks.harness.databases import Work
 from benchmarks.harness.images import Pictures
-from benchmarks.harness.known_networks import known_network
-from benchmarks.harness.model import make_champion
+from benchmarks.harness.known_networks import compile_champion, known_network
 from benchmarks.harness.report import RESULTS, write_result
 from benchmarks.harness.setup import PROCESSES, Json, Setup, WorkDir, kept_folder, prepare, run
 from jobs.models.runtime import Runtime
 from jobs.storage.artefacts import fetch_artefact
-from labelmill.client import Client
+from jobs.storage.store import Store
 from labelmill.console.terminal import say
 
 NETWORKS: Final = ("MobileNetV2", "EfficientNetB0", "ResNet50")
@@ -75,15 +74,13 @@ def _measure(name: str, work_dir: Path | None, images: int, rounds: int) -> dict
 
 def _compile(setup: Setup) -> dict[str, float]:
     """Compile the model, and give the bare loop its artefacts. Return the milliseconds by runtime."""
-    with Client(setup.settings) as client:
-        model = make_champion(setup.model, client.ledger, setup.settings)
-        runtimes = client.compile_model(model.id)
-        for each in runtimes:
-            if each.reason:
-                say(f"{each.runtime}: {each.state}: {each.reason}")
-            if each.sha256:
-                path = fetch_artefact(client.store, each, setup.settings.cache_dir)
-                shutil.copyfile(path, setup.model.path.with_suffix(f".{each.runtime.suffix}"))
+    runtimes = compile_champion(setup)
+    for each in runtimes:
+        if each.reason:
+            say(f"{each.runtime}: {each.state}: {each.reason}")
+        if each.sha256:
+            path = fetch_artefact(Store(setup.settings.store), each, setup.settings.cache_dir)
+            shutil.copyfile(path, setup.model.path.with_suffix(f".{each.runtime.suffix}"))
     return {each.runtime: round((each.image_microseconds or 0) / 1000, 2) for each in runtimes}
 
 

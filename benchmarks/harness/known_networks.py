@@ -8,9 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.harness.model import TrainedModel
+from benchmarks.harness.model import TrainedModel, make_champion
 from benchmarks.harness.producer import in_fresh_process
+from benchmarks.harness.setup import Setup
 from jobs.models.model import PHOTO_REDUCTION, InputSpec, Model
+from jobs.models.runtime import ModelRuntime
+from labelmill.client import Client
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +52,13 @@ def known_network(name: str, folder: Path, work_dir: Path) -> TrainedModel:
         logits=True,
     )
     return TrainedModel(row, path)
+
+
+def compile_champion(setup: Setup) -> list[ModelRuntime]:
+    """Make the model the champion, and compile it. Return what came of each runtime."""
+    with Client(setup.settings) as client:
+        model = make_champion(setup.model, client.ledger, setup.settings)
+        return client.compile_model(model.id)
 
 
 def build_network(name: str, pictures: npt.NDArray[np.uint8]) -> Any:

@@ -42,7 +42,7 @@ _held: dict[str, Any] = {}  # by one process: its model and its connection
 def _hold(**_: object) -> None:
     import psycopg
 
-    _held["network"] = load_network(places.model, threads=1)
+    _held["network"] = load_network(places, threads=1)
     _held["connection"] = psycopg.connect(places.database, autocommit=True)
     note_ready()
 
@@ -50,7 +50,7 @@ def _hold(**_: object) -> None:
 @app.task  # type: ignore[untyped-decorator]
 def classify_one(job_id: str, index: int, path: str) -> None:
     """Classify one image, and insert one row."""
-    scores = _held["network"](decode(path)[None])
+    scores = _held["network"](decode(path, places.shape)[None])
     _held["connection"].execute(_INSERT, rows_of(job_id, [(index, path)], scores, places.classes)[0])
 
 
@@ -60,6 +60,6 @@ def classify_many(requests: list[Any]) -> None:
     import numpy as np
 
     orders = [request.args for request in requests]
-    scores = _held["network"](np.stack([decode(path) for _, _, path in orders]))
+    scores = _held["network"](np.stack([decode(path, places.shape) for _, _, path in orders]))
     numbered = [(index, path) for _, index, path in orders]
     copy_rows(_held["connection"], rows_of(orders[0][0], numbered, scores, places.classes))

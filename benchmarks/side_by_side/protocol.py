@@ -21,6 +21,7 @@ _PACKAGES: Final = frozenset(
     (
         "celery",
         "celery-batches",
+        "daft",
         "keras",
         "kombu",
         "numpy",
@@ -50,6 +51,8 @@ class Places:
     broker: str  # the URL of a Valkey that is up
     model: str  # path of the .keras file
     classes: list[str]  # by the model's outputs
+    shape: list[int]  # of its input
+    logits: bool  # its outputs are no probabilities
     processes: int  # as many as cores
     scratch: str  # a folder for its own files
     folder: str  # of the images
@@ -88,13 +91,18 @@ def answer(way: Callable[[Places], AbstractContextManager[Classify]]) -> None:
     stdout.write(json.dumps(took))
 
 
+def batch_size(places: Places) -> int:
+    """Return how many images an actor gets at a time: of large ones so few that all actors have work."""
+    return 32 if len(places.shape) > 2 else 2_048
+
+
 def find_files(folder: str) -> list[str]:
     """Return the paths of all files below the folder, in any order."""
     return [f"{path}/{name}" for path, _, names in os.walk(folder) for name in names]
 
 
-def load_network(path: str, *, threads: int) -> Callable[[Any], Any]:
-    """The model as a traced function: uint8 of (n, 28, 28) in, probabilities as float32 of (n, classes) out.
+def load_network(places: Places, *, threads: int) -> Callable[[Any], Any]:
+    """The model as a traced function: uint8 of (n, *shape) in, probabilities as float32 of (n, classes) out.
 
     Calling a Keras model untraced takes several times as long, and `predict` is for many batches.
     """
@@ -105,24 +113,31 @@ def load_network(path: str, *, threads: int) -> Callable[[Any], Any]:
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    model = keras.saving.load_model(path, compile=False)
-    signature = [tf.TensorSpec((None, 28, 28), tf.uint8)]
-    traced = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
+    model = keras.saving.load_model(places.model, compile=False)
+
+    def probabilities(pixels: Any) -> Any:
+        found = model(pixels, training=False)
+        return tf.nn.softmax(found) if places.logits else found
+
+    signature = [tf.TensorSpec((None, *places.shape), tf.uint8)]
+    traced = tf.function(probabilities, input_signature=signature)
 
     def scores(pixels: Any) -> Any:
         return traced(pixels).numpy()
 
-    scores(np.zeros((1, 28, 28), np.uint8))
+    scores(np.zeros((1, *places.shape), np.uint8))
     return scores
 
 
-def decode(path: str) -> Any:
-    """The picture as a grey array, by Pillow."""
+def decode(path: str, shape: list[int]) -> Any:
+    """The picture as an array of this shape, by Pillow: grey, or in colour if the shape has channels."""
     import numpy as np
     from PIL import Image
 
+    height, width, *channels = shape
     with Image.open(path) as image:
-        return np.asarray(image.convert("L"))
+        picture = image.convert("RGB" if channels else "L")
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def rows_of(job_id: str, numbered: Iterable[tuple[int, str]], scores: Any, classes: list[str]) -> list[Row]:

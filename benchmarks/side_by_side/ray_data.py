@@ -18,14 +18,13 @@ from benchmarks.side_by_side.protocol import (
     Classify,
     Places,
     answer,
+    batch_size,
     copy_rows,
     decode,
     find_files,
     load_network,
     rows_of,
 )
-
-BATCH: Final = 2_048
 
 #: Far longer than an actor takes to import TensorFlow.
 _START_SECONDS: Final = 120
@@ -39,7 +38,7 @@ class Classifier:
 
         self._places = places
         self._job_id = job_id
-        self._network = load_network(places.model, threads=1)
+        self._network = load_network(places, threads=1)
         self._connection = psycopg.connect(places.database)
         self._ready_at = time.time()
 
@@ -48,7 +47,7 @@ class Classifier:
         import numpy as np
 
         paths = batch["path"].tolist()
-        scores = self._network(np.stack([decode(path) for path in paths]))
+        scores = self._network(np.stack([decode(path, self._places.shape) for path in paths]))
         numbered = zip(batch["index"].tolist(), paths, strict=True)
         copy_rows(self._connection, rows_of(self._job_id, numbered, scores, self._places.classes))
         return {"ready_at": np.array([self._ready_at])}
@@ -72,8 +71,9 @@ def ray_data(places: Places) -> Iterator[Classify]:
     def classify(folder: str, job_id: str) -> float:
         began = time.time()
         paths = [{"index": index, "path": path} for index, path in enumerate(find_files(folder))]
+        batch = batch_size(places)
         done = (
-            ray.data.from_items(paths, override_num_blocks=math.ceil(len(paths) / BATCH))
+            ray.data.from_items(paths, override_num_blocks=math.ceil(len(paths) / batch))
             .map_batches(
                 Classifier,
                 fn_constructor_args=(places, job_id),

@@ -40,12 +40,14 @@ class Way(NamedTuple):
     name: str
     command: tuple[str, ...]  # what follows `python -m`: a module, and its arguments after the places
     images: int | None = None  # the most it is measured with; None: all of them
+    photographs: bool = False  # it also classifies those
 
 
 WAYS: Final = (
     Way("Celery, one task per image", ("celery_way", "one"), 2_000),
     Way("celery-batches", ("celery_way", "batches"), 10_000),
-    Way("Ray Data, map_batches", ("ray_data",)),
+    Way("Ray Data, map_batches", ("ray_data",), photographs=True),
+    Way("Daft, a class over paths", ("daft_class",), photographs=True),
     Way("Keras, predict over tf.data", ("keras_predict",)),
 )
 
@@ -82,6 +84,8 @@ def other(setup: Setup, images: int, way: Way, python: Path) -> Turn:
         broker=setup.settings.broker,
         model=str(setup.model.path),
         classes=list(setup.model.row.classes),
+        shape=list(setup.model.row.input_spec.shape),
+        logits=setup.model.row.logits,
         processes=PROCESSES,
         scratch=str(scratch),
         folder=str(setup.folder),

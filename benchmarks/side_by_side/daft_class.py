@@ -1,0 +1,70 @@
+"""Daft: a class over the files' paths, with an instance in a process of its own for each core.
+
+The instances read and decode the files themselves, so that all ways see the same pixels: Daft's own decoder
+and its resizing give others. Daft starts new processes for each query, so each pass includes a start.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks.side_by_side.protocol import (
+    Classify,
+    Places,
+    answer,
+    batch_size,
+    copy_rows,
+    decode,
+    find_files,
+    load_network,
+    rows_of,
+)
+
+
+@contextmanager
+def daft_class(places: Places) -> Iterator[Classify]:
+    """Daft's native runner."""
+    os.environ |= {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
+    import daft
+
+    batch = batch_size(places)
+
+    @daft.cls(max_concurrency=places.processes, use_process=True)
+    class Classifier:
+        """The model and a connection to the database."""
+
+        def __init__(self, job_id: str) -> None:
+            import psycopg
+
+            self._job_id = job_id
+            self._network = load_network(places, threads=1)
+            self._connection = psycopg.connect(places.database)
+            self._ready_at = time.time()
+
+        @daft.method.batch(return_dtype=daft.DataType.float64(), batch_size=batch)
+        def classify(self, index: Any, path: Any) -> Any:
+            """One batch of paths; the answer is when the instance was up."""
+            import numpy as np
+
+            paths = path.to_pylist()
+            scores = self._network(np.stack([decode(each, places.shape) for each in paths]))
+            numbered = zip(index.to_pylist(), paths, strict=True)
+            copy_rows(self._connection, rows_of(self._job_id, numbered, scores, places.classes))
+            return np.full(len(paths), self._ready_at)
+
+    def classify(folder: str, job_id: str) -> float:
+        began = time.time()
+        paths = find_files(folder)
+        table = daft.from_pydict({"index": list(range(len(paths))), "path": paths})
+        found = table.select(Classifier(job_id).classify(daft.col("index"), daft.col("path")).alias("ready"))
+        return float(max(found.to_pydict()["ready"])) - began
+
+    yield classify
+
+
+if __name__ == "__main__":
+    answer(daft_class)
