@@ -30,9 +30,9 @@ tests/node/node_modules: tests/node/package-lock.json
 demo: install
 	@$(BIN)/labelmill demo
 
-# Most tests wait for other processes, so three at a time keep two cores busy. Files go out in their order, and the
-# slowest, in tests/acceptance and tests/faults, come first: none is left for the end, when other processes are idle.
-PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Most tests wait for other processes, so three at a time keep two cores busy. A process that has run out of tests takes
+# some of another's.
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # The fast level, for every change: tests/levels.py says what belongs to it.
 test: install $(NODE)
