@@ -101,7 +101,9 @@ def test_colour_pictures_are_learnt_on_the_backbone_and_each_is_looked_at_once(
     # and its report says what a network without the backbone would cost
     with ledger.reading() as connection:
         page = render(load_report(connection, champion.id))
-    assert f"without a backbone would take {champion.metrics['cnn_microseconds']:.1f} µs per image" in page
+    assert (
+        f"without a backbone would take about {champion.metrics['cnn_microseconds']:.1f} µs per image" in page
+    )
     # and what it answers as it is served is what its evaluation says
     assert client.evaluate(champion.id).accuracy == champion.accuracy
 

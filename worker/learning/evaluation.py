@@ -115,7 +115,7 @@ def evaluate(
             calibration_error=calibration_error(calibration),
             calibration=calibration,
             confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
-            image_microseconds=image_microseconds or image_microseconds_of(classifier, labelled),
+            image_microseconds=image_microseconds or _image_microseconds(classifier, labelled),
             mistakes=_most_confident_mistakes(classes, labelled, predictions),
         ),
         np.stack([answered_as, labels], axis=1).astype("<u2"),
@@ -298,10 +298,10 @@ def cnn_microseconds(data: Data) -> float:
     network = build("cnn", data.spec, len(data.classes))
     classifier = Classifier.of_keras(network, data.classes, data.spec)
     classifier.warm_up()
-    return image_microseconds_of(classifier, data.test)
+    return _image_microseconds(classifier, data.test)
 
 
-def image_microseconds_of(classifier: Classifier, labelled: Labelled) -> float:
+def _image_microseconds(classifier: Classifier, labelled: Labelled) -> float:
     """Return the microseconds per image on full batches: the median of several passes.
 
     The classifier must be warm.

@@ -72,5 +72,6 @@ def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
         evaluated=evaluated,
         temperature=temperature,
         uncalibrated_error=error_at(1 / temperature, evaluated[Part.TEST]),
+        # Only a network with a backbone has a quicker way to its answers.
         cnn_microseconds=None if fitted.answers is None else cnn_microseconds(data),
     )
