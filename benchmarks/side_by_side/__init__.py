@@ -13,7 +13,7 @@ Each is set up as an expert in the tool would do it on one machine with so many 
   on all cores; one COPY at the end.
 
 With `--network`, a network of `keras.applications` classifies photographs. Only Labelmill, Ray Data and Daft
-take part, and Labelmill has compiled the model before.
+take part, and Labelmill compiles the model beforehand.
 
 The last five run in a separate environment, with the versions that celery-batches and Ray allow.
 """

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from benchmarks.harness.check import compare_labels
-from benchmarks.harness.images import ALL_DIGITS, Pictures
+from benchmarks.harness.images import ALL_DIGITS, ALL_IMAGES, Pictures
 from benchmarks.harness.known_networks import compile_champion, known_network
 from benchmarks.harness.report import RESULTS, print_spreads, rounded, spread, write_result
 from benchmarks.harness.setup import Json, Setup, WorkDir, kept_folder, kept_images, prepare, run
@@ -27,7 +27,7 @@ from labelmill.console.terminal import say
 FIRST_DIGITS: Final = 10_000
 FIRST_PHOTOGRAPHS: Final = 200
 
-#: Photographs take a thousand times as long as digits.
+#: A photograph takes several hundred times as long as a digit.
 PHOTOGRAPHS: Final = 1_000
 
 #: Takes a setup and the number of its images.
@@ -57,6 +57,8 @@ def main(
     """Measure images per second from files to rows in PostgreSQL, of Labelmill and of other ways."""
     pictures = Pictures.PHOTOGRAPHS if network else Pictures.DIGITS
     count = images or (PHOTOGRAPHS if network else ALL_DIGITS)
+    if count > ALL_IMAGES[pictures]:
+        raise typer.BadParameter(f"There are {ALL_IMAGES[pictures]:,} images.", param_hint="--images")
     first_folder = kept_images(work_dir, FIRST_PHOTOGRAPHS if network else FIRST_DIGITS, pictures)
     ours: Taker = partial(labelmill, first_folder=first_folder)
     ways: dict[str, tuple[int, Taker]] = {"Labelmill": (count, ours)}

@@ -1,7 +1,7 @@
 """Daft: a class over the files' paths, with an instance in a process of its own for each core.
 
-The instances read and decode the files themselves, so that all ways see the same pixels: Daft's own decoder
-and its resizing give others. Daft starts new processes for each query, so each pass includes a start.
+The instances read and decode the files themselves, so that all ways see the same pixels: Daft's own decoding
+and resizing give different ones. Daft starts new processes for each query, so each pass includes a start.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def daft_class(places: Places) -> Iterator[Classify]:
 
         @daft.method.batch(return_dtype=daft.DataType.float64(), batch_size=batch)
         def classify(self, index: Any, path: Any) -> Any:
-            """One batch of paths; the answer is when the instance was up."""
+            """Classify one batch of paths. Return when the instance was ready."""
             import numpy as np
 
             paths = path.to_pylist()

@@ -52,7 +52,7 @@ class Places:
     model: str  # path of the .keras file
     classes: list[str]  # by the model's outputs
     shape: list[int]  # of its input
-    logits: bool  # its outputs are no probabilities
+    logits: bool  # its outputs are logits, not probabilities
     processes: int  # as many as cores
     scratch: str  # a folder for its own files
     folder: str  # of the images
@@ -92,7 +92,7 @@ def answer(way: Callable[[Places], AbstractContextManager[Classify]]) -> None:
 
 
 def batch_size(places: Places) -> int:
-    """Return how many images an actor gets at a time: of large ones so few that all actors have work."""
+    """Return the number of images per batch. Those of photographs are small, so that all actors have work."""
     return 32 if len(places.shape) > 2 else 2_048
 
 

@@ -40,7 +40,7 @@ class Way(NamedTuple):
     name: str
     command: tuple[str, ...]  # what follows `python -m`: a module, and its arguments after the places
     images: int | None = None  # the most it is measured with; None: all of them
-    photographs: bool = False  # it also classifies those
+    photographs: bool = False  # it can also classify photographs
 
 
 WAYS: Final = (
