@@ -188,8 +188,8 @@ def data_line(run: Run) -> str:
             f"; {pluralize(data['corrections'], 'correction')} included, {live:,} in the live set, "
             f"{data['left_out']:,} skipped"
         )
-    if before := data.get("epochs_before"):
-        line += f"; continues an interrupted run after epoch {before}"
+    if done := data.get("resumed_epochs"):
+        line += f"; resumes an interrupted run after epoch {done}"
     is_chosen = run.recipe.get("augment") or run.recipe.get("backbone")
     return f"{line}; {_choice(run.recipe, data['input'])}" if is_chosen else line
 

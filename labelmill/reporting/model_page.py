@@ -21,7 +21,7 @@ from labelmill.reporting.rendering import render_template
 from labelmill.reporting.report_data import Report
 
 #: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
-_SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
+_SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force", "is_seed_random")
 
 
 def render(report: Report) -> str:

@@ -139,7 +139,6 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     splits = version.summary["splits"]
     assert splits["train"] + splits["validation"] == 800
     assert run.data == {
-        "epochs_before": 0,
         "train_images": splits["train"],
         "validation_images": splits["validation"],
         "evaluation_images": 300,
@@ -234,7 +233,7 @@ def test_ctrl_c_interrupts_the_run(
     assert champion_of(ledger) is None
 
 
-def test_the_next_run_continues_an_interrupted_one(
+def test_the_next_run_resumes_an_interrupted_one(
     settings: Settings,
     ledger: Ledger,
     store: Store,
@@ -251,6 +250,7 @@ def test_the_next_run_continues_an_interrupted_one(
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(fit, "save_checkpoint", save)
+        monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             train(settings, little_mnist, recipe)
         monkeypatch.undo()
@@ -260,37 +260,37 @@ def test_the_next_run_continues_an_interrupted_one(
     unasked = training.recipe(architecture="mlp", profile="quick")
     before = until_epoch(2, unasked)
 
-    # when a run with another recipe is interrupted, then it had begun anew
-    asked = until_epoch(1, dataclasses.replace(unasked, seed=7, any_seed=False))
+    # when a run with another recipe is interrupted, then it had started over
+    asked = until_epoch(1, dataclasses.replace(unasked, seed=7, is_seed_random=False))
     assert asked.recipe["seed"] == 7
     assert asked.data is not None
-    assert asked.data["epochs_before"] == 0
+    assert asked.data.get("resumed_epochs") is None
 
-    # when the same recipe is trained again, then only the last run can be continued
+    # when the same recipe is trained again, then only the last run can be resumed
     again = until_epoch(3, training.recipe(architecture="mlp", profile="quick"))
     assert again.data is not None
-    assert again.data["epochs_before"] == 1
+    assert again.data["resumed_epochs"] == 1
     assert again.recipe["seed"] == 7 != before.recipe["seed"]
 
     # and then it goes on after its third epoch, with the same seed, and says so
     with Client(settings) as client:
         done = client.run(train(settings, little_mnist, unasked).run_id)
         epochs = client.epochs(done.id)
-        assert "; continues an interrupted run after epoch 3" in data_line(done)
+        assert "; resumes an interrupted run after epoch 3" in data_line(done)
     assert done.recipe["seed"] == 7
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
     # and nothing of it is left for the next one.
     assert not store.exists(checkpoint_key(MNIST))
 
-    # given a damaged checkpoint, then the next run begins anew
+    # given a damaged checkpoint, then the next run starts over
     until_epoch(2, unasked)
     key = checkpoint_key(MNIST)
     store.put(key, store.get(key)[:-1000])
     train(settings, little_mnist, unasked)
     done = latest(ledger)
     assert done.data is not None
-    assert done.data["epochs_before"] == 0
-    assert "the checkpoint of dataset mnist cannot be read" in caplog.text
+    assert done.data.get("resumed_epochs") is None
+    assert "the checkpoint of dataset mnist is damaged, so the training starts over" in caplog.text
 
 
 def test_a_trainer_that_died_is_in_nobodys_way(

@@ -112,7 +112,10 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: Data,
     ],
     ids=["mlp", "cnn"],
 )
-def test_a_training_that_continues_makes_the_same_model(data: Data, recipe: Recipe) -> None:
+def test_a_resumed_training_makes_the_same_model(
+    data: Data, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
     # Given a training that is stopped after its second epoch
     few = learning(data, slice(200))
     epochs: list[EpochResult] = []
@@ -128,10 +131,12 @@ def test_a_training_that_continues_makes_the_same_model(data: Data, recipe: Reci
     with pytest.raises(KeyboardInterrupt):
         train(few, recipe, on_checkpoint=stop)
 
-    # when another one continues it, then epochs and weights are those of a training in one piece.
+    # when another one resumes it, then epochs and weights are those of a training in one piece.
     continued: list[EpochResult] = []
     steps: list[None] = []
-    model = train(few, recipe, on_epoch=continued.append, on_batch=lambda: steps.append(None), continued=last)
+    model = train(
+        few, recipe, on_epoch=continued.append, on_batch=lambda: steps.append(None), resume_from=last
+    )
     assert [replace(each, seconds=0) for each in continued] == [replace(each, seconds=0) for each in epochs]
     assert len(steps) == 2 * -(-200 // recipe.batch_size)
     for one, other in zip(model.get_weights(), whole.get_weights(), strict=True):

@@ -1,7 +1,6 @@
-"""The checkpoint of a training: what it needs to go on after its last epoch.
+"""Save and load checkpoints, so that an interrupted training can be resumed.
 
-It is in the store, one for each dataset. A training that was interrupted goes on in the next run that is to
-learn the same images by the same recipe.
+The store has one per dataset. The next run resumes it if its images and its recipe are the same.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-import zipfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from importlib.metadata import version
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from jobs.errors import NotFound, Unavailable
 from jobs.ledger.learning.runs import get_run
@@ -30,76 +30,96 @@ logger = logging.getLogger(__name__)
 Arrays = list[npt.NDArray[Any]]
 
 
+#: The bytes of the digest in front of a checkpoint.
+_DIGEST_BYTES: Final = 32
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """The state of a training after an epoch."""
 
     epochs: list[EpochResult]
-    seconds: float  # that the training has taken
+    seconds: float  # spent on the training so far
     rng: dict[str, Any]  # the state of the generator that orders and shifts the images
     variables: Arrays  # of the network, of its average and of the optimizer
     best: Best | None
 
 
 def save_checkpoint(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Store the checkpoint of the run in place of the dataset's last one.
+    """Replace the dataset's checkpoint with this one.
 
-    A store that is unavailable must not end the training: it is logged.
+    If the store is unavailable, log it: the training must not end.
     """
-    facts = {
+    metadata = {
+        "software": _software(),
         "run": trainer.claim.run_id,
         "epochs": [asdict(result) for result in checkpoint.epochs],
         "seconds": checkpoint.seconds,
         "rng": checkpoint.rng,
         "best": None if checkpoint.best is None else asdict(checkpoint.best.result),
     }
-    arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
+    arrays: dict[str, Any] = {"metadata": np.array(json.dumps(metadata))}
     arrays |= {f"variable{place}": each for place, each in enumerate(checkpoint.variables)}
     if checkpoint.best is not None:
         arrays |= {f"best{place}": each for place, each in enumerate(checkpoint.best.weights)}
     file = io.BytesIO()
-    np.savez(file, **arrays)  # a ZIP file: its checksums show any damage
+    np.savez(file, **arrays)
+    content = file.getvalue()
     try:
-        trainer.store.put(checkpoint_key(trainer.claim.dataset), file.getvalue())
+        trainer.store.put(checkpoint_key(trainer.claim.dataset), blake3(content).digest(), content)
     except Unavailable as error:
         if time_ran_out(error):
             raise
-        logger.warning("the training could not go on after epoch %d: %s", len(checkpoint.epochs), error)
+        logger.warning("the checkpoint of epoch %d was not stored: %s", len(checkpoint.epochs), error)
 
 
 def find_checkpoint(trainer: Trainer, recipe: Recipe, fingerprint: str) -> tuple[Recipe, Checkpoint | None]:
-    """Return the checkpoint of the interrupted run that this one continues, if any, and its recipe.
+    """Return the recipe, and the checkpoint that this run resumes, or None.
 
-    That run was to learn data with the same fingerprint by the same recipe. If nobody asked for a seed, this
-    one takes that run's. Raises Unavailable.
+    The interrupted run must have the same recipe, and data with the same fingerprint. If this run's seed was
+    drawn at random, the recipe gets the interrupted run's seed. Raises Unavailable.
     """
+    dataset = trainer.claim.dataset
     try:
-        with np.load(io.BytesIO(trainer.store.get(checkpoint_key(trainer.claim.dataset)))) as file:
-            arrays = dict(file)
-        facts = json.loads(str(arrays["facts"]))
-        with trainer.ledger.reading() as connection:
-            run = get_run(connection, facts["run"])
-    except (FileNotFoundError, NotFound):
+        stored = trainer.store.get(checkpoint_key(dataset))
+    except FileNotFoundError:
         return recipe, None
-    except (ValueError, zipfile.BadZipFile) as error:
-        logger.warning("the checkpoint of dataset %s cannot be read: %s", trainer.claim.dataset, error)
+    digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    if blake3(content).digest() != digest:
+        logger.warning("the checkpoint of dataset %s is damaged, so the training starts over", dataset)
+        return recipe, None
+    with np.load(io.BytesIO(content)) as file:
+        arrays = dict(file)
+    metadata = json.loads(str(arrays["metadata"]))
+    if metadata["software"] != _software():
+        logger.info("the checkpoint of dataset %s is from other versions: the training starts over", dataset)
+        return recipe, None
+    try:
+        with trainer.ledger.reading() as connection:
+            run = get_run(connection, metadata["run"])
+    except NotFound:
         return recipe, None
     before = Recipe.from_json(run.recipe)
-    same = replace(recipe, seed=before.seed) if recipe.any_seed else recipe
-    if (run.state, run.data_fingerprint) != (RunState.INTERRUPTED, fingerprint) or not same.learns_like(
-        before
-    ):
+    same = replace(recipe, seed=before.seed) if recipe.is_seed_random else recipe
+    if run.state != RunState.INTERRUPTED or run.data_fingerprint != fingerprint:
         return recipe, None
-    epochs = [EpochResult(**each) for each in facts["epochs"]]
-    logger.info("continues run %s, which was interrupted after epoch %d", run.id, len(epochs))
-    best = facts["best"] and Best(EpochResult(**facts["best"]), _arrays_of(arrays, "best"))
+    if not same.trains_same_model(before):
+        return recipe, None
+    epochs = [EpochResult(**each) for each in metadata["epochs"]]
+    logger.info("training run %s: resumes run %s after epoch %d", trainer.claim.run_id, run.id, len(epochs))
+    best = metadata["best"] and Best(EpochResult(**metadata["best"]), _arrays_of(arrays, "best"))
     variables = _arrays_of(arrays, "variable")
-    return same, Checkpoint(epochs, facts["seconds"], facts["rng"], variables, best)
+    return same, Checkpoint(epochs, metadata["seconds"], metadata["rng"], variables, best)
 
 
 def remove_checkpoint(trainer: Trainer) -> None:
     """Remove the dataset's checkpoint, because its run has made a model. Raises Unavailable."""
     trainer.store.remove(checkpoint_key(trainer.claim.dataset))
+
+
+def _software() -> list[str]:
+    """Return the versions of what builds networks: another one may build a different network."""
+    return [version(package) for package in ("labelmill", "keras", "tensorflow")]
 
 
 def _arrays_of(arrays: dict[str, npt.NDArray[Any]], kind: str) -> Arrays:

@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 _VALIDATION_PIXELS: Final = 784_000
 
 
+#: An interrupted training loses this much work and an epoch. A large network's checkpoint has hundreds of
+#: megabytes.
+CHECKPOINT_SECONDS: Final = 30.0
+
+
 def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
     """Train the network, and record each epoch. Raises RunLost, and what `train` raises."""
     epochs = EpochWriter(trainer)
@@ -54,7 +59,7 @@ def fit(trainer: Trainer, prepared: Prepared) -> Fitted:
         on_estimate=partial(_record_estimate, trainer),
         on_epoch=epochs.add,
         on_checkpoint=partial(save_checkpoint, trainer),
-        continued=prepared.checkpoint,
+        resume_from=prepared.checkpoint,
     )
     return Fitted(network, epochs, temperature=_calibrate(network, prepared.data.validation))
 
@@ -88,7 +93,7 @@ def train(
     on_estimate: Callable[[float], None] = lambda _seconds: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda _checkpoint: None,
-    continued: Checkpoint | None = None,
+    resume_from: Checkpoint | None = None,
 ) -> keras.Model:
     """Train a model and return it: the weights of the best epoch, or those after the last step.
 
@@ -96,27 +101,33 @@ def train(
     changed; of its layers only the last ones learn, and it is kept if no epoch gains anything. If the recipe
     averages, the running average of the weights counts. `on_batch` is called after each step, and `on_epoch`
     after each epoch. `on_estimate` gets the seconds that are left at most: once the first steps are measured,
-    and after each later epoch. `on_checkpoint` gets what `continued` needs to go on after an epoch. An
-    exception from any of them ends the training.
+    and after each later epoch. `on_checkpoint` gets a checkpoint after an epoch, at most one in
+    CHECKPOINT_SECONDS: pass it as `resume_from` to resume the training. An exception from any of them ends
+    the training.
 
     Raises ValueError for an unknown architecture, TrainingDiverged if a loss is not finite.
     """
     training = _Training(data, recipe, start)
-    if continued is not None:
-        training.restore(continued)
-        for done in continued.epochs:
+    if resume_from is not None:
+        training.restore(resume_from)
+        for done in resume_from.epochs:
             on_epoch(done)
+        # It belongs to this run now: if this one fails or is cancelled, the next one starts over.
+        on_checkpoint(resume_from)
+    saved_at = time.monotonic()
     while not training.is_over():
         result = training.run_epoch(on_batch, on_estimate)
         if result is None:
             break
         on_epoch(result)
-        on_checkpoint(training.checkpoint())
+        if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+            on_checkpoint(training.checkpoint())
+            saved_at = time.monotonic()
     return training.finish()
 
 
 class _Training:
-    """A training between two epochs."""
+    """The state of a training, which advances by epochs."""
 
     def __init__(self, data: Data, recipe: Recipe, start: keras.Model | None) -> None:
         keras.utils.set_random_seed(recipe.seed)
@@ -150,7 +161,7 @@ class _Training:
         self._best = None if start is None else _best_at_start(start, data, recipe)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where another training with the same data and recipe was."""
+        """Restore the state of a training with the same data and recipe."""
         for variable, value in zip(self._variables, checkpoint.variables, strict=True):
             variable.assign(value)
         self._rng.bit_generator.state = checkpoint.rng
@@ -158,7 +169,7 @@ class _Training:
         self._budget.skip(self._steps * len(self._epochs), checkpoint.seconds)
 
     def checkpoint(self) -> Checkpoint:
-        """Return what a training needs to go on from here."""
+        """Return the state."""
         return Checkpoint(
             epochs=list(self._epochs),
             seconds=self._budget.seconds_spent(),
@@ -228,7 +239,7 @@ class _Training:
             self._is_estimated = True
 
     def finish(self) -> keras.Model:
-        """Return the network of the best epoch, or of the last one."""
+        """Return the network with the weights of the best epoch, or the last ones if no epoch is chosen."""
         weights = self._best.weights if self._best else self._averaged.get_weights()
         self._finished.set_weights(weights)
         self._finished.trainable = True

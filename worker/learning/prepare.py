@@ -31,7 +31,7 @@ class Prepared:
     recipe: Recipe
     start: Model | None  # what a fine-tuning starts from
     backbone: Backbone | None  # what a transfer builds on
-    checkpoint: Checkpoint | None  # of the interrupted run that this one continues
+    checkpoint: Checkpoint | None  # of the interrupted run that this one resumes
 
 
 def prepare(trainer: Trainer, added: int | None) -> Prepared:
@@ -63,9 +63,11 @@ def prepare(trainer: Trainer, added: int | None) -> Prepared:
         start=start_model.id if start_model else None,
         backbone=backbone.name if backbone else None,
     )
-    recipe, checkpoint = trainer.retry(lambda: find_checkpoint(trainer, recipe, data.fingerprint))
-    epochs_before = 0 if checkpoint is None else len(checkpoint.epochs)
-    _describe(trainer, data, recipe, added, epochs_before)
+    checkpoint = None
+    if backbone is None:  # a transfer has no epochs to resume
+        recipe, checkpoint = trainer.retry(lambda: find_checkpoint(trainer, recipe, data.fingerprint))
+    recipe = replace(recipe, is_seed_random=False)  # it is chosen now
+    _describe(trainer, data, recipe, added, checkpoint)
     logger.info("training run %s: begins, on %s images", trainer.claim.run_id, f"{len(data.train):,}")
     return Prepared(data, recipe, start_model, backbone, checkpoint)
 
@@ -135,10 +137,13 @@ def _load_data(trainer: Trainer, images: StoredDataset, spec: InputSpec, backbon
     return data
 
 
-def _describe(trainer: Trainer, data: Data, recipe: Recipe, added: int | None, epochs_before: int) -> None:
+def _describe(
+    trainer: Trainer, data: Data, recipe: Recipe, added: int | None, checkpoint: Checkpoint | None
+) -> None:
     content: dict[str, Any] = {} if added is None else {"added_images": added}
+    if checkpoint is not None:
+        content["resumed_epochs"] = len(checkpoint.epochs)
     content |= {
-        "epochs_before": epochs_before,  # those of the interrupted run that this one continues
         "train_images": len(data.train),
         "validation_images": len(data.validation),
         "evaluation_images": len(data.test),

@@ -56,8 +56,8 @@ class Recipe:
     #: Images per step.
     batch_size: int = 256
     seed: int = 1
-    #: Nobody asked for this seed: a run that continues another one takes that one's.
-    any_seed: bool = False
+    #: The seed was drawn at random, so a run that resumes another one uses that run's seed.
+    is_seed_random: bool = False
     #: Adam's highest learning rate. It rises during the share `warm_up` of all steps, then falls to 0 along a
     #: cosine.
     learning_rate: float = 0.005
@@ -103,10 +103,10 @@ class Recipe:
         most = round(self.correction_share * others / corrections) if corrections else 0
         return max(1, min(self.correction_repeats, most))
 
-    def learns_like(self, other: Recipe) -> bool:
-        """Return whether both make the same model of the same images. Promoting it is another matter."""
+    def trains_same_model(self, other: Recipe) -> bool:
+        """Return whether both train the same model on the same images, however it is promoted."""
         mine, others = (
-            replace(each, any_seed=False, force=False, keep_champion=False) for each in (self, other)
+            replace(each, is_seed_random=False, force=False, keep_champion=False) for each in (self, other)
         )
         return mine == others
 
@@ -186,7 +186,7 @@ def recipe_of(request: TrainingRequest) -> Recipe:
             profile=ADAPTIVE,
             epochs=0,
             seed=seed,
-            any_seed=request.seed is None,
+            is_seed_random=request.seed is None,
             augmentation=None,
             force=request.force,
             start=request.start,
@@ -203,7 +203,7 @@ def recipe_of(request: TrainingRequest) -> Recipe:
     if request.augment is not None:
         raise UserError("A profile has its own augmentation: leave out --profile or --augment.")
     recipe = recipe_for(architecture or "mlp", request.profile, seed=seed)
-    recipe = replace(recipe, any_seed=request.seed is None)
+    recipe = replace(recipe, is_seed_random=request.seed is None)
     return replace(recipe, force=request.force, size=request.size, max_minutes=request.max_minutes)
 
 

@@ -34,8 +34,9 @@ def record(trainer: Trainer, data: Data, recipe: Recipe, judged: Judged, epochs:
     """
     model = trainer.retry_longer(lambda: _register(trainer, data, recipe, judged))
     reason = trainer.retry_longer(lambda: _conclude(trainer, data, recipe, judged, epochs, model.id))
-    with suppress(Unavailable):  # the next run replaces it
-        remove_checkpoint(trainer)
+    if recipe.backbone is None:  # a transfer has no checkpoint
+        with suppress(Unavailable):  # what stays names a finished run, so no run resumes it
+            remove_checkpoint(trainer)
     run_id = trainer.claim.run_id
     logger.info("training run %s: %s (model %s)", run_id, reason, model.id, extra={"model": model.id})
     return model

@@ -1,4 +1,4 @@
-"""The steps of a training: how many there are, and what one does."""
+"""The training step, its schedules, and the budget of steps and time."""
 
 from __future__ import annotations
 
