@@ -75,11 +75,12 @@ def _measure(name: str, work_dir: Path | None, images: int, rounds: int) -> dict
 def _compile(setup: Setup) -> dict[str, float]:
     """Compile the model, and give the bare loop its artefacts. Return the milliseconds by runtime."""
     runtimes = compile_champion(setup)
+    store = Store(setup.settings.store)
     for each in runtimes:
         if each.reason:
             say(f"{each.runtime}: {each.state}: {each.reason}")
         if each.sha256:
-            path = fetch_artefact(Store(setup.settings.store), each, setup.settings.cache_dir)
+            path = fetch_artefact(store, each, setup.settings.cache_dir)
             shutil.copyfile(path, setup.model.path.with_suffix(f".{each.runtime.suffix}"))
     return {each.runtime: round((each.image_microseconds or 0) / 1000, 2) for each in runtimes}
 

@@ -14,7 +14,7 @@ from celery.signals import worker_process_init
 from celery_batches import Batches
 
 from benchmarks.harness.celery_worker import START_SECONDS, note_ready
-from benchmarks.side_by_side.protocol import COLUMNS, Places, copy_rows, decode, load_network, rows_of
+from benchmarks.side_by_side.protocol import COLUMNS, Places, classify_batch, decode, load_network, rows_of
 
 #: The most messages in one batch: more would save the model little. And how long a batch that is not full
 #: waits for more: messages take longer to send than to work on, so it is mostly this that ends a batch.
@@ -57,9 +57,6 @@ def classify_one(job_id: str, index: int, path: str) -> None:
 @app.task(base=Batches, flush_every=FLUSH_EVERY, flush_interval=FLUSH_SECONDS)  # type: ignore[untyped-decorator]
 def classify_many(requests: list[Any]) -> None:
     """Classify a batch of images, and write its rows in one COPY."""
-    import numpy as np
-
     orders = [request.args for request in requests]
-    scores = _held["network"](np.stack([decode(path, places.shape) for _, _, path in orders]))
     numbered = [(index, path) for _, index, path in orders]
-    copy_rows(_held["connection"], rows_of(orders[0][0], numbered, scores, places.classes))
+    classify_batch(_held["network"], _held["connection"], places, orders[0][0], numbered)

@@ -12,17 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.side_by_side.protocol import (
-    Classify,
-    Places,
-    answer,
-    batch_size,
-    copy_rows,
-    decode,
-    find_files,
-    load_network,
-    rows_of,
-)
+from benchmarks.side_by_side.protocol import Actor, Classify, Places, answer, batch_size, find_files
 
 
 @contextmanager
@@ -31,30 +21,19 @@ def daft_class(places: Places) -> Iterator[Classify]:
     os.environ |= {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
     import daft
 
-    batch = batch_size(places)
-
     @daft.cls(max_concurrency=places.processes, use_process=True)
     class Classifier:
-        """The model and a connection to the database."""
+        """An actor in a process of its own."""
 
         def __init__(self, job_id: str) -> None:
-            import psycopg
+            self._actor = Actor(places, job_id)
 
-            self._job_id = job_id
-            self._network = load_network(places, threads=1)
-            self._connection = psycopg.connect(places.database)
-            self._ready_at = time.time()
-
-        @daft.method.batch(return_dtype=daft.DataType.float64(), batch_size=batch)
+        @daft.method.batch(return_dtype=daft.DataType.float64(), batch_size=batch_size(places))
         def classify(self, index: Any, path: Any) -> Any:
             """Classify one batch of paths. Return when the instance was ready."""
-            import numpy as np
-
             paths = path.to_pylist()
-            scores = self._network(np.stack([decode(each, places.shape) for each in paths]))
-            numbered = zip(index.to_pylist(), paths, strict=True)
-            copy_rows(self._connection, rows_of(self._job_id, numbered, scores, places.classes))
-            return np.full(len(paths), self._ready_at)
+            self._actor.classify(index.to_pylist(), paths)
+            return [self._actor.ready_at] * len(paths)
 
     def classify(folder: str, job_id: str) -> float:
         began = time.time()

@@ -155,3 +155,36 @@ def copy_rows(connection: Any, rows: Iterable[Row]) -> None:
         for row in rows:
             copy.write_row(row)
     connection.commit()
+
+
+def classify_batch(
+    network: Callable[[Any], Any],
+    connection: Any,
+    places: Places,
+    job_id: str,
+    numbered: list[tuple[int, str]],
+) -> None:
+    """Classify a batch of (index, path), and write its rows in one COPY."""
+    import numpy as np
+
+    scores = network(np.stack([decode(path, places.shape) for _, path in numbered]))
+    copy_rows(connection, rows_of(job_id, numbered, scores, places.classes))
+
+
+class Actor:
+    """What one process of a data engine holds: the model, and a connection to the database."""
+
+    def __init__(self, places: Places, job_id: str) -> None:
+        import psycopg
+
+        self._places = places
+        self._job_id = job_id
+        self._network = load_network(places, threads=1)
+        self._connection = psycopg.connect(places.database)
+        #: When it was up, by time.time.
+        self.ready_at = time.time()
+
+    def classify(self, indices: list[int], paths: list[str]) -> None:
+        """Classify one batch, and write its rows."""
+        numbered = list(zip(indices, paths, strict=True))
+        classify_batch(self._network, self._connection, self._places, self._job_id, numbered)

@@ -14,43 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from benchmarks.side_by_side.protocol import (
-    Classify,
-    Places,
-    answer,
-    batch_size,
-    copy_rows,
-    decode,
-    find_files,
-    load_network,
-    rows_of,
-)
+from benchmarks.side_by_side.protocol import Actor, Classify, Places, answer, batch_size, find_files
 
 #: Far longer than an actor takes to import TensorFlow.
 _START_SECONDS: Final = 120
 
 
-class Classifier:
-    """The model and a connection to the database, held by one actor."""
-
-    def __init__(self, places: Places, job_id: str) -> None:
-        import psycopg
-
-        self._places = places
-        self._job_id = job_id
-        self._network = load_network(places, threads=1)
-        self._connection = psycopg.connect(places.database)
-        self._ready_at = time.time()
+class Classifier(Actor):
+    """An actor of Ray."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One batch of paths; what goes on to the next stage is one row that says when the actor was up."""
         import numpy as np
 
-        paths = batch["path"].tolist()
-        scores = self._network(np.stack([decode(path, self._places.shape) for path in paths]))
-        numbered = zip(batch["index"].tolist(), paths, strict=True)
-        copy_rows(self._connection, rows_of(self._job_id, numbered, scores, self._places.classes))
-        return {"ready_at": np.array([self._ready_at])}
+        self.classify(batch["index"].tolist(), batch["path"].tolist())
+        return {"ready_at": np.array([self.ready_at])}
 
 
 @contextmanager
