@@ -17,7 +17,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from jobs.errors import NotFound, Unavailable
-from jobs.ledger.learning.runs import get_run
+from jobs.ledger.learning.runs import Run, get_run
 from jobs.models.dataset import checkpoint_key
 from jobs.schema import RunState
 from worker.learning.epochs import Best, EpochResult
@@ -79,30 +79,15 @@ def find_checkpoint(trainer: Trainer, recipe: Recipe, fingerprint: str) -> tuple
     The interrupted run must have the same recipe, and data with the same fingerprint. If this run's seed was
     drawn at random, the recipe gets the interrupted run's seed. Raises Unavailable.
     """
-    dataset = trainer.claim.dataset
-    try:
-        stored = trainer.store.get(checkpoint_key(dataset))
-    except FileNotFoundError:
+    arrays = _read(trainer)
+    if arrays is None:
         return recipe, None
-    digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-    if blake3(content).digest() != digest:
-        logger.warning("the checkpoint of dataset %s is damaged, so the training starts over", dataset)
-        return recipe, None
-    with np.load(io.BytesIO(content)) as file:
-        arrays = dict(file)
     metadata = json.loads(str(arrays["metadata"]))
-    if metadata["software"] != _software():
-        logger.info("the checkpoint of dataset %s is from other versions: the training starts over", dataset)
-        return recipe, None
-    try:
-        with trainer.ledger.reading() as connection:
-            run = get_run(connection, metadata["run"])
-    except NotFound:
+    run = _interrupted_run(trainer, metadata, fingerprint)
+    if run is None:
         return recipe, None
     before = Recipe.from_json(run.recipe)
     same = replace(recipe, seed=before.seed) if recipe.is_seed_random else recipe
-    if run.state != RunState.INTERRUPTED or run.data_fingerprint != fingerprint:
-        return recipe, None
     if not same.trains_same_model(before):
         return recipe, None
     epochs = [EpochResult(**each) for each in metadata["epochs"]]
@@ -110,6 +95,36 @@ def find_checkpoint(trainer: Trainer, recipe: Recipe, fingerprint: str) -> tuple
     best = metadata["best"] and Best(EpochResult(**metadata["best"]), _arrays_of(arrays, "best"))
     variables = _arrays_of(arrays, "variable")
     return same, Checkpoint(epochs, metadata["seconds"], metadata["rng"], variables, best)
+
+
+def _read(trainer: Trainer) -> dict[str, npt.NDArray[Any]] | None:
+    """Return what is stored for the dataset, or None if nothing is, or it is damaged. Raises Unavailable."""
+    dataset = trainer.claim.dataset
+    try:
+        stored = trainer.store.get(checkpoint_key(dataset))
+    except FileNotFoundError:
+        return None
+    digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    if blake3(content).digest() != digest:
+        logger.warning("the checkpoint of dataset %s is damaged, so the training starts over", dataset)
+        return None
+    with np.load(io.BytesIO(content)) as file:
+        return dict(file)
+
+
+def _interrupted_run(trainer: Trainer, metadata: dict[str, Any], fingerprint: str) -> Run | None:
+    """Return the run that stored a checkpoint, if it was interrupted and this software can resume it."""
+    if metadata["software"] != _software():
+        logger.info(
+            "the checkpoint of run %s is from other versions: the training starts over", metadata["run"]
+        )
+        return None
+    try:
+        with trainer.ledger.reading() as connection:
+            run = get_run(connection, metadata["run"])
+    except NotFound:
+        return None
+    return run if run.state == RunState.INTERRUPTED and run.data_fingerprint == fingerprint else None
 
 
 def remove_checkpoint(trainer: Trainer) -> None:

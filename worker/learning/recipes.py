@@ -203,8 +203,13 @@ def recipe_of(request: TrainingRequest) -> Recipe:
     if request.augment is not None:
         raise UserError("A profile has its own augmentation: leave out --profile or --augment.")
     recipe = recipe_for(architecture or "mlp", request.profile, seed=seed)
-    recipe = replace(recipe, is_seed_random=request.seed is None)
-    return replace(recipe, force=request.force, size=request.size, max_minutes=request.max_minutes)
+    return replace(
+        recipe,
+        is_seed_random=request.seed is None,
+        force=request.force,
+        size=request.size,
+        max_minutes=request.max_minutes,
+    )
 
 
 #: A training ends after this share of its epochs without a better one, but at least _LEAST_PATIENCE epochs.

@@ -35,7 +35,7 @@ class Budget:
         self._steps_measured, self._measured_from = -1, 0.0
 
     def skip(self, steps: int, seconds: float) -> None:
-        """Count the steps and seconds of the run that this training continues."""
+        """Count the steps and seconds of the run that this training resumes."""
         self._steps_left -= steps
         self._started -= seconds
 
