@@ -89,7 +89,7 @@ def walk_main_path(browser: Browser, archive: Path, corrections: Callable[[], di
     browser.choose("select[name=architecture]", "mlp")
     browser.click("button", "Start a training")
     browser.until(lambda: browser.path.startswith("/runs/"), "the run is shown")
-    browser.find(".chart")
+    browser.until(lambda: browser.find_all(".chart"), "the first epoch is drawn", seconds=300)
     browser.until(lambda: browser.find_all(".state", "done"), "the training has ended", seconds=300)
     browser.find("#verdict", "promoted")
     assert champion(browser) != weak
