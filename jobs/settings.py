@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from jobs.cores import usable_cores
 from jobs.errors import SettingsError
 from jobs.limits import IMAGE_FORMATS, MAX_DAYS, ArchiveLimits, ImageLimits, JobLimits
+from jobs.models.runtime import Runtime
 from jobs.network.urls import (
     check_api_key,
     check_api_url,
@@ -305,6 +306,13 @@ class Settings(BaseSettings):
         Each process needs about 300 MB for its model, besides 400 MB that all share. The cores are divided
         among the processes. In a container, the CPU limit (cgroup 2) counts. The option `--processes`
         overrides this.
+        """,
+    )
+    runtime: Runtime | None = Field(
+        default=None,
+        description="""
+        The runtime of a worker, for each model that passed for it. Keras serves all other models. Default:
+        the quickest that passed for the model, as the trainer measured it on its own processor.
         """,
     )
     niceness: int = Field(

@@ -207,7 +207,7 @@ def check_better(limits: GateLimits, test: Compared, live: Compared | None) -> t
         if better[place]:
             checks.append(Check(name, True, f"better on the {name}: {compared}"))
         elif any(better):
-            checks.append(_check_not_worse(name, compared, margin))
+            checks.append(check_not_worse(name, compared, margin))
         elif compared.lost > compared.gained and compared.p < limits.significance:
             checks.append(Check(name, False, f"worse on the {name}: {compared}"))
         else:
@@ -216,7 +216,7 @@ def check_better(limits: GateLimits, test: Compared, live: Compared | None) -> t
     return tuple(checks)
 
 
-def _check_not_worse(name: str, compared: Compared, margin: float) -> Check:
+def check_not_worse(name: str, compared: Compared, margin: float) -> Check:
     """Check that the challenger is not worse on this set by more than the margin.
 
     A small set cannot show a small margin: 70 images without a difference leave 3.7 points open. The margin

@@ -19,18 +19,29 @@ class Runtime(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
     LITERT = "litert"
+    OPENVINO_BF16 = "openvino-bf16"
+    ONNXRUNTIME_INT8 = "onnxruntime-int8"
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether it computes with the precision of Keras, so that it must give the same answers."""
+        return self not in (Runtime.OPENVINO_BF16, Runtime.ONNXRUNTIME_INT8)
 
     @property
     def package(self) -> str:
         """Return the name of the package to import, which for Keras is what computes it."""
         packages = {Runtime.KERAS: "tensorflow", Runtime.LITERT: "ai_edge_litert"}
-        return packages.get(self, self.value)
+        return packages.get(self, self.value.partition("-")[0])
 
     @property
     def suffix(self) -> str:
         """Return the suffix of the file that it runs, which says the file's format."""
-        suffixes = {Runtime.KERAS: "keras", Runtime.LITERT: "tflite"}
+        suffixes = {Runtime.KERAS: "keras", Runtime.LITERT: "tflite", Runtime.ONNXRUNTIME_INT8: "int8.onnx"}
         return suffixes.get(self, "onnx")
+
+
+#: The runtimes that are tried unless a person names others.
+EXACT_RUNTIMES: Final = tuple(each for each in Runtime if each.is_exact)
 
 
 def installed_runtimes() -> list[Runtime]:
@@ -41,7 +52,7 @@ def installed_runtimes() -> list[Runtime]:
 class RuntimeState(StrEnum):
     """Whether workers may use a runtime for a model."""
 
-    PASSED = "passed"  # its answers are those of Keras
+    PASSED = "passed"  # its answers are those of Keras, or good enough for the gate if it is not exact
     DIFFERS = "differs"
     FAILED = "failed"  # it is not installed, the model cannot be exported to it, or does not run on it
 
@@ -54,7 +65,7 @@ class ModelRuntime:
     state: RuntimeState
     threads: int  # with which its speed was measured
     images: int  # on which it was compared with Keras
-    reason: str | None = None  # why it differs or failed
+    reason: str | None = None  # why it differs or failed; what changes if it is not exact
     image_microseconds: float | None = None
     agreement: float | None = None  # share of the images with the same label
     confidence_difference: float | None = None  # the largest

@@ -137,10 +137,12 @@ class ModelMethods(Installation):
     ) -> list[ModelRuntime]:
         """Find out which runtime computes a model quickest, so that workers use it. Default: the champion.
 
-        - `runtimes`: the runtimes to try beside Keras. Default: all. With Keras alone, workers use Keras.
+        - `runtimes`: the runtimes to try beside Keras. Default: all that are as precise as Keras. With Keras
+          alone, workers use Keras.
 
         The model is exported for ONNX Runtime, OpenVINO and LiteRT, and their labels and confidences are
-        compared with those of Keras, on images of its dataset and on made-up ones. Return what was found,
+        compared with those of Keras, on images of its dataset and on made-up ones. Lower precisions are
+        judged by the gate's limits, on up to 2,000 test images of its dataset. Return what was found,
         the quickest first. A runtime that fails or differs is a result, too. Needs TensorFlow, and takes a
         minute. Raises ModelRefused if the model's file is missing or changed, Unavailable.
         """

@@ -14,11 +14,13 @@ from typer.testing import Result
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.learning.gate import set_limits
 from jobs.ledger.learning.models import find_champion
 from jobs.ledger.learning.runs import latest_runs
 from jobs.ledger.learning.runtimes import list_runtimes, save_runtimes
+from jobs.models.dataset import MNIST
 from jobs.models.model import InputSpec, Model
-from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
+from jobs.models.runtime import EXACT_RUNTIMES, ModelRuntime, Runtime, RuntimeState
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.storage.artefacts import artefact_key
@@ -89,7 +91,9 @@ def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
 
     # when the model is compiled, then each runtime gives Keras's answers
     found = compile_model(ledger, store, settings, model)
-    assert {(each.runtime, each.state) for each in found} == {(each, RuntimeState.PASSED) for each in Runtime}
+    assert {(each.runtime, each.state) for each in found} == {
+        (each, RuntimeState.PASSED) for each in EXACT_RUNTIMES
+    }
     assert all(each.image_microseconds for each in found)
 
     # and the process uses the quickest
@@ -107,6 +111,12 @@ def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
     assert isinstance(context.classifier(model.id).network, OnnxNetwork)
     context.close()
 
+    # unless it was told to use another one.
+    for runtime, network in ((Runtime.LITERT, LiteRtNetwork), (Runtime.KERAS, KerasNetwork)):
+        told = settings.model_copy(update={"runtime": runtime})
+        with WorkerContext(told, processes=1) as other:
+            assert isinstance(other.classifier(model.id).network, network)
+
     # If the file is damaged, a new process uses Keras.
     keys = {artefact_key(each) for each in found if each.sha256}
     assert {key.rpartition(".")[2] for key in keys} == {"onnx", "tflite"}
@@ -119,6 +129,49 @@ def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
     # The files go with the model.
     remove_model(ledger, store, model)
     assert not any(map(store.exists, keys))
+
+
+def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
+    ledger: Ledger,
+    store: Store,
+    settings: Settings,
+    little_mnist: Digits,
+) -> None:
+    # Given a trained model, whose calibration does not matter
+    with Client(settings) as client:
+        little_mnist.add_to(client, settings.home / "idx")
+    _set_limits(ledger, max_calibration_error=None)
+    model = training.train(settings, Recipe(epochs=2, batch_size=32, seed=3)).model
+    wanted = [Runtime.OPENVINO_BF16, Runtime.ONNXRUNTIME_INT8]
+    pixels = np.zeros((2, 28, 28), np.uint8)
+
+    # When it is compiled for lower precisions, then they pass, it is said what they change,
+    found = compile_model(ledger, store, settings, model, wanted)
+    assert [each.state for each in found] == [RuntimeState.PASSED] * 3, found
+    reasons = {each.runtime: each.reason for each in found}
+    assert reasons.pop(Runtime.KERAS) is None
+    assert all("labels differ from those of Keras" in (reason or "") for reason in reasons.values())
+    # workers use them,
+    for runtime, network in zip(wanted, (OpenVinoNetwork, OnnxNetwork), strict=True):
+        _make_quickest(ledger, model, found, runtime)
+        with WorkerContext(settings, processes=1) as context:
+            classifier = context.classifier(model.id)
+            assert isinstance(classifier.network, network)
+            np.testing.assert_allclose(classifier.probabilities(pixels).sum(axis=1), 1, atol=0.01)
+    # and int8 stores weights of one byte.
+    sizes = {each.runtime: each.size_bytes or 0 for each in found}
+    assert sizes[Runtime.ONNXRUNTIME_INT8] < sizes[Runtime.OPENVINO_BF16] / 2
+
+    # If the gate asks for more than they give, then workers do not use them.
+    _set_limits(ledger, max_calibration_error=None, min_accuracy=0.999)
+    found = compile_model(ledger, store, settings, model, wanted)
+    assert [each.state for each in found] == [RuntimeState.PASSED, RuntimeState.DIFFERS, RuntimeState.DIFFERS]
+    assert all("below the minimum of 0.999" in (each.reason or "") for each in found[1:])
+
+
+def _set_limits(ledger: Ledger, **limits: float | None) -> None:
+    with ledger.transaction() as connection:
+        set_limits(connection, MNIST, limits)
 
 
 def _make_quickest(ledger: Ledger, model: Model, found: list[ModelRuntime], runtime: Runtime) -> None:

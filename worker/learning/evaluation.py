@@ -102,6 +102,22 @@ def evaluate(
     if len(classes) > NO_ANSWER:
         raise ValueError(f"{len(classes)} classes are too many: at most {NO_ANSWER} are possible")
     probabilities = _probabilities(labelled, classifier, answers)
+    return measure(
+        labelled, classes, probabilities, image_microseconds or _image_microseconds(classifier, labelled)
+    )
+
+
+def measure(
+    labelled: Labelled,
+    classes: tuple[str, ...],
+    probabilities: npt.NDArray[np.float32],
+    image_microseconds: float,
+) -> Evaluated:
+    """Compare a model's probabilities for images, float32 (n, classes), with their labels.
+
+    An image without a valid answer counts as wrong.
+    """
+    labels = labelled.labels
     predictions = Predictions.of(probabilities)
     answered_as = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint16)
     answered = answered_as != NO_ANSWER
@@ -115,7 +131,7 @@ def evaluate(
             calibration_error=calibration_error(calibration),
             calibration=calibration,
             confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
-            image_microseconds=image_microseconds or _image_microseconds(classifier, labelled),
+            image_microseconds=image_microseconds,
             mistakes=_most_confident_mistakes(classes, labelled, predictions),
         ),
         np.stack([answered_as, labels], axis=1).astype("<u2"),

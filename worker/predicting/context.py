@@ -85,8 +85,9 @@ class WorkerContext:
         #: While it is true, nothing is claimed (`worker.predicting.free_space`).
         self.ledger_is_full = False
         installed = installed_runtimes()
+        wanted = [each for each in installed if settings.runtime in (None, each)]
         #: The models that this worker can serve; None if it can serve all.
-        self.served = None if Runtime.KERAS in installed else Served(installed)
+        self.served = None if Runtime.KERAS in installed else Served(wanted)
         #: Those whose chunks it has left to others (`worker.predicting.slim`).
         self.models_left: set[str] = set()
         self._processes = processes
@@ -189,7 +190,8 @@ class WorkerContext:
     def _load_quicker(self, model: Model, runtimes: Sequence[ModelRuntime]) -> Classifier | None:
         """Return the model in the quickest runtime that passed, loaded and warm, or None if that is Keras.
 
-        A runtime that cannot be used here is left out. Raises Unavailable.
+        Only the runtime that this worker was told to use is tried, if it was told. A runtime that cannot be
+        used here is left out. Raises Unavailable.
         """
         with time_limit_deferred():
             from worker.predicting.classifier import Classifier
@@ -197,7 +199,9 @@ class WorkerContext:
 
         threads = threads_per_process(self._processes)
         for each in runtimes:
-            if each.state is not RuntimeState.PASSED or each.runtime is Runtime.KERAS:
+            if each.state is not RuntimeState.PASSED or self.settings.runtime not in (None, each.runtime):
+                continue
+            if each.runtime is Runtime.KERAS:
                 break
             if (model.id, each) in self._unusable:
                 continue

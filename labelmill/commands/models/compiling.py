@@ -54,6 +54,7 @@ _COLUMNS: Final = (
     epilog=examples(
         "labelmill models compile 06h0w4r0rf0dkckt",
         "labelmill models compile 06h0w4r0rf0dkckt --runtime keras",
+        "labelmill models compile 06h0w4r0rf0dkckt --runtime openvino --runtime openvino-bf16",
     ),
 )
 @report_errors
@@ -69,6 +70,10 @@ def compile_model(
     Keras and its confidences differ by at most 0.001, on images of the model's dataset and on made-up ones.
     The speed is measured with as many threads as a process of a worker has. If no other runtime passes,
     Keras is used.
+
+    `openvino-bf16` and `onnxruntime-int8` compute with less precision, and are tried only if you name them.
+    They pass if the gate would let them: on up to 2,000 test images of the model's dataset, they keep its
+    limits and are not worse than Keras by more than its margin. The reason says how many labels change.
 
     Networks that take more than two milliseconds per image are compiled when they are registered or
     trained. A worker that has loaded another runtime keeps it until it restarts. Needs TensorFlow.

@@ -25,16 +25,18 @@ from jobs.cores import threads_per_process
 from jobs.errors import DataUnavailable, LabelmillError, NotFound
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
+from jobs.ledger.learning.gate import limits_of
 from jobs.ledger.learning.runtimes import list_runtimes, save_runtimes
 from jobs.models.model import InputSpec, Model
-from jobs.models.runtime import MIN_IMAGE_MICROSECONDS, ModelRuntime, Runtime, RuntimeState
+from jobs.models.runtime import EXACT_RUNTIMES, MIN_IMAGE_MICROSECONDS, ModelRuntime, Runtime, RuntimeState
 from jobs.settings import Settings
 from jobs.storage.artefacts import put_artefact, remove_artefacts
 from jobs.storage.keras_files import cache_errors
 from jobs.storage.registry import fetch_model
 from jobs.storage.store import Store
+from worker.learning.compiling.precision import judge
 from worker.learning.compiling.steps import STEP_SECONDS
-from worker.learning.data import Uint8, no_images
+from worker.learning.data import Labelled, Uint8, no_images
 from worker.learning.stored import open_dataset
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ logger = logging.getLogger(__name__)
 #: How many images the runtimes are compared on: images of the dataset, and made-up ones.
 _REAL_IMAGES: Final = 64
 _MADE_UP_IMAGES: Final = 32
+
+#: How many images of the dataset a lower precision is judged on, and from how many training images int8 takes
+#: the range of each layer's values.
+_JUDGED_IMAGES: Final = 2000
+_CALIBRATION_IMAGES: Final = 128
 
 #: The rows and columns of a made-up picture's rectangles.
 _RECTANGLES: Final = (2, 3, 5, 8)
@@ -85,26 +92,36 @@ def compile_model(
 
     Raises ModelRefused if the model's file is gone, NotFound if the model was removed, Unavailable.
     """
-    pixels = np.concatenate(
-        [_dataset_pictures(ledger, store, settings, model), make_pictures(model.input_spec)]
-    )
+    runtimes = runtimes or EXACT_RUNTIMES
+    to_judge = not all(each.is_exact for each in runtimes)
+    test, train = _dataset_images(ledger, store, settings, model, to_judge=to_judge)
+    pixels = np.concatenate([test.take(slice(None)), make_pictures(model.input_spec)])
+    with ledger.reading() as connection:
+        limits = limits_of(connection, model.dataset)
     path = fetch_model(store, model, settings.cache_dir)
     threads = threads_per_process(settings.processes)
     with cache_errors(settings.cache_dir), temporary_folder(settings.cache_dir, "compiling-") as folder:
         shutil.copyfile(path, folder / "model.keras")
         np.save(folder / "pixels.npy", pixels)
+        np.save(folder / "calibration.npy", train)
         options = {"classes": model.classes, "input_spec": asdict(model.input_spec), "logits": model.logits}
         (folder / "model.json").write_text(json.dumps(options | {"threads": threads}))
         failed = _run_step(folder, "measure", Runtime.KERAS)
         found = [_read_result(folder, Runtime.KERAS, threads, failed)]
         exported: dict[str, str | None] = {}  # why each format could not be exported
-        for runtime in [each for each in runtimes or Runtime if each is not Runtime.KERAS]:
+        for runtime in [each for each in runtimes if each is not Runtime.KERAS]:
             if runtime.suffix not in exported:
-                missing = _missing("tf2onnx") if runtime.suffix == "onnx" else None
+                missing = _missing("tf2onnx") if runtime.suffix.endswith("onnx") else None
                 exported[runtime.suffix] = failed or missing or _run_step(folder, "export", runtime)
             reason = exported[runtime.suffix] or _missing(runtime.package)
             reason = reason or _run_step(folder, "measure", runtime)
-            found.append(_read_result(folder, runtime, threads, reason))
+            result = _read_result(folder, runtime, threads, reason)
+            if not runtime.is_exact and reason is None:
+                exact, found_by_it = (np.load(folder / f"{each}.npy") for each in (Runtime.KERAS, runtime))
+                result = judge(
+                    result, limits, test, model.classes, exact[: len(test)], found_by_it[: len(test)]
+                )
+            found.append(result)
         for each in found:
             if each.state is RuntimeState.PASSED and each.sha256:
                 put_artefact(store, each, (folder / f"model.{each.runtime.suffix}").read_bytes())
@@ -116,14 +133,30 @@ def compile_model(
     return recorded
 
 
-def _dataset_pictures(ledger: Ledger, store: Store, settings: Settings, model: Model) -> Uint8:
-    """Return test images of the model's dataset, spread over all of them; none if they cannot be read."""
+def _dataset_images(
+    ledger: Ledger, store: Store, settings: Settings, model: Model, *, to_judge: bool
+) -> tuple[Labelled, Uint8]:
+    """Return test images of the model's dataset, spread over all of them, and training images for int8.
+
+    There are none if they cannot be read, or if their labels are needed and are of other classes.
+    """
+    nothing = no_images(model.input_spec)
     try:
         dataset = open_dataset(settings, ledger, store, model.dataset)
-        test = dataset.prepared(model.input_spec, for_training=False, on_demand=True).test
+        data = dataset.prepared(model.input_spec, for_training=to_judge, on_demand=True)
+        if to_judge and data.classes != model.classes:
+            return nothing, nothing.take(slice(None))
+        test = _spread(data.test, _JUDGED_IMAGES if to_judge else _REAL_IMAGES)
+        return test, _spread(data.train, _CALIBRATION_IMAGES).take(slice(None))
     except (NotFound, DataUnavailable):
-        test = no_images(model.input_spec)
-    return test.take(slice(None, None, max(1, len(test) // _REAL_IMAGES)))[:_REAL_IMAGES]
+        return nothing, nothing.take(slice(None))
+
+
+def _spread(labelled: Labelled, images: int) -> Labelled:
+    """Return so many images, spread over all of them."""
+    rows = np.arange(0, len(labelled), max(1, len(labelled) // images))[:images]
+    pictures = tuple(labelled.pictures[row] for row in rows)
+    return Labelled(labelled.take(rows), labelled.labels[rows], pictures)
 
 
 def make_pictures(spec: InputSpec) -> Uint8:

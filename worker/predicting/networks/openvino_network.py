@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import openvino
@@ -12,13 +14,13 @@ from worker.predicting.networks.network import Network
 class OpenVinoNetwork(Network):
     """An ONNX model in OpenVINO, compiled once for each batch size."""
 
-    def __init__(self, data: bytes, threads: int) -> None:
+    def __init__(self, data: bytes, threads: int, *, precision: Literal["f32", "bf16"] = "f32") -> None:
         """Read an ONNX model. Raises OpenVINO's errors."""
         self._core = openvino.Core()
         self._model = self._core.read_model(model=data)
         self._options = {
             # By default it computes in bfloat16 where the processor can, which changes labels.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # otherwise the threads of all processes get the same cores
