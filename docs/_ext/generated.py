@@ -260,8 +260,11 @@ def _allowed(field: FieldInfo) -> str:
     return f"From {least:,g} to {most:,g}." if least is not None else f"More than 0, at most {most:,g}."
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) is Literal else ()
+def _choices(kind: Any) -> list[str]:
+    """Return the values of a type that has only a few."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(each.value) for each in kind]
+    return [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
 
 
 def commands() -> Iterator[str]:
@@ -313,10 +316,7 @@ def _meaning(parameter: Any) -> str:
 
 def _values(parameter: Any) -> list[str]:
     """Return the values that an option can have, if there are only a few."""
-    kind = parameter.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return [str(each.value) for each in kind]
-    return [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
+    return _choices(parameter.type_descriptor.annotation)
 
 
 def operations() -> Iterator[str]:
