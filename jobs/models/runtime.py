@@ -20,12 +20,12 @@ class Runtime(StrEnum):
     OPENVINO = "openvino"
     LITERT = "litert"
     OPENVINO_BF16 = "openvino-bf16"
-    ONNXRUNTIME_INT8 = "onnxruntime-int8"
+    OPENVINO_INT8 = "openvino-int8"
 
     @property
     def is_exact(self) -> bool:
         """Return whether it computes with the precision of Keras, so that it must give the same answers."""
-        return self not in (Runtime.OPENVINO_BF16, Runtime.ONNXRUNTIME_INT8)
+        return self not in (Runtime.OPENVINO_BF16, Runtime.OPENVINO_INT8)
 
     @property
     def package(self) -> str:
@@ -36,7 +36,7 @@ class Runtime(StrEnum):
     @property
     def suffix(self) -> str:
         """Return the suffix of the file that it runs, which says the file's format."""
-        suffixes = {Runtime.KERAS: "keras", Runtime.LITERT: "tflite", Runtime.ONNXRUNTIME_INT8: "int8.onnx"}
+        suffixes = {Runtime.KERAS: "keras", Runtime.LITERT: "tflite", Runtime.OPENVINO_INT8: "int8.onnx"}
         return suffixes.get(self, "onnx")
 
 

@@ -142,7 +142,7 @@ def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
         little_mnist.add_to(client, settings.home / "idx")
     _set_limits(ledger, max_calibration_error=None)
     model = training.train(settings, Recipe(epochs=2, batch_size=32, seed=3)).model
-    wanted = [Runtime.OPENVINO_BF16, Runtime.ONNXRUNTIME_INT8]
+    wanted = [Runtime.OPENVINO_BF16, Runtime.OPENVINO_INT8]
     pixels = np.zeros((2, 28, 28), np.uint8)
 
     # When it is compiled for lower precisions, then they pass, it is said what they change,
@@ -152,15 +152,15 @@ def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
     assert reasons.pop(Runtime.KERAS) is None
     assert all("labels differ from those of Keras" in (reason or "") for reason in reasons.values())
     # workers use them,
-    for runtime, network in zip(wanted, (OpenVinoNetwork, OnnxNetwork), strict=True):
+    for runtime in wanted:
         _make_quickest(ledger, model, found, runtime)
         with WorkerContext(settings, processes=1) as context:
             classifier = context.classifier(model.id)
-            assert isinstance(classifier.network, network)
+            assert isinstance(classifier.network, OpenVinoNetwork)
             np.testing.assert_allclose(classifier.probabilities(pixels).sum(axis=1), 1, atol=0.01)
     # and int8 stores weights of one byte.
     sizes = {each.runtime: each.size_bytes or 0 for each in found}
-    assert sizes[Runtime.ONNXRUNTIME_INT8] < sizes[Runtime.OPENVINO_BF16] / 2
+    assert sizes[Runtime.OPENVINO_INT8] < sizes[Runtime.OPENVINO_BF16] / 2
 
     # If the gate asks for more than they give, then workers do not use them.
     _set_limits(ledger, max_calibration_error=None, min_accuracy=0.999)

@@ -71,7 +71,7 @@ def compile_model(
     The speed is measured with as many threads as a process of a worker has. If no other runtime passes,
     Keras is used.
 
-    `openvino-bf16` and `onnxruntime-int8` compute with less precision, and are tried only if you name them.
+    `openvino-bf16` and `openvino-int8` compute with less precision, and are tried only if you name them.
     They pass if the gate would let them: on up to 2,000 test images of the model's dataset, they keep its
     limits and are not worse than Keras by more than its margin. The reason says how many labels change.
 

@@ -87,7 +87,7 @@ def compare(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -
 
 def export(folder: Path, runtime: Runtime) -> None:
     """Export the model as the runtime's file, with the softmax that Keras serves it with."""
-    if runtime is Runtime.ONNXRUNTIME_INT8:
+    if runtime is Runtime.OPENVINO_INT8:
         _export_int8(folder)
         return
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -129,7 +129,7 @@ def _to_onnx(frozen: Any) -> bytes:
 
 
 def _export_int8(folder: Path) -> None:
-    """Quantize the convolutions and products to 8 bits, by the values that training images give them."""
+    """Quantize the layers to 8 bits, by the range of values that training images give each of them."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -151,9 +151,10 @@ def _export_int8(folder: Path) -> None:
 
     quantize_static(
         prepared,
-        folder / f"model.{Runtime.ONNXRUNTIME_INT8.suffix}",
+        folder / f"model.{Runtime.OPENVINO_INT8.suffix}",
         Pictures(),
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        # With the activations: otherwise, what they cut off would take a part of each range.
+        op_types_to_quantize=["Conv", "Gemm", "MatMul", "Relu", "Clip"],
         per_channel=True,
         reduce_range=True,  # with all 8 bits, sums overflow on processors without VNNI
     )

@@ -11,10 +11,10 @@ def load_network(runtime: Runtime, data: bytes, threads: int) -> Network:
 
     Raises ImportError if the runtime is not installed, and the runtime's own errors.
     """
-    if runtime in (Runtime.OPENVINO, Runtime.OPENVINO_BF16):
+    if runtime.package == "openvino":
         from worker.predicting.networks.openvino_network import OpenVinoNetwork
 
-        return OpenVinoNetwork(data, threads, precision="f32" if runtime.is_exact else "bf16")
+        return OpenVinoNetwork(data, threads, precision="bf16" if runtime is Runtime.OPENVINO_BF16 else "f32")
     if runtime is Runtime.LITERT:
         from worker.predicting.networks.litert_network import LiteRtNetwork
 
