@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from jobs.models.model import InputSpec
 from jobs.models.promotion import GateLimits
 from jobs.models.runtime import ModelRuntime, Runtime, RuntimeState
 from worker.learning.compiling.precision import judge
 from worker.learning.compiling.steps import compare
-from worker.learning.data import Labelled
+from worker.learning.data import Labelled, no_images
 
 
 def test_a_label_may_differ_only_at_a_tie() -> None:
@@ -36,6 +37,10 @@ def test_a_lower_precision_may_flip_labels_but_not_be_worse() -> None:
         # when a runtime of lower precision gets these wrong, then the gate's margin decides.
         judged = judge(runtime, limits, test, ("a", "b"), exact, _answers(labels, wrong=wrong))
         assert (judged.state, said in (judged.reason or "")) == (state, True), judged.reason
+
+    # Without test images, nothing can be judged.
+    none = judge(runtime, limits, no_images(InputSpec(2, 2, "L")), ("a", "b"), exact[:0], exact[:0])
+    assert none.state is RuntimeState.FAILED
 
 
 def _answers(labels: npt.NDArray[np.uint16], *, wrong: range) -> npt.NDArray[np.float32]:
