@@ -26,6 +26,7 @@ from jobs.storage.registry import register_model
 from jobs.storage.store import Store
 from tests.console import Home, has_tensorflow, processes_below, rows, until
 from tests.programs import run_python
+from tests.registering import make_quickest
 from worker.learning.compiling.compile import compile_model
 from worker.predicting.tensorflow_runtime import keras
 
@@ -128,8 +129,9 @@ def test_a_slim_worker_serves_compiled_models_and_leaves_the_others(
     make_model: Callable[..., Model],
     tmp_path: Path,
 ) -> None:
-    # Given chunks of a model that only Keras can serve, before those of a compiled one
+    # Given chunks of a model that only Keras can serve, before those of one for which Keras is the quickest
     other, compiled = make_model(1, compiled=False), make_model(2, compiled=True)
+    make_quickest(ledger, compiled, Runtime.KERAS)
     left = home.ok("submit", photos, "--model", other.id).split()[-1]
     job = home.ok("submit", photos, "--model", compiled.id).split()[-1]
 
@@ -152,7 +154,8 @@ def test_a_slim_worker_serves_compiled_models_and_leaves_the_others(
         line = f"chunks of model {other.id} are left to workers with TensorFlow"
         assert 1 <= log.read_text().count(line) <= 2
 
-    # and a worker with TensorFlow classifies them; it imports TensorFlow for no other model.
+    # and a worker with TensorFlow classifies them; it imports TensorFlow for no model with a quicker runtime.
+    make_quickest(ledger, compiled, Runtime.ONNXRUNTIME)
     loaded = [
         run_python(_LOAD, each.id, **home.extra, LABELMILL_HOME=str(home.path)) for each in (compiled, other)
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from labelmill.client import Client
 from tests import training
 from tests.digits import Digits
 from tests.kerasfile import keras_file
-from tests.registering import register_digits
+from tests.registering import make_quickest, register_digits
 from worker.learning.compiling import compile as compiling
 from worker.learning.compiling.compile import compile_if_slow, compile_model
 from worker.learning.recipes import Recipe
@@ -103,11 +102,11 @@ def test_workers_use_the_quickest_runtime_that_answers_as_keras_does(
         (Runtime.LITERT, LiteRtNetwork),
         (Runtime.KERAS, KerasNetwork),
     ):
-        _make_quickest(ledger, model, found, runtime)
+        make_quickest(ledger, model, runtime)
         with WorkerContext(settings, processes=1) as other:
             assert isinstance(other.classifier(model.id).network, network)
             np.testing.assert_allclose(other.classifier(model.id).probabilities(pixels), expected, atol=1e-4)
-    _make_quickest(ledger, model, found, Runtime.ONNXRUNTIME)
+    make_quickest(ledger, model, Runtime.ONNXRUNTIME)
     assert isinstance(context.classifier(model.id).network, OnnxNetwork)
     context.close()
 
@@ -137,10 +136,10 @@ def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
     settings: Settings,
     little_mnist: Digits,
 ) -> None:
-    # Given a trained model, whose calibration does not matter
+    # Given a trained model, and a gate that no label of few test images decides
     with Client(settings) as client:
         little_mnist.add_to(client, settings.home / "idx")
-    _set_limits(ledger, max_calibration_error=None)
+    _set_limits(ledger, max_calibration_error=None, margin=0.5)
     model = training.train(settings, Recipe(epochs=2, batch_size=32, seed=3)).model
     wanted = [Runtime.OPENVINO_BF16, Runtime.OPENVINO_INT8]
     pixels = np.zeros((2, 28, 28), np.uint8)
@@ -153,7 +152,7 @@ def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
     assert all("labels differ from those of Keras" in (reason or "") for reason in reasons.values())
     # workers use them,
     for runtime in wanted:
-        _make_quickest(ledger, model, found, runtime)
+        make_quickest(ledger, model, runtime)
         with WorkerContext(settings, processes=1) as context:
             classifier = context.classifier(model.id)
             assert isinstance(classifier.network, OpenVinoNetwork)
@@ -163,7 +162,7 @@ def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
     assert sizes[Runtime.OPENVINO_INT8] < sizes[Runtime.OPENVINO_BF16] / 2
 
     # If the gate asks for more than they give, then workers do not use them.
-    _set_limits(ledger, max_calibration_error=None, min_accuracy=0.999)
+    _set_limits(ledger, max_calibration_error=None, margin=0.5, min_accuracy=0.999)
     found = compile_model(ledger, store, settings, model, wanted)
     assert [each.state for each in found] == [RuntimeState.PASSED, RuntimeState.DIFFERS, RuntimeState.DIFFERS]
     assert all("below the minimum of 0.999" in (each.reason or "") for each in found[1:])
@@ -172,12 +171,6 @@ def test_a_lower_precision_is_tried_if_a_person_names_it_and_judged_by_the_gate(
 def _set_limits(ledger: Ledger, **limits: float | None) -> None:
     with ledger.transaction() as connection:
         set_limits(connection, MNIST, limits)
-
-
-def _make_quickest(ledger: Ledger, model: Model, found: list[ModelRuntime], runtime: Runtime) -> None:
-    changed = [replace(each, image_microseconds=1.0 if each.runtime is runtime else 2.0) for each in found]
-    with ledger.transaction() as connection:
-        save_runtimes(connection, model.id, changed)
 
 
 @pytest.mark.parametrize("why", ["it is slow", "the champion before it was compiled"])

@@ -110,10 +110,12 @@ def test_colour_pictures_are_learnt_on_the_backbone_and_each_is_looked_at_once(
     # When it is trained again, then the backbone looks at no image
     train()
     assert computed(caplog) == 0
-    # and with new images only at those
+    # and with new images only at those, nor is a network without the backbone measured again
     client.add_dataset(shapes, write_pictures(tmp_path / "two", {"train": 13}))
-    train()
+    another = train().model
     assert computed(caplog) == 6
+    assert another.id != champion.id
+    assert another.metrics["cnn_microseconds"] == champion.metrics["cnn_microseconds"]
 
     # When a file of features is damaged, then only its images are computed again
     folder = features_folder(shapes)

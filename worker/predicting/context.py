@@ -85,9 +85,9 @@ class WorkerContext:
         #: While it is true, nothing is claimed (`worker.predicting.free_space`).
         self.ledger_is_full = False
         installed = installed_runtimes()
-        wanted = [each for each in installed if settings.runtime in (None, each)]
+        self._runtimes = [each for each in installed if settings.runtime in (None, each)]
         #: The models that this worker can serve; None if it can serve all.
-        self.served = None if Runtime.KERAS in installed else Served(wanted)
+        self.served = None if Runtime.KERAS in installed else Served(self._runtimes)
         #: Those whose chunks it has left to others (`worker.predicting.slim`).
         self.models_left: set[str] = set()
         self._processes = processes
@@ -190,8 +190,8 @@ class WorkerContext:
     def _load_quicker(self, model: Model, runtimes: Sequence[ModelRuntime]) -> Classifier | None:
         """Return the model in the quickest runtime that passed, loaded and warm, or None if that is Keras.
 
-        Only the runtime that this worker was told to use is tried, if it was told. A runtime that cannot be
-        used here is left out. Raises Unavailable.
+        A runtime that is not installed, is not the one that this worker was told to use, or cannot load the
+        model is left out. Raises Unavailable.
         """
         with time_limit_deferred():
             from worker.predicting.classifier import Classifier
@@ -199,7 +199,7 @@ class WorkerContext:
 
         threads = threads_per_process(self._processes)
         for each in runtimes:
-            if each.state is not RuntimeState.PASSED or self.settings.runtime not in (None, each.runtime):
+            if each.state is not RuntimeState.PASSED or each.runtime not in self._runtimes:
                 continue
             if each.runtime is Runtime.KERAS:
                 break
