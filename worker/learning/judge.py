@@ -10,6 +10,7 @@ from jobs.errors import ModelRefused, Unavailable, UserError
 from jobs.files import temporary_folder
 from jobs.ledger.learning.models import find_champion
 from jobs.models.evaluation import Part
+from jobs.models.model import Model
 from jobs.storage.keras_files import cache_errors
 from worker.learning.data import Data
 from worker.learning.epochs import Fitted
@@ -79,9 +80,16 @@ def judge(trainer: Trainer, data: Data, fitted: Fitted) -> Judged:
 
 
 def _cnn_microseconds(trainer: Trainer, data: Data) -> float:
-    """Return what a `cnn` would take per image, as measured for the champion if its input is the same."""
-    with trainer.ledger.reading() as connection:
-        champion = find_champion(connection, data.dataset)
+    """Return what a `cnn` would take per image, as measured for the champion if its input is the same.
+
+    Raises Unavailable.
+    """
+
+    def find() -> Model | None:
+        with trainer.ledger.reading() as connection:
+            return find_champion(connection, data.dataset)
+
+    champion = trainer.retry_longer(find)
     if champion is not None and champion.input_spec == data.spec:
         known = champion.metrics.get("cnn_microseconds")
         if known is not None:
