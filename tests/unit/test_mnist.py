@@ -194,7 +194,12 @@ def test_a_name_lookup_that_hangs_is_left_behind(
     serve("http://example.invalid/")
     monkeypatch.setattr(mnist, "SILENCE_SECONDS", 0.1)
     ended = threading.Event()
-    monkeypatch.setattr(mnist, "urlopen", lambda *_args, **_more: ended.wait(30))
+
+    def hang(*_: object, **__: object) -> None:
+        ended.wait(30)
+        raise OSError("the name is not known")
+
+    monkeypatch.setattr(mnist, "urlopen", hang)
     with pytest.raises(DataUnavailable, match=r"no data for 0\.1 s"):
         arrays_of(settings, said)
     ended.set()
