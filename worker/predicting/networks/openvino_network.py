@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -11,13 +12,22 @@ import openvino
 from worker.predicting.networks.network import Network
 
 
+@functools.cache
+def _core() -> openvino.Core:
+    """Return this process's OpenVINO, which is never unloaded.
+
+    The thread that loads the CPU plugin gets an alternate signal stack, which is unmapped when the plugin is
+    unloaded. If another thread unloads it, the next signal kills the process with SIGSEGV.
+    """
+    return openvino.Core()
+
+
 class OpenVinoNetwork(Network):
     """An ONNX model in OpenVINO, compiled once for each batch size."""
 
     def __init__(self, data: bytes, threads: int, *, precision: Literal["f32", "bf16"] = "f32") -> None:
         """Read an ONNX model. Raises OpenVINO's errors."""
-        self._core = openvino.Core()
-        self._model = self._core.read_model(model=data)
+        self._model = _core().read_model(model=data)
         self._options = {
             # By default it computes in bfloat16 where the processor can, which changes labels.
             "INFERENCE_PRECISION_HINT": precision,
@@ -35,7 +45,7 @@ class OpenVinoNetwork(Network):
         try:
             if len(batch) not in self._compiled:
                 self._model.reshape(list(batch.shape))
-                self._compiled[len(batch)] = self._core.compile_model(self._model, "CPU", self._options)
+                self._compiled[len(batch)] = _core().compile_model(self._model, "CPU", self._options)
             scores: npt.NDArray[np.float32] = self._compiled[len(batch)](batch)[0]
         except RuntimeError as error:
             if "bad_alloc" in str(error) or "out of memory" in str(error):
