@@ -1,8 +1,7 @@
-"""`labelmill worker`: become one Celery worker."""
+"""`labelmill worker`: run one Celery worker."""
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 import typer
@@ -64,6 +63,7 @@ def worker(
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel
         )
-    # Celery replaces this process, so that a supervisor's signals reach it. It loads the settings itself, so
-    # a secret in a file is not passed on.
-    os.execv(command[0], command)  # noqa: S606 -- our own command line
+    # In this process: a supervisor's signals reach it, and a new one would import everything again.
+    from celery.bin.celery import celery
+
+    celery(command[command.index("celery") + 1 :], auto_envvar_prefix="CELERY")

@@ -1,7 +1,4 @@
-"""The command lines of Celery's workers and of beat.
-
-It imports little, because `labelmill worker` becomes one of them: what it imports is imported twice.
-"""
+"""The command lines of Celery's workers and of beat."""
 
 from __future__ import annotations
 

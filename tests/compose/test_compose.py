@@ -593,7 +593,7 @@ def test_celery_is_what_the_init_watches(deployment: Deployment) -> None:
     for container in deployment.containers("worker", "trainer", "beat"):
         [child] = children_of(str(container.pid))
         command = (Path("/proc") / child / "cmdline").read_text().split("\0")
-        assert any("celery" in part for part in command[:3]), command
+        assert any(Path(part).name in ("celery", "labelmill") for part in command[:3]), command
 
 
 def test_the_images_without_a_model_are_small(deployment: Deployment) -> None:
