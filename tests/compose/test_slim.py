@@ -106,7 +106,10 @@ def workers(deployment: Deployment) -> list[int]:
     """The processes of the workers' container that run Celery, the main one first."""
     [container] = deployment.containers("worker")
     found = processes_below(container.pid)
-    return [pid for pid in found if "labelmill\0worker" in (Path("/proc") / str(pid) / "cmdline").read_text()]
+    # With its path, as Python is given it: the container's init names the command without.
+    return [
+        pid for pid in found if "/labelmill\0worker" in (Path("/proc") / str(pid) / "cmdline").read_text()
+    ]
 
 
 def pss_mb(pid: int) -> float:
