@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
@@ -19,6 +21,7 @@ from typing import Any, Final
 
 from celery.beat import Scheduler
 from celery.schedules import ParseException, crontab
+from celery.signals import beat_init
 from sqlalchemy.engine import Connection
 
 from jobs.errors import LabelmillError, UserError
@@ -208,6 +211,16 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                 publisher.request_run(run_id)
         if state is not None:
             logger.info("training run %s on %s is %s", run_id, schedule.dataset, state, extra={"run": run_id})
+
+
+@beat_init.connect
+def _end_before_closing(**_: Any) -> None:
+    """Make a stop signal roll back the current transaction before beat deletes its heartbeat.
+
+    Celery's own handler deletes it at once, and would wait for a lock that this process holds itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit())
 
 
 def parse_cron(line: str) -> crontab:

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +21,12 @@ from hypothesis import strategies as st
 from jobs.errors import UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.database import SQLITE_BUSY_SECONDS
 from jobs.ledger.learning import runs
 from jobs.ledger.learning.corrections import NewCorrection, remove_correction, save_corrections
 from jobs.ledger.learning.runs import claim_run, latest_runs, request_run
 from jobs.ledger.learning.schedules import set_schedule
+from jobs.ledger.workers import BEAT
 from jobs.messages import RETRAIN_QUEUE
 from jobs.models.dataset import MNIST
 from jobs.queue import make_app
@@ -33,6 +37,7 @@ from labelmill.datasets.mnist import CRON, REQUEST
 from labelmill.operations.metrics import LabelmillCollector
 from labelmill.operations.readiness import Part, liveness
 from tests.conftest import Broker
+from tests.console import killed_at_the_end, until
 from tests.scraping import Scrape, collected
 from worker import schedule
 from worker.schedule import GRACE, SlotScheduler, due_slot, last_slot, next_slot, parse_cron
@@ -537,14 +542,15 @@ def test_a_schedule_that_says_nothing_is_refused(cli):
 
 # ---- a real process -----------------------------------------------------------------------------------
 
+COMMAND = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile=", "--loglevel", "info"]
+
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_path: Any) -> None:
     # given `celery beat` in an empty folder
     environment = settings.environment() | {"PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile=", "--loglevel", "info"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+        COMMAND, cwd=tmp_path, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
     ) as process:
         # when it has started and is terminated; the timer ends one that prints nothing
         patience = threading.Timer(PROCESS_SECONDS, process.kill)
@@ -559,3 +565,18 @@ def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_
     # then it uses our scheduler, and leaves no file
     assert "worker.schedule.SlotScheduler" in told
     assert not list(tmp_path.glob("celerybeat*"))
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_beat_that_is_stopped_in_a_transaction_ends_at_once(
+    settings: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
+    with killed_at_the_end(subprocess.Popen(COMMAND, cwd=tmp_path, env=settings.environment())) as process:
+        # given a beat that waits for another writer of the ledger
+        with ledger.transaction():
+            until(settings.alive_file(BEAT).exists, "its first tick has begun")
+            time.sleep(2)  # nothing shows from outside that it waits
+            # when it is stopped, so that the signal takes effect as soon as beat has the lock itself
+            process.terminate()
+        # then it does not wait for that lock
+        assert process.wait(SQLITE_BUSY_SECONDS / 2) == 0
