@@ -7,10 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from jobs.models.model import MNIST_INPUT
+from jobs.models.runtime import Runtime
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.storage.store import Store
 from labelmill import Client
@@ -105,3 +109,51 @@ def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     [child] = {pid for event, _, pid in noted if event == "import"}
     assert child not in {pid for _, _, pid in asked}
     assert len({pid for _, _, pid in asked}) == 2
+
+
+#: Computes something with a runtime, without a test's environment: in CI, runtimes do not report themselves.
+_COMPUTES = """
+import sys
+import numpy as np
+from jobs.models.runtime import Runtime
+from tests.onnxfile import onnx_file
+from worker.predicting.networks.loading import load_network
+
+network = load_network(Runtime(sys.argv[1]), onnx_file(), 1)
+print(network.run(np.ones((2, 4), np.float32)).sum())
+"""
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_runtime_keeps_no_identifier_of_its_user(runtime: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*without_a_network(), sys.executable, "-c", _COMPUTES, runtime],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=True,
+    )
+    assert done.stdout == "8.0\n"
+    # It makes one before it reports anything.
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_an_export_writes_nothing_into_the_home_folder(model_file: bytes, tmp_path: Path) -> None:
+    # Given a model to export, and an empty home folder
+    folder, home = tmp_path / "compiling", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    (folder / "model.keras").write_bytes(model_file)
+    options = {"classes": [*"0123456789"], "input_spec": asdict(MNIST_INPUT), "logits": False, "threads": 1}
+    (folder / "model.json").write_text(json.dumps(options))
+    # When it is exported
+    subprocess.run(
+        [sys.executable, "-m", "worker.learning.compiling.steps", folder, "export", Runtime.LITERT],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        timeout=COMMAND_SECONDS,
+        check=True,
+    )
+    # Then matplotlib, which Keras imports where it is installed, has written no font cache
+    assert (folder / "model.tflite").exists()
+    assert list(home.rglob("*")) == []

@@ -7,14 +7,11 @@ from tests.programs import run_python
 #: Drops a network in another thread than the one that loaded it, and is then sent a signal.
 _DROPS_ITS_NETWORK = """
 import signal, threading
-import numpy as np, onnx
-from onnx import TensorProto, helper
+import numpy as np
+from tests.onnxfile import onnx_file
 from worker.predicting.networks.openvino_network import OpenVinoNetwork
 
-ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (None, 4)) for name in ("pixels", "scores")]
-graph = helper.make_graph([helper.make_node("Relu", ["pixels"], ["scores"])], "network", ends[:1], ends[1:])
-opset = helper.make_opsetid("", 17)
-held = [OpenVinoNetwork(helper.make_model(graph, opset_imports=[opset]).SerializeToString(), threads=1)]
+held = [OpenVinoNetwork(onnx_file(), threads=1)]
 print(held[0].run(np.ones((2, 4), np.float32)).shape)
 dropping = threading.Thread(target=held.clear)
 dropping.start()

@@ -90,8 +90,6 @@ def export(folder: Path, runtime: Runtime) -> None:
     if runtime is Runtime.OPENVINO_INT8:
         _export_int8(folder)
         return
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
     from worker.predicting.networks.keras_network import KerasNetwork, load_model
     from worker.predicting.tensorflow_runtime import tf
 
@@ -102,6 +100,9 @@ def export(folder: Path, runtime: Runtime) -> None:
     )
     signature = [tf.TensorSpec((None, *spec.shape), tf.uint8)]
     computation = tf.function(network.compute, input_signature=signature, autograph=False)
+    # Imported only now: before `tensorflow_runtime`, it would import Keras with matplotlib.
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
     # Frozen here, because tf2onnx makes inputs of some constants, such as those of Normalization.
     frozen = convert_variables_to_constants_v2(computation.get_concrete_function())
     data = _to_tflite(frozen) if runtime.suffix == "tflite" else _to_onnx(frozen)
