@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from collections import Counter
 from dataclasses import replace
@@ -289,12 +290,25 @@ def test_the_last_fifth_of_a_training_is_distorted_less() -> None:
 
 def test_a_rare_class_weighs_more_but_not_without_limit() -> None:
     labels = np.repeat([0, 1, 2], [900, 90, 10]).astype(np.int32)
-    weights = class_weights(labels, 4)
+    weights = class_weights(labels, 4, MAX_CLASS_WEIGHT)
     # A tenth as many images weigh ten times as much each, and a hundredth as many no more than that
     assert weights[1] / weights[0] == pytest.approx(10)
     assert weights[2] / weights[0] == pytest.approx(MAX_CLASS_WEIGHT)
     # and an image weighs 1 on average.
     assert weights[labels].mean() == pytest.approx(1)
+    # Without a limit, all images of a class weigh as much as those of any other
+    weights = class_weights(labels, 4, math.inf)
+    assert np.bincount(labels, weights[labels]) == pytest.approx(1000 / 3)
+
+
+def test_a_fine_tuning_weighs_a_rare_class_without_limit(data: Data) -> None:
+    labels = np.append(1, np.zeros(len(data.train) - 1)).astype(data.train.labels.dtype)
+    rare = replace(data, train=replace(data.train, labels=labels))
+    recipe = replace(RECIPE, class_weights=True)
+    for architecture, most in ((recipe.architecture, MAX_CLASS_WEIGHT), ("finetune", len(labels) - 1)):
+        weights = learnt_images(rare, replace(recipe, architecture=architecture)).class_weights
+        assert weights is not None
+        assert weights[1] / weights[0] == pytest.approx(most)
 
 
 def test_the_loss_of_a_training_is_weighted(data: Data) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from worker.learning.data import Data, Labelled
 from worker.learning.recipes import Recipe
 
-#: How much more an image of a rare class may weigh than one of the most frequent class.
+#: How much more an image of a rare class may weigh than one of the most frequent class, from nothing.
 MAX_CLASS_WEIGHT: Final = 10
 
 
@@ -49,24 +50,27 @@ def learnt_images(data: Data, recipe: Recipe) -> LearntImages:
     labels = data.train.labels.astype(np.int32)
     learnt, corrected = np.split(np.arange(len(labels)), [data.before_corrections])
     learnt = np.append(learnt, np.tile(corrected, recipe.repeats_of(len(corrected), len(learnt))))
+    # With limited weights, a fine-tuning unlearns rare classes, for which its head was fitted.
+    limit = math.inf if recipe.architecture == "finetune" else MAX_CLASS_WEIGHT
+    weights = class_weights(labels[learnt], len(data.classes), limit) if recipe.class_weights else None
     return LearntImages(
         images=data.train,
         labels=labels,
         learnt=learnt,
-        class_weights=class_weights(labels[learnt], len(data.classes)) if recipe.class_weights else None,
+        class_weights=weights,
         shift=recipe.augmentation.shift if recipe.augmentation else 0,
         edges=recipe.augment is not None,
     )
 
 
-def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np.float32]:
+def class_weights(labels: npt.NDArray[np.int32], classes: int, limit: float) -> npt.NDArray[np.float32]:
     """Return how much an image of each class weighs in the loss, 1 on average over all images.
 
-    The weights are the inverse frequencies, but at most MAX_CLASS_WEIGHT times the smallest, because a few
-    images with very large weights would be memorised.
+    The weights are the inverse frequencies, but at most `limit` times the smallest: a network that learns
+    from nothing would memorise a few images with very large weights.
     """
     counts = np.bincount(labels, minlength=classes)
-    inverse = 1 / np.maximum(counts, counts.max() / MAX_CLASS_WEIGHT)
+    inverse = 1 / np.maximum(counts, max(1, counts.max() / limit))
     weights: npt.NDArray[np.float64] = inverse * counts.sum() / (inverse * counts).sum()
     return weights.astype(np.float32)
 

@@ -184,14 +184,15 @@ def make_training_copy(model: keras.Model, precision: str) -> keras.Model:
 
 
 def freeze(network: keras.Model) -> None:
-    """Let a trained network learn only its last layers: all that have weights, or a third of more than 20.
+    """Let a network with a fitted head learn only the layers before it: all, or the last of more than 20.
 
     Batch normalisation keeps the statistics of the many images that the network has learnt: those of a few
-    others would spoil it.
+    others would spoil it. The head keeps what it was fitted to: classes of a few images would be unlearnt.
     """
     normalisation = keras.layers.BatchNormalization
     weighted = [layer for layer in network.layers if layer.weights and not isinstance(layer, normalisation)]
     learning = weighted if len(weighted) <= _FEW_LAYERS else weighted[-(len(weighted) // 3) :]
+    learning = learning[:-1] or learning  # without the head, unless it is all
     network.trainable = True
     for layer in network.layers:
         layer.trainable = layer in learning
