@@ -12,7 +12,7 @@ from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.models.runtime import installed_runtimes
 from labelmill.console.terminal import examples, report_errors
-from labelmill.local.celery_commands import settings_with, webhooks_command, worker_command
+from labelmill.local.celery_commands import settings_with, webhooks_arguments, worker_arguments
 
 app = typer.Typer(add_completion=False)
 
@@ -56,14 +56,14 @@ def worker(
     ledger.check()
     ledger.close()
     if trainer:
-        command = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer", loglevel=loglevel)
+        arguments = worker_arguments(queue=RETRAIN_QUEUE, processes=1, name="trainer", loglevel=loglevel)
     elif webhooks:
-        command = webhooks_command(loglevel=loglevel)
+        arguments = webhooks_arguments(loglevel=loglevel)
     else:
-        command = worker_command(
+        arguments = worker_arguments(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel
         )
     # In this process: a supervisor's signals reach it, and a new one would import everything again.
     from celery.bin.celery import celery
 
-    celery(command[command.index("celery") + 1 :], auto_envvar_prefix="CELERY")
+    celery(arguments, auto_envvar_prefix="CELERY")

@@ -28,7 +28,7 @@ from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client.migrating import open_ledger
 from labelmill.console.signals import die_with_parent, sigterm_like_ctrl_c
 from labelmill.console.terminal import say
-from labelmill.local.celery_commands import beat_command, webhooks_command, worker_command
+from labelmill.local.celery_commands import CELERY, beat_arguments, webhooks_arguments, worker_arguments
 from labelmill.local.logs import Event, PartLog
 from labelmill.local.niceness import give_way
 
@@ -147,16 +147,18 @@ class Stack:
         commands: dict[str, list[str]] = {}
         if settings.embedded_broker:
             commands["broker"] = _broker_command(settings)
+        celery: dict[str, list[str]] = {}
         if worker:
-            commands["worker"] = worker_command(
+            celery["worker"] = worker_arguments(
                 queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"
             )
         if trainer:
-            commands["trainer"] = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer")
+            celery["trainer"] = worker_arguments(queue=RETRAIN_QUEUE, processes=1, name="trainer")
         if beat:
-            commands["beat"] = beat_command()
+            celery["beat"] = beat_arguments()
         if webhooks:
-            commands["webhooks"] = webhooks_command()
+            celery["webhooks"] = webhooks_arguments()
+        commands |= {name: [*CELERY, *arguments] for name, arguments in celery.items()}
         # The process inherits the socket, so that no other one can take its port, not even between restarts.
         self._inherited = () if api is None else (api.fileno(),)
         if api is not None:

@@ -29,7 +29,7 @@ from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.storage.store import Store
-from labelmill.local.celery_commands import worker_command
+from labelmill.local.celery_commands import CELERY, worker_arguments
 from labelmill.local.stack import _begin, _broker_command, broker_answers
 from producer.submit import Submitter, submit
 from tests.console import processes_below, until
@@ -199,9 +199,9 @@ class Harness:
         **extra: str,
     ) -> Process:
         """One more worker, trainer or sender of webhooks; `extra`: its environment beside the harness's."""
-        command = worker_command(queue=queue, processes=processes, name=name, loglevel=loglevel)
-        command[command.index("worker.app")] = "tests.faults.failpoints:app"
-        worker = Process(command, self._environment | extra, self.faults / f"{name}.log")
+        arguments = worker_arguments(queue=queue, processes=processes, name=name, loglevel=loglevel)
+        arguments[arguments.index("worker.app")] = "tests.faults.failpoints:app"
+        worker = Process([*CELERY, *arguments], self._environment | extra, self.faults / f"{name}.log")
         self.workers.append(worker)
         return worker
 

@@ -27,7 +27,7 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import db_now, training_runs, workers
 from jobs.settings import Settings
 from jobs.storage.registry import model_key
-from labelmill.local.celery_commands import beat_command
+from labelmill.local.celery_commands import CELERY, beat_arguments
 from labelmill.operations.readiness import Part, readiness
 from tests.console import folder_for_sockets, until
 from tests.faults.harness import Harness
@@ -52,7 +52,7 @@ class Deployment:
         self.postgresql = postgresql
         self.worker = harness.workers[0]
         self.trainer = harness.add_worker("trainer", processes=1, queue=RETRAIN_QUEUE)
-        self.beat = harness.add_process("beat", beat_command())
+        self.beat = harness.add_process("beat", [*CELERY, *beat_arguments()])
         with harness.ledger.transaction() as connection:
             set_schedule(connection, "mnist", cron="0 3 * * 0", after_corrections=None, request={})
         self.wait_until_well()

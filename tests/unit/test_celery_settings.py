@@ -8,7 +8,7 @@ import pytest
 
 from jobs.queue import make_app
 from jobs.settings import Settings
-from labelmill.local.celery_commands import worker_command
+from labelmill.local.celery_commands import worker_arguments
 
 
 @pytest.mark.parametrize("lease", [1.0, 60.0, 86_400.0])
@@ -28,8 +28,8 @@ def test_nothing_is_unpickled_and_no_queue_gets_a_copy_of_anothers_messages(tmp_
 
 
 def test_a_worker_starts_without_what_leaks_keys() -> None:
-    command = worker_command(queue="a queue", processes=2, name="worker")
-    assert [word for word in command if word.startswith("--without")] == [
+    arguments = worker_arguments(queue="a queue", processes=2, name="worker")
+    assert [word for word in arguments if word.startswith("--without")] == [
         "--without-gossip",
         "--without-mingle",
         "--without-heartbeat",
