@@ -122,10 +122,15 @@ def killed_at_the_end(process: subprocess.Popen[AnyStr]) -> Iterator[subprocess.
 def until(condition: Callable[[], bool], what: str, *, seconds: float = COMMAND_SECONDS) -> None:
     """Waits for something that other processes bring about."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        answered = time.monotonic()
+        if answered > deadline:
             pytest.fail(f"after {seconds:g} seconds still not: {what}")
-        time.sleep(0.05)
+        # As long as the answer took, because a condition that is a command keeps a core busy.
+        time.sleep(max(0.05, answered - asked))
 
 
 def processes_below(pid: int) -> list[int]:

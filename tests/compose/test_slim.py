@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -166,6 +167,7 @@ def test_the_first_label_comes_soon_after_the_start(deployment: Deployment) -> N
     job = deployment.labelmill("submit", "/images/0000.jpg").stdout.split()[-1]
     # when a worker starts
     deployment.compose("start", "worker")
+    time.sleep(5)  # asking takes a core, which the worker needs
     wait_for(deployment, job)
     # then its label comes within seconds; how many depends on what else the machine does.
     used = sum(cpu_seconds(pid) for pid in workers(deployment))
