@@ -13,7 +13,11 @@ from typing import Any, Final
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    NoAlertPresentException,
+    StaleElementReferenceException,
+    WebDriverException,
+)
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -53,6 +57,18 @@ axe.run(document, {resultTypes: ["violations"]}).then(
     each.nodes.map((node) => `${node.html} (${node.failureSummary})`).join("; "))),
   (error) => done([String(error)]));
 """
+
+
+@contextlib.contextmanager
+def _perhaps_replaced() -> Iterator[None]:
+    """Leave the block if the page has just replaced an element, which the driver says in two ways."""
+    try:
+        yield
+    except StaleElementReferenceException:
+        pass
+    except WebDriverException as error:
+        if "does not belong to the document" not in str(error):
+            raise
 
 
 class Browser:
@@ -105,7 +121,7 @@ class Browser:
     def find_all(self, css: str, text: str = "") -> list[WebElement]:
         """Return the visible elements that match now, and whose text contains `text`."""
         found = self.driver.find_elements(By.CSS_SELECTOR, css)
-        with contextlib.suppress(StaleElementReferenceException):  # the page has just replaced one
+        with _perhaps_replaced():
             return [each for each in found if each.is_displayed() and text in each.text]
         return []
 
@@ -124,7 +140,7 @@ class Browser:
         """Click an element, perhaps while a key is held."""
 
         def click() -> bool:
-            with contextlib.suppress(StaleElementReferenceException):
+            with _perhaps_replaced():
                 element = self.find(css, text)
                 self.script("arguments[0].scrollIntoView({block: 'center'})", element)
                 actions = ActionChains(self.driver)
