@@ -58,7 +58,7 @@ def _draw_photos(folder: Path, number: int) -> None:
     brightest = 100 if folder.name == "crow" else 256
     chance = np.random.default_rng(brightest)
     for each in range(number):
-        Image.fromarray(chance.integers(0, brightest, (32, 32, 3), np.uint8)).save(folder / f"{each}.png")
+        Image.fromarray(chance.integers(0, brightest, (16, 16, 3), np.uint8)).save(folder / f"{each}.png")
 
 
 @pytest.mark.fast
